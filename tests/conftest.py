@@ -1,0 +1,39 @@
+"""Test settings: eight virtual CPU devices, strict jax, a compilation cache, the parity folder."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Several devices, so that every test of a mesh runs anywhere; set before jax starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+PARITY = os.environ.get("JAXSPLIT_PARITY")
+
+
+@pytest.fixture(scope="session")
+def parity() -> pathlib.Path:
+    """The folder of the reference's numbers; without JAXSPLIT_PARITY the test is skipped."""
+    if not PARITY:
+        pytest.skip("JAXSPLIT_PARITY is not set")
+    path = pathlib.Path(PARITY)
+    if not path.is_dir():
+        pytest.fail(f"JAXSPLIT_PARITY={PARITY}: no such directory")
+    return path
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not PARITY:
+        terminalreporter.write_line(
+            "PARITY TESTS SKIPPED: set JAXSPLIT_PARITY to the folder of the reference's numbers",
+            yellow=True,
+            bold=True,
+        )
