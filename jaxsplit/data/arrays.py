@@ -1,0 +1,165 @@
+"""Splits that fit in memory, and sources that need no tfds: digits, synthetic, .npz files."""
+
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxsplit.errors import ConfigError
+
+NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A split in memory. images: uint8[N, H, W, C]; labels: int32[N], classes from 0."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Arrays":
+        """The examples at `indices` (int[M]), in that order."""
+        return Arrays(self.images[indices], self.labels[indices])
+
+
+def stratified_holdout(
+    labels: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split 0..N-1 so that every class gives the same share of its examples.
+
+    `round(share * N)` examples are held out; a class gives its exact share rounded down or up,
+    the largest remainders up. Depends on `labels`, `share` and `seed` only.
+
+    Args:
+      labels: int[N].
+      share: in (0, 1).
+      seed: of the draw within each class.
+
+    Returns:
+      (kept, held_out): int64 indices, each ascending, disjoint, together all of 0..N-1.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    exact = counts * share
+    take = np.floor(exact).astype(np.int64)
+    missing = round(share * len(labels)) - int(take.sum())
+    take[np.argsort(take - exact, kind="stable")[:missing]] += 1
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    held = np.zeros(len(labels), bool)
+    for label, count in zip(classes, take, strict=True):
+        held[rng.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def read_digits() -> tuple[Arrays, Arrays]:
+    """scikit-learn's handwritten digits, 8x8x1: 1437 for training, 360 for testing.
+
+    The values 0..16 are spread over 0..255. The split is stratified and always the same.
+
+    Raises:
+      ConfigError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ConfigError(
+            "data.name='digits': needs scikit-learn, or a digits.npz in data.dir with the arrays "
+            + ", ".join(NPZ_KEYS)
+        ) from error
+    bunch = load_digits()
+    images = np.round(bunch.images * 255 / 16).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+    )
+    every = Arrays(images, labels)
+    return every.take(train), every.take(test)
+
+
+def read_synthetic(size: int) -> tuple[Arrays, Arrays]:
+    """Ten classes of noisy colour patterns, size x size x 3: 2048 for training, 512 for testing.
+
+    A class is a 4x4 pattern of colours in 0..127, to which every pixel adds noise in 0..127. Always
+    the same numbers for one size; easily learned, so that a test can see a network learn.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([2011, size])))
+    patterns = rng.integers(0, 128, (10, 4, 4, 3), dtype=np.uint8)
+    cell = np.arange(size) * 4 // size
+    patterns = patterns[:, cell][:, :, cell]
+
+    def split(count: int) -> Arrays:
+        labels = rng.permutation(np.arange(count, dtype=np.int32) % 10)
+        images = np.frombuffer(rng.bytes(count * size * size * 3), np.uint8) >> 1
+        images = images.reshape(count, size, size, 3)
+        for i, label in enumerate(labels):
+            images[i] += patterns[label]
+        return Arrays(images, labels)
+
+    return split(2048), split(512)
+
+
+def check_arrays(images: np.ndarray, labels: np.ndarray, *, num_classes: int, where: str) -> Arrays:
+    """Arrays of `images` uint8[N, H, W, C] (or [N, H, W]: C = 1) and integer `labels` [N], checked.
+
+    Raises:
+      ConfigError: wrong dtype, shape, length or a label outside 0..num_classes-1; begins with
+        `where`.
+    """
+    if images.dtype != np.uint8:
+        raise ConfigError(f"{where}_images: dtype {images.dtype}, must be uint8")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ConfigError(f"{where}_images: shape {images.shape}, must be [N, H, W, 1 or 3]")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(f"{where}_labels: dtype {labels.dtype}, must be an integer type")
+    if labels.shape != images.shape[:1] or not len(labels):
+        raise ConfigError(
+            f"{where}_labels: shape {labels.shape}, must be [N] with N = {len(images)} > 0"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ConfigError(f"{where}_labels: values {low}..{high}, must lie in 0..{num_classes - 1}")
+    return Arrays(images, labels.astype(np.int32))
+
+
+def read_npz(path: pathlib.Path, num_classes: int) -> tuple[Arrays, Arrays]:
+    """(train, test) from an .npz with train_images, train_labels, test_images, test_labels.
+
+    Raises:
+      ConfigError: not such a file, or its arrays are not those of `check_arrays`.
+    """
+    where = f"data.dir: {path}: "
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            missing = [key for key in NPZ_KEYS if key not in file.files]
+            if missing:
+                raise ConfigError(
+                    f"{where}no array {', '.join(missing)}; must hold {', '.join(NPZ_KEYS)}"
+                )
+            arrays = {key: file[key] for key in NPZ_KEYS}
+    except ConfigError:
+        raise
+    except Exception as error:  # NumPy lets through what zipfile, zlib and its own parser raise
+        line = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{where}cannot be read, must be an .npz file ({type(error).__name__}: {line})"
+        ) from error
+    train, test = (
+        check_arrays(
+            arrays[f"{split}_images"],
+            arrays[f"{split}_labels"],
+            num_classes=num_classes,
+            where=f"{where}{split}",
+        )
+        for split in ("train", "test")
+    )
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ConfigError(
+            f"{where}test_images: shape {test.images.shape}, must be "
+            f"[N, {', '.join(map(str, train.images.shape[1:]))}] as train_images"
+        )
+    return train, test

@@ -1,0 +1,225 @@
+"""Batches for training and evaluation: shuffled by (seed, epoch), cut by process, resumable.
+
+Batch k of a run is a function of (seed, k) alone. So a run resumes at any step without an iterator
+state, with any number of decoding threads. Process p of P gets rows p*B/P to (p+1)*B/P of
+the global batch: the processes' parts, put together in order, are the batch of a single process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxsplit.data.arrays import Arrays
+from jaxsplit.data.stream import Stream, centre_crop, random_crops
+from jaxsplit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxsplit.data import Dataset
+
+_ORDER, _CROPS = 0, 1  # what a random generator is for
+_FOREVER = 2**62  # steps
+
+
+@dataclass(frozen=True)
+class TrainFeed:
+    """Training batches of one process; made by `train_feed`.
+
+    steps_per_epoch: full batches in the split; what remains is left out, other examples each epoch.
+    resident: the whole split where it fits in memory, batches being indices into it; else None.
+    """
+
+    steps_per_epoch: int
+    resident: Arrays | None
+    _make: Callable[[int], Iterator[dict[str, np.ndarray]]] = field(repr=False)
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches start_step, start_step + 1, ... without end (b = batch_size / process_count).
+
+        Arrays: {"index": int32[b]}. Stream: {"images": uint8[S, b, H, W, C], "labels": int32[b]},
+        S independent random-resized crops of every image. Close the iterator to end its threads.
+        """
+        return self._make(start_step)
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """int32[n]: the permutation of 0..n-1 in which an epoch visits the examples."""
+    return _generator(seed, _ORDER, epoch).permutation(np.arange(n, dtype=np.int32))
+
+
+def train_feed(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    num_views: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 8,
+    scale_min: float = 0.1,
+) -> TrainFeed:
+    """The feed of `dataset.train`.
+
+    Args:
+      dataset: what `load` returned.
+      batch_size: images a step over all processes.
+      num_views: crops S of each streamed image; nothing to an in-memory split.
+      seed: >= 0; of the order and of the crops.
+      process_index, process_count: this process's part of every batch.
+      threads: decode a streamed split; each makes a whole batch, so that up to `threads` batches
+        of S * B / P images wait in memory.
+      scale_min: smallest share of the area that a random-resized crop takes, in (0, 1].
+
+    Raises:
+      ConfigError: batch_size is more than the split or not divisible by process_count, or another
+        value is out of its range.
+    """
+    split = dataset.train
+    rows = _local_rows(batch_size, process_index, process_count)
+    if batch_size > len(split):
+        raise ConfigError(
+            f"batch_size={batch_size}: must be at most {len(split)}, the size of the training set"
+        )
+    if num_views < 1:
+        raise ConfigError(f"num_views={num_views}: must be at least 1")
+    if seed < 0:
+        raise ConfigError(f"seed={seed}: must be at least 0")
+    _check_threads(threads)
+    if not 0 < scale_min <= 1:
+        raise ConfigError(f"data.scale_min={scale_min}: must be in (0, 1]")
+    steps_per_epoch = len(split) // batch_size
+
+    @functools.lru_cache(maxsize=2)  # threads may work on both sides of an epoch's end
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(len(split), seed, epoch)
+
+    def positions(step: int) -> tuple[int, range]:
+        epoch, k = divmod(step, steps_per_epoch)
+        return epoch, range(k * batch_size + rows.start, k * batch_size + rows.stop)
+
+    def index_batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        step = start_step
+        while True:
+            epoch, where = positions(step)
+            yield {"index": order(epoch)[where.start : where.stop]}
+            step += 1
+
+    def image_batch(step: int) -> dict[str, np.ndarray]:
+        height, width, channels = dataset.image_shape
+        epoch, where = positions(step)
+        images = np.empty((num_views, len(where), height, width, channels), np.uint8)
+        labels = np.empty(len(where), np.int32)
+        for b, position in enumerate(where):
+            image, labels[b] = split.read(order(epoch)[position], channels)
+            rng = _generator(seed, _CROPS, epoch, position)
+            random_crops(image, images[:, b], rng, scale_min)
+        return {"images": images, "labels": labels}
+
+    if isinstance(split, Arrays):
+        return TrainFeed(steps_per_epoch, split, index_batches)
+    return TrainFeed(
+        steps_per_epoch, None, lambda start: _in_threads(image_batch, start, _FOREVER, threads)
+    )
+
+
+def num_eval_batches(split: Arrays | Stream, *, batch_size: int) -> int:
+    """How many batches `eval_batches` yields, in every process."""
+    return -(-len(split) // batch_size)
+
+
+def eval_batches(
+    split: Arrays | Stream,
+    *,
+    batch_size: int,
+    image_shape: tuple[int, int, int],
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 8,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example of `split` exactly once, in order, the last batch padded (b = local rows).
+
+    Args:
+      split: what is evaluated.
+      batch_size: images a batch over all processes.
+      image_shape: (H, W, C) of the batches; of an in-memory split: its own.
+      process_index, process_count: this process's part of every batch.
+      threads: decode a streamed split.
+
+    Returns:
+      Iterator of {"images": uint8[b, H, W, C], "labels": int32[b], "mask": float32[b]}; padding has
+      mask 0, label 0 and black images. All processes get the same number of batches.
+
+    Raises:
+      ConfigError: batch_size is not divisible by process_count, or image_shape is not the split's.
+    """
+    rows = _local_rows(batch_size, process_index, process_count)
+    _check_threads(threads)
+    if isinstance(split, Arrays) and split.images.shape[1:] != tuple(image_shape):
+        raise ConfigError(f"image_shape={image_shape}: must be {split.images.shape[1:]}")
+    height, width, channels = image_shape
+
+    def batch(k: int) -> dict[str, np.ndarray]:
+        images = np.zeros((len(rows), height, width, channels), np.uint8)
+        labels, mask = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
+        first = k * batch_size + rows.start
+        count = max(0, min(len(rows), len(split) - first))
+        if isinstance(split, Arrays):
+            images[:count] = split.images[first : first + count]
+            labels[:count] = split.labels[first : first + count]
+        else:
+            for b in range(count):
+                image, labels[b] = split.read(first + b, channels)
+                images[b] = centre_crop(image, height, width)
+        mask[:count] = 1
+        return {"images": images, "labels": labels, "mask": mask}
+
+    total = num_eval_batches(split, batch_size=batch_size)
+    if isinstance(split, Arrays):
+        return map(batch, range(total))
+    return _in_threads(batch, 0, total, threads)
+
+
+def _in_threads(
+    make: Callable[[int], dict[str, np.ndarray]], start: int, stop: int, threads: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """make(start), ..., make(stop - 1) in order, made ahead by threads of Grain."""
+    import grain
+
+    def attempt(k: int) -> dict[str, np.ndarray] | ConfigError:
+        try:
+            return make(k)
+        except ConfigError as error:
+            return error  # Grain would add lines of its own to a message of one line
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    made = iter(grain.MapDataset.range(start, stop).map(attempt).to_iter_dataset(options))
+    try:
+        for batch in made:
+            if isinstance(batch, ConfigError):
+                raise batch
+            yield batch
+    finally:
+        made.close()
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"batch_size={batch_size}: must be a positive multiple of {process_count}, the number "
+            "of processes"
+        )
+    local = batch_size // process_count
+    return range(process_index * local, (process_index + 1) * local)
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 1:
+        raise ConfigError(f"data.threads={threads}: must be at least 1")
