@@ -1,0 +1,140 @@
+"""Image ops that run on the device.
+
+A factory takes what is fixed for a run and returns `op(key, image) -> image` for one image
+[H, W, C]; the caller maps it over examples and networks. Ops before `normalize` see uint8, ops
+after it float32. Randomness is drawn per image, never per pixel, and every shape is static.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsplit.errors import ConfigError
+
+Op = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def random_crop(padding: int) -> Op:
+    """A window of the image's own size, somewhere in the image padded with zeros (black).
+
+    Args:
+        padding: pixels on every side; each of the (2 * padding + 1)^2 offsets is equally likely.
+
+    Raises:
+        ConfigError: `padding` is not above 0.
+    """
+    if padding <= 0:
+        raise ConfigError(f"augment.crop_padding is {padding}: it must be above 0 (0: no crop)")
+
+    def op(key: jax.Array, image: jax.Array) -> jax.Array:
+        top, left = _below(2 * padding + 1, jax.random.uniform(key, (2,)))
+        return crop_padded(image, padding, top, left)
+
+    return op
+
+
+def crop_padded(image: jax.Array, padding: int, top: jax.Array, left: jax.Array) -> jax.Array:
+    """The window at (`top`, `left`) of `image` padded with zeros: [H, W, C] -> [H, W, C]."""
+    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+
+def random_flip() -> Op:
+    """The image or, with probability 1/2, its mirror image (left and right exchanged)."""
+
+    def op(key: jax.Array, image: jax.Array) -> jax.Array:
+        return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+    return op
+
+
+def normalize(mean: Sequence[float], std: Sequence[float]) -> Op:
+    """(image / 255 - mean) / std in float32, as one multiply-add a pixel; the key is ignored.
+
+    Args:
+        mean: C numbers, in units of the full range.
+        std: C numbers above 0, same units.
+
+    Raises:
+        ConfigError: `mean` and `std` differ in length, or a `std` is not above 0.
+    """
+    mean64, std64 = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if mean64.ndim != 1 or mean64.shape != std64.shape or not (std64 > 0).all():
+        raise ConfigError(
+            f"normalize: mean {mean64.tolist()} and std {std64.tolist()} must be as many numbers "
+            "as channels, std above 0"
+        )
+    scale = (1 / (255 * std64)).astype(np.float32)
+    shift = (-mean64 / std64).astype(np.float32)
+
+    def op(key: jax.Array, image: jax.Array) -> jax.Array:
+        del key
+        if image.shape[-1] != len(scale):
+            raise ValueError(f"normalize: {len(scale)} channels of mean, image is {image.shape}")
+        shape = (1,) * (image.ndim - 1) + scale.shape
+        return image.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)
+
+    return op
+
+
+def random_erase(
+    prob: float,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    attempts: int = 10,
+) -> Op:
+    """Random erasing (arXiv 1708.04896): a rectangle of zeros, with probability `prob`.
+
+    An attempt draws the area, uniform in `area` * H * W, and height / width, log-uniform in
+    `aspect`; both sides are rounded and must be shorter than the image's. The first of `attempts`
+    that fits is placed anywhere in the image; if none does the image stays as it is. Zeros are the
+    mean colour when the image is normalised.
+
+    Args:
+        prob: in [0, 1].
+        area: (least, most) share of the image, in (0, 1].
+        aspect: (least, most) height / width, above 0.
+        attempts: number of draws.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    if not 0 <= prob <= 1:
+        raise ConfigError(f"augment.erase_prob is {prob}: it must be in [0, 1]")
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ConfigError(f"augment.erase_area is {tuple(area)}: it must be 0 < least <= most <= 1")
+    if not 0 < aspect[0] <= aspect[1]:
+        raise ConfigError(f"augment.erase_aspect is {tuple(aspect)}: it must be 0 < least <= most")
+    log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
+
+    def op(key: jax.Array, image: jax.Array) -> jax.Array:
+        height, width, _ = image.shape
+        u = jax.random.uniform(key, (3 + 2 * attempts,))  # one draw: keys are the costly part
+        pixels = _between(u[3 : 3 + attempts], area) * (height * width)
+        ratio = jnp.exp(_between(u[3 + attempts :], log_aspect))
+        h = jnp.round(jnp.sqrt(pixels * ratio)).astype(jnp.int32)
+        w = jnp.round(jnp.sqrt(pixels / ratio)).astype(jnp.int32)
+        fits = (h < height) & (w < width)
+        first = fits.argmax()
+        h, w = h[first], w[first]
+        top, left = _below(height - h + 1, u[1]), _below(width - w + 1, u[2])
+        rows, columns = jnp.arange(height), jnp.arange(width)
+        in_rows = (rows >= top) & (rows < top + h)
+        in_columns = (columns >= left) & (columns < left + w)
+        erased = in_rows[:, None, None] & in_columns[None, :, None] & fits.any() & (u[0] < prob)
+        return jnp.where(erased, jnp.zeros((), image.dtype), image)
+
+    return op
+
+
+def _between(u: jax.Array, bounds: tuple[float, float]) -> jax.Array:
+    """Uniform numbers in [0, 1) moved to `bounds`."""
+    return bounds[0] + u * (bounds[1] - bounds[0])
+
+
+def _below(n: jax.Array | int, u: jax.Array) -> jax.Array:
+    """Uniform numbers in [0, 1) as integers in [0, n); half the hashing of `jax.random.randint`."""
+    return (u * n).astype(jnp.int32)

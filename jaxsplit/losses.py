@@ -1,0 +1,202 @@
+"""Pure losses and scores over the logits of S networks.
+
+Every function takes `logits: float[S, B, K]`, network axis first, and works in the dtype of its
+input (narrower ones than float32 are widened first). Nothing here knows about meshes or methods.
+Logarithms are natural. Probabilities are handled as logarithms, so that values and gradients stay
+finite for any finite logits.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def _wide(x: Array) -> Array:
+    """`x` as a float of at least 32 bits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _log_mean_exp(log_p: Array) -> Array:
+    """Log of the mean over networks of exp(log_p): float[S, B, K] -> float[B, K]."""
+    return jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.asarray(log_p.shape[0], log_p.dtype))
+
+
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    label_smoothing: float = 0.0,
+    partner: Array | None = None,
+    lam: Array | float | None = None,
+) -> Array:
+    """Mean cross-entropy of every network.
+
+    The target of one example is t = (1 - e) * onehot(label) + e / K with e = `label_smoothing`
+    (arXiv 1512.00567). With mixup (arXiv 1710.09412) the loss is
+    lam * CE(label) + (1 - lam) * CE(partner); it is linear in t, so the targets are mixed instead.
+
+    Args:
+        logits: float[S, B, K].
+        labels: int[B], shared by the networks.
+        label_smoothing: e, in [0, 1].
+        partner: int[B], labels of the images mixed in; together with `lam` or not at all.
+        lam: scalar share of `labels`, in [0, 1].
+
+    Returns:
+        float[S]: the mean over the batch.
+
+    Raises:
+        ValueError: only one of `partner` and `lam` is given.
+
+    Example:
+        >>> float(cross_entropy(jnp.zeros((1, 2, 4)), jnp.array([0, 3]))[0])  # log 4
+        1.3862943649291992
+    """
+    if (partner is None) != (lam is None):
+        raise ValueError("cross_entropy: partner and lam must be given together or not at all")
+    log_p = jax.nn.log_softmax(_wide(logits))
+    classes = log_p.shape[-1]
+    target = jax.nn.one_hot(labels, classes, dtype=log_p.dtype)
+    if partner is not None:
+        lam = jnp.asarray(lam, log_p.dtype)
+        target = lam * target + (1 - lam) * jax.nn.one_hot(partner, classes, dtype=log_p.dtype)
+    target = (1 - label_smoothing) * target + label_smoothing / classes
+    return -(target[None] * log_p).sum(-1).mean(-1)
+
+
+def js_divergence(logits: Array) -> Array:
+    """Jensen-Shannon divergence between the predictions of S networks.
+
+    H(mean_s p_s) - mean_s H(p_s) with p_s = softmax(z_s), batch mean (arXiv 2011.14660). It
+    is computed as mean_s KL(p_s || m), m = mean_s p_s, with log m a logsumexp over
+    networks: equal, not below zero beyond rounding, and finite, with its gradient, where
+    m * log(m) is NaN because a class underflows in every network.
+
+    Args:
+        logits: float[S, B, K].
+
+    Returns:
+        float[]: in [0, log S]; 0 for S = 1.
+    """
+    logits = _wide(logits)
+    if logits.shape[0] == 1:
+        return jnp.zeros((), logits.dtype)
+    log_p = jax.nn.log_softmax(logits)
+    ratio = log_p - _log_mean_exp(log_p)[None]
+    return (jnp.exp(log_p) * ratio).sum(-1).mean()
+
+
+def pairwise_kl(logits: Array) -> Array:
+    """Mutual learning between S networks with detached targets (arXiv 1706.00384).
+
+    1 / (S - 1) * sum over ordered pairs (i, j), j != i, of the batch mean of
+    KL(stop_gradient(p_j) || p_i): gradients flow into i only. For a fixed i the targets enter
+    linearly, so one product with sum_{j != i} p_j replaces the loop over pairs.
+
+    Args:
+        logits: float[S, B, K].
+
+    Returns:
+        float[]: a sum over networks, as the cross-entropies are; 0 for S = 1.
+    """
+    logits = _wide(logits)
+    networks = logits.shape[0]
+    if networks == 1:
+        return jnp.zeros((), logits.dtype)
+    log_p = jax.nn.log_softmax(logits)
+    fixed = jax.lax.stop_gradient(log_p)
+    p = jnp.exp(fixed)
+    others = p.sum(0, keepdims=True) - p
+    # Each p_j is the target of S - 1 networks, hence its entropy counts S - 1 times.
+    total = (networks - 1) * (p * fixed).sum((0, 2)) - (others * log_p).sum((0, 2))
+    return total.mean() / (networks - 1)
+
+
+ENSEMBLES: dict[str, Callable[[Array], Array]] = {
+    "mean_logits": lambda z: z.mean(0),
+    "mean_probs": lambda z: _log_mean_exp(jax.nn.log_softmax(z)),
+    "max_logits": lambda z: z.max(0),
+    "max_probs": lambda z: jax.nn.log_softmax(z).max(0),
+}
+
+
+def ensemble(logits: Array, how: str = "mean_logits") -> Array:
+    """What S networks answer together.
+
+    Args:
+        logits: float[S, B, K].
+        how: a name in `ENSEMBLES`: the mean or the maximum over networks, of logits or of
+            probabilities. Those of probabilities are returned as their logarithms.
+
+    Returns:
+        float[B, K]: scores whose argmax is the answer and whose log_softmax is its
+        log-probability.
+
+    Raises:
+        ValueError: `how` is not in `ENSEMBLES`.
+    """
+    if how not in ENSEMBLES:
+        raise ValueError(f"ensemble: {how!r} is not one of {', '.join(ENSEMBLES)}")
+    return ENSEMBLES[how](_wide(logits))
+
+
+def cotrain_weight(
+    progress: Array | float,
+    warmup: Array | float,
+    weight: float = 0.5,
+    floor: float = 0.005,
+) -> Array:
+    """Weight of the co-training loss (arXiv 2011.14660).
+
+    max(weight * progress / warmup, floor) while progress < warmup, then `weight`. The floor never
+    exceeds `weight`, so that a weight of 0 switches co-training off.
+
+    Args:
+        progress: how far the run is; any unit, the same as `warmup`. May be traced.
+        warmup: length of the warm-up; 0 is none. May be traced.
+        weight: final weight.
+        floor: smallest weight during the warm-up.
+
+    Returns:
+        float[].
+    """
+    progress, warmup = jnp.asarray(progress), jnp.asarray(warmup)
+    share = progress / jnp.where(warmup > 0, warmup, 1)  # the value is unused where warmup is 0
+    rising = jnp.maximum(weight * share, min(floor, weight))
+    return jnp.where(progress < warmup, rising, weight)
+
+
+def pairwise_disagreement(logits: Array) -> Array:
+    """Share of the network pairs whose top-1 answers differ, for every example.
+
+    Args:
+        logits: float[S, B, K].
+
+    Returns:
+        float[B] in [0, 1]; 0 for S = 1.
+    """
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    networks, _, classes = logits.shape
+    if networks == 1:
+        return jnp.zeros(logits.shape[1], dtype)
+    votes = jax.nn.one_hot(logits.argmax(-1), classes, dtype=dtype).sum(0)
+    agreeing = (votes * (votes - 1)).sum(-1)  # ordered pairs
+    return 1 - agreeing / (networks * (networks - 1))
+
+
+def disagreement(logits: Array, mask: Array) -> tuple[Array, Array]:
+    """`pairwise_disagreement` as a (sum, count) accumulator over the real examples.
+
+    Args:
+        logits: float[S, B, K].
+        mask: bool or float[B], 0 for padding.
+
+    Returns:
+        Two float[]: the sum over examples and their number; sum / count is the mean.
+    """
+    each = pairwise_disagreement(logits)
+    mask = mask.astype(each.dtype)
+    return (each * mask).sum(), mask.sum()
