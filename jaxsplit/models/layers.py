@@ -1,0 +1,165 @@
+"""Layers shared by all backbones.
+
+Every module takes `dtype`: the type of its computation (None: that of its input). Parameters and
+statistics stay in the type they were made in.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+from jaxsplit.conv import Padding, conv
+
+Dtype = Any
+# He et al. 2015, fan-out, as both reference systems.
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """2-D convolution: float[B, H, W, C] -> float[B, H', W', features].
+
+    `padding` None is (k - 1) // 2 on every side, the usual one of PyTorch code.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    groups: int = 1
+    padding: Padding | None = None
+    use_bias: bool = False
+    dtype: Dtype | None = None
+    kernel_init: Callable = he_normal
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k = self.kernel_size
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        padding = ((k - 1) // 2,) * 2
+        y = conv(
+            x.astype(self.dtype or x.dtype),
+            kernel.astype(self.dtype or kernel.dtype),
+            strides=(self.stride, self.stride),
+            padding=(padding, padding) if self.padding is None else self.padding,
+            groups=self.groups,
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) over all axes but the last.
+
+    Normalises by the biased variance, keeps the running mean of the *unbiased* one, as PyTorch does
+    (Flax's own layer keeps the biased one). Statistics are computed in at least float32.
+    `axis_name`: mesh axis to synchronise over; None: each device its own statistics.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.9  # of the running average: 1 - PyTorch's
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        features = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, features)
+        bias = self.param("bias", nn.initializers.zeros, features)
+        mean_var = self.variable("batch_stats", "mean", jnp.zeros, features)
+        var_var = self.variable("batch_stats", "var", jnp.ones, features)
+        dtype = self.dtype or x.dtype
+        x = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+
+        def wide(v):  # rank promotion is an error in our tests
+            return v.reshape((1,) * (x.ndim - 1) + features)
+
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            var = jnp.square(x - wide(mean)).mean(axes)
+            n = x.size // x.shape[-1]
+            if self.axis_name is not None:
+                n *= lax.axis_size(self.axis_name)
+                mean, second = lax.pmean((mean, var + jnp.square(mean)), self.axis_name)
+                var = second - jnp.square(mean)
+            if not self.is_initializing():
+                m = self.momentum
+                unbiased = var * (n / max(n - 1, 1))
+                mean_var.value = m * mean_var.value + (1 - m) * mean
+                var_var.value = m * var_var.value + (1 - m) * unbiased
+        else:
+            mean, var = mean_var.value, var_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return ((x - wide(mean)) * wide(factor) + wide(bias)).astype(dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention (Hu et al. 2018): x * sigmoid(W2 relu(W1 mean_hw(x))), both with bias."""
+
+    reduced: int
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = x.mean((1, 2), keepdims=True)
+        y = nn.relu(Conv(self.reduced, 1, use_bias=True, dtype=self.dtype, name="fc1")(y))
+        y = Conv(x.shape[-1], 1, use_bias=True, dtype=self.dtype, name="fc2")(y)
+        return x * nn.sigmoid(y)
+
+
+class Dropout(nn.Module):
+    """Drops elements of float[B, C] with probability `rate`; scales the rest by 1 / (1 - rate).
+
+    The mask of an example is keyed by its place in the global batch, so that it does not depend on
+    how the batch is cut over devices.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
+        if not train or self.rate == 0.0:
+            return x
+        ids = jnp.arange(x.shape[0]) if example_ids is None else example_ids
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), ids)
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+def max_pool(x: Array, window: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
+    """float[B, H, W, C] -> float[B, H', W', C]; padded places never win."""
+    pads = ((0, 0), *padding, (0, 0))
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    return lax.reduce_window(
+        x, lowest, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads
+    )
+
+
+def ceil_padding(size: int, window: int, stride: int) -> tuple[int, int]:
+    """Padding at the end that makes a pooling cover all of `size` (PyTorch's `ceil_mode`)."""
+    steps = -(-(size - window) // stride)
+    return 0, max(0, steps * stride + window - size)
+
+
+def avg_pool_2x2(x: Array) -> Array:
+    """2x2 mean, stride 2; a last odd row or column is averaged over what exists (`ceil_mode`).
+
+    float[B, H, W, C] -> float[B, ceil(H/2), ceil(W/2), C].
+    """
+    b, h, w, c = x.shape
+    pad_h, pad_w = h % 2, w % 2
+    x = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
+    y = x.reshape(b, (h + pad_h) // 2, 2, (w + pad_w) // 2, 2, c).mean((2, 4))
+    # A window that hangs over the edge was divided by 4 instead of by what it holds.
+    if pad_h:
+        y = y.at[:, -1].multiply(2.0)
+    if pad_w:
+        y = y.at[:, :, -1].multiply(2.0)
+    return y

@@ -1,0 +1,269 @@
+"""Residual networks: ResNet, Wide-ResNet and ResNeXt for CIFAR-size and ImageNet-size images.
+
+He et al. 2016 (arXiv 1512.03385) with the stem and shortcut of ResNet-D (1812.01187), Zagoruyko &
+Komodakis 2016 (1605.07146), Xie et al. 2017 (1611.05431). Widths after dividing: the tables of
+divide and co-training (2011.14660), appendix.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from jaxsplit.errors import ConfigError
+from jaxsplit.models.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    Dtype,
+    SqueezeExcite,
+    avg_pool_2x2,
+    ceil_padding,
+    max_pool,
+)
+
+EXPANSION = 4  # output over nominal width of a bottleneck
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One residual network. Everything a module needs; it never sees S.
+
+    `width` is the nominal width of stage 1, doubled at every later stage. A bottleneck's 3x3 has
+    int(width * base_width / 64) * groups channels.
+    """
+
+    arch: str
+    blocks: tuple[int, ...]  # residual blocks of every stage
+    width: int
+    block: str = "bottleneck"  # bottleneck | basic
+    stem: tuple[int, ...] = (16,)  # channels of the stem's convolutions
+    stem_pool: str = "none"  # none (CIFAR) | padded | ceil: 3x3 max pool after a strided stem
+    groups: int = 1
+    base_width: int = 64
+    se_reduction: int = 0  # squeeze-excite reduces by this; 0: none
+    dropout: float = 0.0  # before the classifier
+    zero_init: bool = True  # residual branches start at zero
+    splits: tuple[int, ...] = ()  # the S that `divide` knows
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images the architecture was made for, in pixels."""
+        return 32 if self.stem_pool == "none" else 224
+
+
+def _cifar_resnet(depth: int) -> Spec:
+    n = (depth - 2) // 9
+    return Spec(f"resnet{depth}", (n, n, n), 16, stem=(16,), splits=(1, 2, 4, 8, 16))
+
+
+def _imagenet_resnet(arch: str, blocks: tuple[int, ...], **fields) -> Spec:
+    fields = dict(stem=(64, 64, 128), stem_pool="padded", splits=(1, 2, 4, 8)) | fields
+    return Spec(arch, blocks, 64, **fields)
+
+
+def _cifar_resnext(groups: int, splits: tuple[int, ...]) -> Spec:
+    return Spec(f"resnext29_{groups}x64d", (3, 3, 3), 64, stem=(64,), groups=groups, splits=splits)
+
+
+_D50, _D101 = (3, 4, 6, 3), (3, 4, 23, 3)
+_NARROW = dict(base_width=4, splits=(1, 2, 4, 8, 16))
+
+SPECS: dict[str, Spec] = {
+    spec.arch: spec
+    for spec in (
+        _cifar_resnet(110),
+        _cifar_resnet(164),
+        _cifar_resnext(8, (1, 2, 4, 8)),
+        _cifar_resnext(16, (1, 2, 4, 8, 16)),
+        _imagenet_resnet("resnet50", _D50),
+        _imagenet_resnet("resnet101", _D101, dropout=0.1),
+        _imagenet_resnet("resnet152", (3, 8, 36, 3)),
+        _imagenet_resnet("resnet200", (3, 24, 36, 3)),
+        _imagenet_resnet("wide_resnet50_2", _D50, base_width=128, splits=(1, 2, 4)),
+        _imagenet_resnet("wide_resnet50_3", _D50, base_width=192, splits=(1, 2, 4)),
+        _imagenet_resnet("wide_resnet101_2", _D101, base_width=128, splits=(1, 2, 4)),
+        _imagenet_resnet("resnext50_32x4d", _D50, groups=32, **_NARROW),
+        _imagenet_resnet("resnext101_32x4d", _D101, groups=32, **_NARROW),
+        _imagenet_resnet("resnext101_64x4d", _D101, groups=64, **_NARROW),
+    )
+}
+PATTERNS = ("wide_resnet{6n+4}_{k}",)
+
+# Nominal widths after dividing in S.
+CIFAR_WIDTHS = {1: 16, 2: 12, 4: 8, 8: 6, 16: 4}
+IMAGENET_WIDTHS = {1: 64, 2: 44, 4: 32, 8: 24}
+
+# Published exceptions to the rules below, checked first.
+EXCEPTIONS: dict[tuple[str, int], dict] = {
+    ("wide_resnet50_2", 2): dict(base_width=64),
+    ("wide_resnet50_3", 2): dict(base_width=128),
+}
+
+
+def find(arch: str) -> Spec | None:
+    """The undivided network of that name; `wide_resnet{6n+4}_{k}` for any n and k; else None."""
+    if arch in SPECS:
+        return SPECS[arch]
+    match = re.fullmatch(r"wide_resnet([1-9]\d*)_([1-9]\d*)", arch)
+    if not match:
+        return None
+    depth, k = int(match[1]), int(match[2])
+    n, rest = divmod(depth - 4, 6)
+    if n < 1 or rest:
+        return None
+    dropout = 0.1 if arch == "wide_resnet40_10" else 0.0
+    return Spec(arch, (n, n, n), 16 * k, block="basic", dropout=dropout, splits=(1, 2, 4, 8, 16))
+
+
+def divide(spec: Spec, num_networks: int) -> Spec:
+    """One of the S networks that replace `spec` at about the same total cost.
+
+    ResNeXt divides its groups; Wide-ResNet its widening factor, k / sqrt(S) rounded; the others
+    take their width from a table. Dropout before the classifier is divided by S.
+
+    Raises:
+      ConfigError: the architecture is not divided in that many; names what exists.
+    """
+    s = num_networks
+    check_split(spec, s)
+    if s == 1:
+        return spec
+    spec = dataclasses.replace(spec, dropout=spec.dropout / s)
+    if (spec.arch, s) in EXCEPTIONS:
+        return dataclasses.replace(spec, **EXCEPTIONS[spec.arch, s])
+    if spec.groups > 1:
+        return dataclasses.replace(spec, groups=spec.groups // s)
+    if spec.block == "basic":
+        k = int(max(spec.width // 16 / s**0.5 + 0.4, 1.0))
+        return dataclasses.replace(spec, width=16 * k)
+    return narrow(spec, s)
+
+
+def narrow(spec: Spec, num_networks: int) -> Spec:
+    """The width of the table for S; the stem's channels in proportion."""
+    widths = CIFAR_WIDTHS if spec.stem_pool == "none" else IMAGENET_WIDTHS
+    width = widths[num_networks]
+    stem = tuple(width * (c // spec.width) for c in spec.stem)
+    return dataclasses.replace(spec, width=width, stem=stem)
+
+
+def check_split(spec: Spec, num_networks: int) -> None:
+    if num_networks not in spec.splits:
+        known = ", ".join(map(str, spec.splits))
+        raise ConfigError(f"split={num_networks}: {spec.arch} can be divided in {known}")
+
+
+class Shortcut(nn.Module):
+    """Identity where shapes agree; else [2x2 mean,] 1x1 convolution, BatchNorm."""
+
+    features: int
+    stride: int
+    norm: type[BatchNorm]
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if self.stride == 2:
+            x = avg_pool_2x2(x)
+        x = Conv(self.features, 1, dtype=self.dtype, name="conv")(x)
+        return self.norm(name="bn")(x, train)
+
+
+class Block(nn.Module):
+    """A residual block with the activation after the sum: `basic` (3x3, 3x3) or `bottleneck`."""
+
+    spec: Spec
+    width: int  # nominal
+    stride: int
+    norm: type[BatchNorm]
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        spec = self.spec
+        if spec.block == "basic":
+            features = self.width
+            shapes = ((features, 3, self.stride, 1), (features, 3, 1, 1))
+        else:
+            features = self.width * EXPANSION
+            inner = int(self.width * spec.base_width / 64) * spec.groups
+            shapes = (
+                (inner, 1, 1, 1),
+                (inner, 3, self.stride, spec.groups),
+                (features, 1, 1, 1),
+            )
+        y = x
+        for i, (channels, kernel, stride, groups) in enumerate(shapes, start=1):
+            last = i == len(shapes)
+            gamma = nn.initializers.zeros if last and spec.zero_init else nn.initializers.ones
+            y = Conv(channels, kernel, stride, groups, dtype=self.dtype, name=f"conv{i}")(y)
+            y = self.norm(name=f"bn{i}", scale_init=gamma)(y, train)
+            if not last:
+                y = nn.relu(y)
+        if spec.se_reduction:
+            y = SqueezeExcite(features // spec.se_reduction, self.dtype, name="se")(y)
+        if self.stride != 1 or x.shape[-1] != features:
+            x = Shortcut(features, self.stride, self.norm, self.dtype, name="shortcut")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """float[B, H, W, C] -> (logits float[B, K], features).
+
+    `features`: the output of every stage, in order, as `stage1` ..., and `final`, the map that is
+    pooled for the classifier; float[B, h, w, c] each. Logits are at least float32.
+    """
+
+    spec: Spec
+    num_classes: int
+    axis_name: str | None = None  # mesh axis of synchronised BatchNorm
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, example_ids: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        spec = self.spec
+
+        def norm(name, **kwargs):
+            return BatchNorm(self.axis_name, dtype=self.dtype, name=name, **kwargs)
+
+        strided = spec.stem_pool != "none"
+        for i, channels in enumerate(spec.stem, start=1):
+            stride = 2 if strided and i == 1 else 1
+            x = Conv(channels, 3, stride, dtype=self.dtype, name=f"stem_conv{i}")(x)
+            x = nn.relu(norm(f"stem_bn{i}")(x, train))
+        if spec.stem_pool == "padded":
+            x = max_pool(x, 3, 2, ((1, 1), (1, 1)))
+        elif spec.stem_pool == "ceil":
+            x = max_pool(x, 3, 2, tuple(ceil_padding(n, 3, 2) for n in x.shape[1:3]))
+
+        features = {}
+        for stage, blocks in enumerate(spec.blocks, start=1):
+            for i in range(blocks):
+                stride = 2 if stage > 1 and i == 0 else 1
+                width = spec.width * 2 ** (stage - 1)
+                name = f"stage{stage}_block{i + 1}"
+                x = Block(spec, width, stride, norm, self.dtype, name=name)(x, train)
+            features[f"stage{stage}"] = x
+        features["final"] = x
+
+        x = x.mean((1, 2))
+        x = Dropout(spec.dropout, name="dropout")(x, train, example_ids)
+        head = nn.Dense(
+            self.num_classes,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(1e-3),
+            name="head",
+        )
+        logits = head(x)
+        return logits.astype(jnp.promote_types(jnp.float32, logits.dtype)), features
+
+
+def build(spec: Spec, num_classes: int, **fields) -> ResNet:
+    """The module of a Spec; `fields`: axis_name, dtype."""
+    return ResNet(spec, num_classes, **fields)

@@ -1,0 +1,117 @@
+"""The mesh, and the only place that names its axes.
+
+`data`: devices along the batch. `net`: groups of devices, each with its own share of the S
+networks, their statistics and their optimizer state. Every module is applied inside `shard_map`,
+also on one device; losses run outside, on global arrays, and never see the mesh.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax import Array, lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxsplit.errors import ConfigError
+
+DATA, NET = "data", "net"
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Says what is sharded how. Specs are prefixes: they hold for whole trees."""
+
+    mesh: Mesh
+    networks: P = P(NET)  # [S, ...]: parameters, statistics, optimizer state
+    batch: P = P(DATA)  # [B, ...]
+    views: P = P(NET, DATA)  # [S, B, ...]: views of each network, logits, features
+    shared_view: P = P(None, DATA)  # [1, B, ...]: one view for all networks
+    replicated: P = P()
+
+    @property
+    def data_devices(self) -> int:
+        """Devices along the batch."""
+        return self.mesh.shape[DATA]
+
+    @property
+    def net_devices(self) -> int:
+        """Groups of devices that share out the networks."""
+        return self.mesh.shape[NET]
+
+    def named(self, spec: P) -> NamedSharding:
+        return NamedSharding(self.mesh, spec)
+
+    def put(self, tree, spec: P):
+        """A tree that every process holds whole (equal on all), as global arrays."""
+
+        def put(x):
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, self.named(spec), lambda i: x[i])
+
+        return jax.tree.map(put, tree)
+
+    def put_local(self, tree, spec: P):
+        """A tree of which every process holds its own part along the batch, as global arrays."""
+        sharding = self.named(spec)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+        )
+
+    def map(self, fn: Callable, in_specs, out_specs) -> Callable:
+        """`fn` on each device's part."""
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def make(data: int, net: int, *, num_networks: int, batch_size: int, devices=None) -> Sharding:
+    """The mesh data x net over all devices (of all processes); data=-1 takes those that are left.
+
+    Raises:
+      ConfigError: the sizes do not fit the devices, S or the batch.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if net < 1 or num_networks % net:
+        fits = ", ".join(str(n) for n in range(1, num_networks + 1) if num_networks % n == 0)
+        raise ConfigError(f"mesh.net={net}: must divide the {num_networks} networks: {fits}")
+    if data == -1:
+        data = len(devices) // net
+    if (
+        data < 1
+        or data * net > len(devices)
+        or (jax.process_count() > 1 and data * net != len(devices))
+    ):
+        raise ConfigError(
+            f"mesh.data={data}, mesh.net={net}: needs {data * net} devices, "
+            f"there are {len(devices)}"
+        )
+    if batch_size % data:
+        raise ConfigError(
+            f"batch_size={batch_size}: must be divisible by the {data} devices along the batch "
+            "(mesh.data)"
+        )
+    shape, axes = (data, net), (DATA, NET)
+    mesh = jax.make_mesh(
+        shape, axes, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * net]
+    )
+    return Sharding(mesh)
+
+
+def first_network(local_networks: int) -> Array:
+    """Global index of this device's first network; inside `Sharding.map`."""
+    return lax.axis_index(NET) * local_networks
+
+
+def first_example(local_batch: int) -> Array:
+    """Place in the global batch of this device's first example; inside `Sharding.map`."""
+    return lax.axis_index(DATA) * local_batch
+
+
+def mean_over_batch(tree):
+    """Mean over the devices along the batch; inside `Sharding.map`."""
+    return lax.pmean(tree, DATA)
+
+
+def fold_in_data(key: Array) -> Array:
+    """A key of this device's part of the batch; inside `Sharding.map`."""
+    return jax.random.fold_in(key, lax.axis_index(DATA))

@@ -1,0 +1,155 @@
+"""S networks of one architecture, on a leading axis of every parameter and statistic.
+
+How they lower is one switch, and all choices agree numerically:
+  dense     one `vmap`; every convolution is emitted S times (`conv.py`), all else is batched
+  unrolled  the whole network is emitted S times, parameters sliced from the stack
+  grouped   one `vmap`; XLA's grouped convolutions (slow: kept to measure against)
+  auto      by backend and size, from `bench/results/stack_overhead_*.md`
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from jaxsplit import conv, models
+from jaxsplit.errors import ConfigError
+from jaxsplit.sharding import (
+    DATA,
+    Sharding,
+    first_example,
+    first_network,
+    mean_over_batch,
+)
+
+LOWERINGS = ("auto", "dense", "unrolled", "grouped")
+BATCH_NORMS = ("local", "sync")
+
+
+def choose_lowering(lowering: str, num_networks: int) -> str:
+    """The lowering that `auto` stands for, else the one given.
+
+    Raises:
+      ConfigError: unknown lowering.
+    """
+    if lowering not in LOWERINGS:
+        raise ConfigError(f"lowering={lowering!r}: must be one of {', '.join(LOWERINGS)}")
+    if lowering != "auto":
+        return lowering
+    # Unrolling saves the slices and concatenations around every convolution, but its program, and
+    # the time to compile it, grows with S.
+    return "unrolled" if jax.default_backend() == "cpu" and num_networks <= 4 else "dense"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """S networks of one Spec: `init`, `apply`, `take`. Variables are {'params', 'batch_stats'}."""
+
+    module: nn.Module
+    num_networks: int
+    sharding: Sharding
+    lowering: str = "auto"
+    synced: bool = False  # BatchNorm statistics are already those of the whole batch
+
+    def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict:
+        """Variables [S, ...] of S independently initialised networks, for images of (H, W, C).
+
+        Network i is the same whatever S and the mesh are.
+        """
+        image = jnp.zeros((1, *image_shape))
+        # Statistics of a module that is initialised are not computed, so no axis is needed.
+        module = self.module.clone(axis_name=None)
+        return jax.vmap(lambda k: module.init(k, image))(_network_keys(key, 0, self.num_networks))
+
+    def apply(
+        self, variables: dict, images: Array, *, train: bool, key: Array | None = None
+    ) -> tuple[Array, dict[str, Array], dict]:
+        """All networks on all images.
+
+        Args:
+          variables: {'params', 'batch_stats'} of [S, ...] arrays.
+          images: float[S, B, H, W, C], a view for each network, or float[1, B, H, W, C] for all.
+          train: BatchNorm by the batch, dropout on.
+          key: of dropout; needed in training.
+
+        Returns:
+          (logits float[S, B, K], features: name -> float[S, B, h, w, c], new batch_stats).
+        """
+        s = self.sharding
+        in_specs = (s.networks, s.shared_view if images.shape[0] == 1 else s.views, s.replicated)
+        local = s.map(
+            lambda v, x, k: self._apply_local(v, x, k, train),
+            in_specs,
+            (s.views, s.views, s.networks),
+        )
+        return local(variables, images, jax.random.key(0) if key is None else key)
+
+    def take(self, variables: dict, i: int) -> dict:
+        """The variables of network `i`, without the leading axis."""
+        return jax.tree.map(lambda x: x[i], variables)
+
+    def _apply_local(self, variables, images, key, train):
+        """On one device: its networks, its part of the batch."""
+        n = jax.tree.leaves(variables)[0].shape[0]
+        first = first_example(images.shape[1])
+        example_ids = first + jnp.arange(images.shape[1])
+        keys = _network_keys(key, first_network(n), n)
+        shared = images.shape[0] == 1
+
+        def one(variables, images, key):
+            mutable = ["batch_stats"] if train else False
+            out = self.module.apply(
+                variables, images, train, example_ids, rngs={"dropout": key}, mutable=mutable
+            )
+            (logits, features), new = out if train else (out, variables)
+            return logits, features, new.get("batch_stats", {})
+
+        lowering = choose_lowering(self.lowering, n)
+        if lowering == "unrolled":
+            outs = [
+                one(self.take(variables, i), images[0 if shared else i], keys[i]) for i in range(n)
+            ]
+            logits, features, stats = jax.tree.map(lambda *x: jnp.stack(x), *outs)
+        else:
+            mapped = jax.vmap(one, (0, None if shared else 0, 0))
+            images = images[0] if shared else images
+            if lowering == "grouped":
+                with conv.grouped_lowering():
+                    logits, features, stats = mapped(variables, images, keys)
+            else:
+                logits, features, stats = mapped(variables, images, keys)
+        if train and not self.synced:
+            stats = mean_over_batch(stats)
+        return logits, features, stats
+
+
+def make(
+    spec,
+    num_networks: int,
+    num_classes: int,
+    sharding: Sharding,
+    *,
+    lowering: str = "auto",
+    batch_norm: str = "local",
+    dtype: str | None = None,
+) -> Stack:
+    """A stack of S networks of the (divided) Spec.
+
+    Raises:
+      ConfigError: unknown lowering or batch_norm.
+    """
+    choose_lowering(lowering, num_networks)
+    if batch_norm not in BATCH_NORMS:
+        raise ConfigError(f"batch_norm={batch_norm!r}: must be one of {', '.join(BATCH_NORMS)}")
+    synced = batch_norm == "sync"
+    # None computes in the type of the input, so that float64 stays float64.
+    dtype = None if dtype in (None, "float32") else jnp.dtype(dtype)
+    module = models.build(spec, num_classes, axis_name=DATA if synced else None, dtype=dtype)
+    return Stack(module, num_networks, sharding, lowering, synced)
+
+
+def _network_keys(key: Array, first: int | Array, n: int) -> Array:
+    """One key per network, by its global index."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n))
