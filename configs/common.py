@@ -1,0 +1,87 @@
+"""Every field of a jaxsplit config, its default and what it means.
+
+An experiment file calls `get_config()` here and changes what differs. Fields hold *primary* values
+only: what follows from them (learning rate at this batch size, steps in an epoch, steps of warm-up)
+is derived when the run starts, so that an override can never leave a stale value behind.
+
+Durations are strings with exactly one unit: '300 epochs', '5000 steps', '1e6 examples' or '10%' (of
+the whole run; not for `duration` itself).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: the published CIFAR recipe of divide and co-training (arXiv 2011.14660)."""
+    config = ConfigDict()
+    config.seed = 0
+
+    # What is trained. `split` is S: the undivided network `arch` is replaced by S small ones.
+    config.arch = "wide_resnet28_10"
+    config.split = 4
+    config.method = "cotrain"  # single | independent | cotrain
+
+    config.duration = "300 epochs"
+    config.batch_size = 128  # images a step, over all devices and processes
+    config.dtype = "float32"  # computation; parameters, statistics and losses are always float32
+    config.batch_norm = "local"  # local (statistics per device) | sync (over the data axis)
+    config.label_smoothing = 0.0
+
+    config.cotrain = ConfigDict()
+    config.cotrain.loss = "js"  # js | kl (pairwise, detached targets)
+    config.cotrain.weight = 0.5
+    config.cotrain.floor = 0.005  # the weight never warms up from less than this
+    config.cotrain.warmup = "40 epochs"  # linear
+    config.cotrain.views = "different"  # different | same: what the S networks see of one image
+
+    config.data = ConfigDict()
+    config.data.name = "cifar10"  # a name in jaxsplit.data.DATASETS
+    config.data.dir = "~/tensorflow_datasets"  # where prepared data lies; digits need none
+    config.data.image_size = 0  # pixels fed to the networks; 0: as the data set has them
+    config.data.validation = 0.0  # share of the training set held out; `best` is chosen on it
+    config.data.threads = 8  # decoding threads of a streamed data set
+    config.data.scale_min = 0.1  # smallest share of the area that a random-resized crop takes
+
+    config.augment = ConfigDict()
+    config.augment.crop_padding = 4  # pixels of zeros around the image before the random crop
+    config.augment.flip = True
+    config.augment.erase_prob = 0.0  # random erasing, after normalisation, with zeros
+    config.augment.erase_area = (0.0625, 0.1)  # share of the image
+    config.augment.erase_aspect = (0.99, 1.0)  # height / width
+    config.augment.mixup = 0.2  # alpha of Beta(alpha, alpha); one lambda a step; 0 is off
+
+    config.optim = ConfigDict()
+    config.optim.name = "sgd"  # stochastic gradient descent, Nesterov momentum
+    config.optim.lr = 0.1  # at `base_batch_size`; scaled linearly by batch_size
+    config.optim.base_batch_size = 128
+    config.optim.momentum = 0.9
+    config.optim.nesterov = True
+    config.optim.weight_decay = 1e-4
+    config.optim.decay_norm = True  # the scales of BatchNorm decay, as in the reference
+    config.optim.divide_weight_decay = False  # Eq. (6): weight_decay * exp(1/S - 1)
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"  # cosine | step
+    config.schedule.warmup = "20 epochs"  # linear, from warmup_lr to lr
+    config.schedule.warmup_lr = 5e-3  # warmup_lr and end_lr, too, are at base_batch_size
+    config.schedule.end_lr = 1e-4  # floor of the whole curve
+    config.schedule.milestones = ("100 epochs", "225 epochs")  # step only
+    config.schedule.factor = 0.1  # step only
+
+    # ---- Runtime fields: they may change when a workdir is resumed. Of those above only data.dir,
+    # data.threads and a longer `duration` may.
+    config.lowering = "auto"  # auto | dense | unrolled | grouped: how the stack of networks lowers
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along the batch; -1: all that are left
+    config.mesh.net = 1  # groups of devices that share out the S networks; must divide S
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 0  # 0: as batch_size
+    config.eval.every = "1 epochs"
+    config.eval.ensemble = "mean_logits"  # mean_logits | mean_probs | max_logits | max_probs
+
+    config.log_every = "50 steps"
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = "1 epochs"
+    config.checkpoint.keep = 2  # the newest ones; the best one is kept beside them
+    return config

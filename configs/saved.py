@@ -1,0 +1,10 @@
+"""The config of an existing workdir: --config=configs/saved.py:WORKDIR (what main.py does itself
+where --config is left out)."""
+
+from ml_collections import ConfigDict
+
+from jaxsplit import config as config_lib
+
+
+def get_config(workdir: str) -> ConfigDict:
+    return config_lib.load(workdir)

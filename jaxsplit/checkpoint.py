@@ -1,0 +1,152 @@
+"""Orbax checkpoints: items model, opt, config and data; the newest few and the best are kept."""
+
+import pathlib
+from typing import Any
+
+import orbax.checkpoint as ocp
+from absl import logging
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
+
+from jaxsplit.errors import ConfigError
+from jaxsplit.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Saving is asynchronous: `save` copies the arrays and returns; `wait` sees it finished.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best_metric: str = ""):
+        self._folder = pathlib.Path(workdir).absolute() / FOLDER
+        self._keep, self._best_metric = keep, best_metric
+        logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        def metric(metrics: dict) -> float:
+            return metrics.get(self._best_metric, float("-inf"))
+
+        options = ocp.CheckpointManagerOptions(
+            # Without best_fn orbax writes no metrics; without policies it may delete the newest.
+            best_fn=metric,
+            preservation_policy=preservation.AnyPreservationPolicy(
+                [
+                    preservation.LatestN(self._keep),
+                    preservation.BestN(
+                        get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(
+            self._folder,
+            options=options,
+            item_names=("model", "opt", "config", "data"),
+        )
+
+    def save(self, state: TrainState, config: ConfigDict, metrics: dict | None = None) -> None:
+        """Saves the state under its step; does nothing where that step is saved already."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        position = {"step": step, "examples": step * config.batch_size, "seed": config.seed}
+        args = ocp.args.Composite(
+            model=ocp.args.StandardSave(state.variables),
+            opt=ocp.args.StandardSave(_opt_item(state)),
+            config=ocp.args.JsonSave(config.to_dict()),
+            data=ocp.args.JsonSave(position),
+        )
+        self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def steps(self) -> list[int]:
+        """Those saved, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best(self) -> tuple[int, dict] | None:
+        """(step, its metrics) of the best checkpoint; None: none was evaluated."""
+        self.wait()
+        rated = [
+            (step, metrics)
+            for step in self.steps()
+            if (metrics := self._manager.metrics(step)) and self._best_metric in metrics
+        ]
+        # The newest of equals, which is also the one that orbax keeps.
+        return max(rated, key=lambda r: (r[1][self._best_metric], r[0]), default=None)
+
+    def find(self, which: str | int) -> int:
+        """The step that 'latest', 'best' or a number stands for.
+
+        Raises:
+          ConfigError: there is no such checkpoint; names those that exist.
+        """
+        steps = self.steps()
+        found = None
+        if which == "latest":
+            found = self.latest()
+        elif which == "best":
+            best = self.best()
+            found = best[0] if best else None
+        elif str(which).isdecimal() and int(which) in steps:
+            found = int(which)
+        if found is None:
+            have = ", ".join(map(str, steps)) or "none"
+            raise ConfigError(
+                f"checkpoint={which!r}: not in {self._folder}; "
+                f"must be latest, best or one of: {have}"
+            )
+        return found
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The whole state at a step, on the mesh of `like` (ShapeDtypeStructs with shardings).
+
+        Raises:
+          ConfigError: it does not fit, or cannot be read.
+        """
+        items = self._restore(
+            step,
+            model=ocp.args.StandardRestore(like.variables),
+            opt=ocp.args.StandardRestore(_opt_item(like)),
+        )
+        return TrainState(**items.model, **items.opt)
+
+    def restore_model(self, step: int, like: TrainState) -> dict:
+        """Only {'params', 'batch_stats'}, for evaluation.
+
+        Raises:
+          ConfigError: they do not fit, or cannot be read.
+        """
+        return self._restore(step, model=ocp.args.StandardRestore(like.variables)).model
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax raises bare Exception for damaged files
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ConfigError(
+                f"checkpoint={step} in {self._folder}: is damaged or of another architecture "
+                f"({reason[0][:200]})"
+            ) from error
+
+    def wait(self) -> None:
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+def _opt_item(state: TrainState) -> dict:
+    return {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+
+
+def exists(workdir: str | pathlib.Path) -> bool:
+    """Whether a workdir holds a folder of checkpoints."""
+    return (pathlib.Path(workdir) / FOLDER).is_dir()

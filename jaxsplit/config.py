@@ -1,0 +1,295 @@
+"""Load, check and save configs; durations to steps; everything that is derived from them.
+
+A config holds primary values (`configs/common.py`); `plan` derives the rest when the run starts.
+Every wrong value is a `ConfigError` of one line, raised before anything is compiled.
+"""
+
+import difflib
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from configs import common
+from jaxsplit import data, losses, methods, models, optim
+from jaxsplit.errors import ConfigError
+
+CONFIG_FILE = "config.json"
+# Fields, or groups of them, that may change when a workdir is resumed.
+RUNTIME = (
+    "lowering",
+    "mesh",
+    "eval",
+    "log_every",
+    "checkpoint",
+    "data.dir",
+    "data.threads",
+    "duration",  # it may only grow
+)
+COTRAIN_VIEWS = ("different", "same")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training; `unit` is steps, epochs, examples or percent."""
+
+    value: float
+    unit: str
+
+    def steps(self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None) -> int:
+        """In steps; `total_steps` is what percent refers to."""
+        if self.unit == "percent":
+            if total_steps is None:
+                raise ConfigError(
+                    f"duration='{self.value:g}%': must be in steps, epochs or examples"
+                )
+            return round(self.value / 100 * total_steps)
+        per_unit = {"steps": 1, "epochs": steps_per_epoch, "examples": 1 / batch_size}
+        return round(self.value * per_unit[self.unit])
+
+
+def parse_duration(field: str, text: str) -> Duration:
+    """'300 epochs', '5000 steps', '1e6 examples' or '10%'.
+
+    Raises:
+      ConfigError: not of that form, or negative.
+    """
+    match = re.fullmatch(
+        r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(steps?|epochs?|examples?|%|percent)\s*", str(text)
+    )
+    try:
+        value = float(match[1])
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{field}={text!r}: must be a number of steps, epochs, examples or percent, "
+            "such as '300 epochs' or '10%'"
+        ) from None
+    unit = "percent" if match[2] in ("%", "percent") else match[2].rstrip("s") + "s"
+    return Duration(value, unit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a config and the number of training examples. Lengths are in steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    cotrain_warmup_steps: int
+    milestones_steps: tuple[int, ...]
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    eval_batch_size: int
+    lr_scale: float  # batch_size / base_batch_size; of the whole learning-rate curve
+
+    def schedule(self, config: ConfigDict) -> optim.Schedule:
+        """step -> learning rate."""
+        fields = dict(
+            lr=config.optim.lr * self.lr_scale,
+            warmup_steps=self.warmup_steps,
+            warmup_lr=config.schedule.warmup_lr * self.lr_scale,
+            end_lr=config.schedule.end_lr * self.lr_scale,
+        )
+        if config.schedule.name == "cosine":
+            fields |= dict(total_steps=self.total_steps)
+        elif config.schedule.name == "step":
+            fields |= dict(milestones_steps=self.milestones_steps, factor=config.schedule.factor)
+        return optim.schedule(config.schedule.name, **fields)
+
+
+def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
+    """Derives what the run needs from its config.
+
+    Raises:
+      ConfigError: a duration that is malformed or no step long.
+    """
+
+    def steps(field: str, text: str, total: int | None, at_least: int = 0) -> int:
+        n = parse_duration(field, text).steps(
+            batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, total_steps=total
+        )
+        if field == "duration" and n < 1:
+            raise ConfigError(f"duration={text!r}: must be at least one step")
+        return max(n, at_least)
+
+    total = steps("duration", config.duration, None)
+    warmup = steps("schedule.warmup", config.schedule.warmup, total)
+    if warmup > total:
+        raise ConfigError(
+            f"schedule.warmup={config.schedule.warmup!r}: must not be longer than "
+            f"duration={config.duration!r}"
+        )
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=warmup,
+        cotrain_warmup_steps=steps("cotrain.warmup", config.cotrain.warmup, total),
+        milestones_steps=tuple(
+            steps("schedule.milestones", m, total) for m in config.schedule.milestones
+        ),
+        log_every=steps("log_every", config.log_every, total, 1),
+        eval_every=steps("eval.every", config.eval.every, total, 1),
+        checkpoint_every=steps("checkpoint.every", config.checkpoint.every, total, 1),
+        eval_batch_size=config.eval.batch_size or config.batch_size,
+        lr_scale=config.batch_size / config.optim.base_batch_size,
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Checks all that can be known without data and devices.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    known = dict(_flat(common.get_config()))
+    given = dict(_flat(config))
+    for field in given:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise ConfigError(f"{field}={given[field]!r}: no such field in configs/common.py{hint}")
+    for field in known:
+        if field not in given:
+            raise ConfigError(f"{field}: missing; start from configs.common.get_config()")
+    for field, default in known.items():
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            value = given[field]
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ConfigError(f"{field}={value!r}: must be a finite number")
+
+    def need(field: str, allowed: str, fine: bool) -> None:
+        if not fine:
+            raise ConfigError(f"{field}={given[field]!r}: must be {allowed}")
+
+    def one_of(field: str, names) -> None:
+        need(field, f"one of {', '.join(names)}", given[field] in names)
+
+    one_of("method", methods.METHODS)
+    one_of("data.name", data.DATASETS)
+    one_of("schedule.name", optim.SCHEDULES)
+    one_of("optim.name", optim.OPTIMIZERS)
+    one_of("cotrain.loss", methods.cotrain.LOSSES)
+    one_of("cotrain.views", COTRAIN_VIEWS)
+    one_of("eval.ensemble", losses.ENSEMBLES)
+    one_of("dtype", DTYPES)
+    models.divided(config.arch, config.split)
+    methods.check_split(config.method, config.split)
+
+    need("seed", "0 or more", config.seed >= 0)
+    for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
+        need(field, "at least 1", given[field] >= 1)
+    need("eval.batch_size", "0 (as batch_size) or more", config.eval.batch_size >= 0)
+    for field in ("optim.lr", "schedule.factor"):
+        need(field, "positive", given[field] > 0)
+    for field in (
+        "schedule.warmup_lr",
+        "schedule.end_lr",
+        "optim.weight_decay",
+        "augment.mixup",
+        "cotrain.weight",
+        "cotrain.floor",
+    ):
+        need(field, "0 or more", given[field] >= 0)
+    need("label_smoothing", "in [0, 1)", 0 <= config.label_smoothing < 1)
+    need("data.validation", "in [0, 1)", 0 <= config.data.validation < 1)
+    need("data.scale_min", "in (0, 1]", 0 < config.data.scale_min <= 1)
+    need("data.image_size", "0 (as the data set) or more", config.data.image_size >= 0)
+    # Durations, and all that is derived, for an epoch of any length.
+    derived = plan(config, steps_per_epoch=max(1, 10**6 // config.batch_size))
+    source = data.DATASETS[config.data.name]
+    from jaxsplit import augment
+
+    augment.pipeline(config.augment, source.mean, source.std, streamed=False)
+    optim.build(config.optim, derived.schedule(config), {}, config.split)
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """What the networks compute in; None keeps the type of their input."""
+    return None if config.dtype == "float32" else jnp.dtype(config.dtype)
+
+
+def save(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes the config into the workdir, for resuming and evaluation."""
+    path = workdir / CONFIG_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(config.to_json(indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load(workdir: str | pathlib.Path) -> ConfigDict:
+    """The config that a workdir was made by.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"workdir={str(workdir)!r}: holds no readable {CONFIG_FILE} of a run ({error})"
+        ) from None
+    return ConfigDict(_tuples(fields))
+
+
+def check_identity(old: ConfigDict, new: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Refuses to resume a workdir by a config of another experiment.
+
+    Raises:
+      ConfigError: fields of identity differ (all are named), or `duration` became shorter.
+    """
+    before, after = dict(_flat(old)), dict(_flat(new))
+    changed = [
+        f"{field}: {before.get(field)!r} -> {after.get(field)!r}"
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field)
+        and not any(field == r or field.startswith(r + ".") for r in RUNTIME)
+    ]
+    if changed:
+        raise ConfigError(
+            f"workdir={str(workdir)!r}: holds another experiment; changed are "
+            f"{'; '.join(changed)}. Choose another workdir, or these values"
+        )
+
+
+def prepare_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Makes the workdir and makes sure that it can be written.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    path = pathlib.Path(workdir).expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"workdir={str(workdir)!r}: must be a writable directory ({error})"
+        ) from None
+    return path
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('optim.lr', 0.1), ... of all fields; a list is the same as a tuple."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, tuple(value) if isinstance(value, list) else value
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where configs have tuples."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,401 @@
+"""Training and evaluation of an experiment: the story, in the order in which data flows."""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from jaxsplit import (
+    augment,
+    checkpoint,
+    data,
+    evaluate,
+    methods,
+    metrics,
+    models,
+    optim,
+    report,
+    sharding,
+    stack,
+    state,
+    step,
+    summary,
+)
+from jaxsplit import config as config_lib
+from jaxsplit.errors import ConfigError, NonFiniteLossError
+
+# Steps that may be queued on the device: enough to keep it busy, few enough to bound memory.
+_QUEUE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that a config stands for, before any array exists."""
+
+    config: ConfigDict
+    dataset: data.Dataset
+    feed: data.TrainFeed
+    plan: config_lib.Plan
+    sharding: sharding.Sharding
+    method: methods.Method
+    optimizer: optax.GradientTransformation
+    schedule: optim.Schedule
+    eval_step: Callable[[dict, dict], dict[str, jax.Array]]
+
+    @property
+    def eval_split(self) -> tuple[str, Any]:
+        """(name, examples) that `best` is chosen on."""
+        if self.dataset.validation is not None:
+            return "validation", self.dataset.validation
+        return "test", self.dataset.test
+
+    @property
+    def best_metric(self) -> str:
+        """What makes a checkpoint the best one."""
+        return f"{self.eval_split[0]}/{self.method.answer}/top1"
+
+    def state_shapes(self) -> state.TrainState:
+        return state.shapes(self.method, self.optimizer, self.dataset.image_shape, self.sharding)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Checks a config and builds what it stands for; reads the data set, compiles nothing.
+
+    Raises:
+      ConfigError: a wrong value, in one line.
+    """
+    config_lib.check(config)
+    mesh = sharding.make(
+        config.mesh.data,
+        config.mesh.net,
+        num_networks=config.split,
+        batch_size=config.batch_size,
+    )
+    dataset = data.load(config.data)
+    feed = data.train_feed(
+        dataset,
+        batch_size=config.batch_size,
+        num_views=1 if _shared_view(config) else config.split,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        scale_min=config.data.scale_min,
+    )
+    plan = config_lib.plan(config, feed.steps_per_epoch)
+    networks = stack.make(
+        models.divided(config.arch, config.split),
+        config.split,
+        dataset.num_classes,
+        mesh,
+        lowering=config.lowering,
+        batch_norm=config.batch_norm,
+        dtype=config_lib.compute_dtype(config),
+    )
+    method = methods.make(config, plan, networks)
+    schedule = plan.schedule(config)
+    init = functools.partial(method.init, image_shape=dataset.image_shape)
+    params = jax.eval_shape(init, jax.random.key(0))["params"]
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        feed=feed,
+        plan=plan,
+        sharding=mesh,
+        method=method,
+        optimizer=optim.build(config.optim, schedule, params, config.split),
+        schedule=schedule,
+        eval_step=jax.jit(step.make_eval_step(method, dataset.mean, dataset.std)),
+    )
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
+    """Trains, or goes on with what `workdir` holds, and evaluates.
+
+    Args:
+      config: see `configs/common.py`.
+      workdir: gets config.json, metrics.jsonl, TensorBoard files and checkpoints/.
+
+    Returns:
+      Final metrics: test/<name>/top1, /top5 (0..1), /nll for every network and the ensemble,
+      test/disagreement (the same under validation/ if some was held out), `step`, and best/step
+      with best/<its metric>.
+
+    Raises:
+      ConfigError: a wrong value, or a workdir of another experiment; before any compilation.
+      NonFiniteLossError: the loss became NaN or infinite; nothing saved was overwritten.
+    """
+    exp = build(config)
+    workdir = config_lib.prepare_workdir(workdir)
+    if checkpoint.exists(workdir):
+        config_lib.check_identity(config_lib.load(workdir), config, workdir)
+        _check_longer(config_lib.load(workdir), exp, workdir)
+    plan, mesh = exp.plan, exp.sharding
+    chief = jax.process_index() == 0
+    if chief:
+        config_lib.save(config, workdir)
+
+    # ---- State: new, or the newest checkpoint
+    checkpoints = checkpoint.Checkpoints(
+        workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
+    )
+    start = checkpoints.latest() or 0
+    if start:
+        train_state = checkpoints.restore(start, exp.state_shapes())
+    else:
+        train_state = state.init(
+            exp.method, exp.optimizer, config.seed, exp.dataset.image_shape, mesh
+        )
+
+    # ---- Data: small sets lie on the device, large ones stream
+    streamed = exp.feed.resident is None
+    resident = {}
+    if not streamed:
+        arrays = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
+        resident = mesh.put(arrays, mesh.replicated)
+    batches = exp.feed.batches(start)
+
+    # ---- The step, compiled
+    writer = metrics.Writer(workdir, start=start, active=chief)
+    progress = report.Progress(total=plan.total_steps, start=start, active=chief)
+    progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
+    if start < plan.total_steps:
+        began = time.time()
+        batch = _put(exp, next(batches))
+        train_step, totals = _compile(exp, train_state, resident, batch)
+        progress.line(f"compiled the training step in {time.time() - began:.1f} s")
+
+    # ---- Train
+    best = checkpoints.best()
+    best_value = best[1][exp.best_metric] if best else float("-inf")
+    results: dict[str, float] = {}
+    queue: collections.deque = collections.deque()
+    clock = _Clock()
+    for done in range(start + 1, plan.total_steps + 1):
+        train_state, totals = train_step(train_state, totals, resident, batch)
+        progress.advance()
+        last = done == plan.total_steps
+        if not last:
+            batch = _put(exp, next(batches))
+        queue.append(totals.count)
+        if len(queue) > _QUEUE:
+            queue.popleft().block_until_ready()
+
+        logs, evaluates = (last or done % n == 0 for n in (plan.log_every, plan.eval_every))
+        saves = last or done % plan.checkpoint_every == 0
+        if logs or evaluates or saves:
+            _check_finite(totals, checkpoints)
+        if logs:
+            values = {f"train/{k}": v for k, v in metrics.means(totals).items()}
+            values["lr"] = float(exp.schedule(done - 1))
+            values["images_per_second"] = int(totals.count) * config.batch_size / clock.lap()
+            writer.write(done, values)
+            progress.training(done, done / plan.steps_per_epoch, values)
+            totals = metrics.zeros(totals)
+        if not (evaluates or saves):
+            continue
+        clock.pause()
+        if evaluates:
+            results = _evaluate(exp, train_state.variables, exp.eval_split)
+            writer.write(done, results)
+            progress.line(f"step {done}: {_brief(exp, results)}")
+            saves |= results[exp.best_metric] > best_value
+            best_value = max(best_value, results[exp.best_metric])
+        if saves:
+            checkpoints.save(train_state, config, results if evaluates else None)
+        clock.resume()
+    if hasattr(batches, "close"):
+        batches.close()
+
+    # ---- Report
+    splits = {exp.eval_split[0]: exp.eval_split[1], "test": exp.dataset.test}
+    for split in splits.items():
+        if f"{split[0]}/count" not in results:
+            results |= _evaluate(exp, train_state.variables, split)
+    writer.write(plan.total_steps, results)
+    writer.close()
+    progress.close()
+    best = checkpoints.best()
+    checkpoints.close()
+    results["step"] = float(train_state.step)
+    if best:
+        results |= {
+            "best/step": float(best[0]),
+            f"best/{exp.best_metric}": best[1][exp.best_metric],
+        }
+    if chief:
+        print(_tables(exp, results, f"step {plan.total_steps}, the last"), flush=True)
+    return results
+
+
+def evaluate_checkpoint(
+    config: ConfigDict, workdir: str | pathlib.Path, which: str | int = "latest"
+) -> dict[str, float]:
+    """Restores the networks of a checkpoint, evaluates them and prints the table.
+
+    Args:
+      config: of the run; `config.load(workdir)` gives it.
+      workdir: of the run.
+      which: 'latest', 'best' or a step.
+
+    Returns:
+      test/<name>/top1 ... as `train_and_evaluate`, and `step`.
+
+    Raises:
+      ConfigError: no such checkpoint, or a config that does not fit the workdir.
+    """
+    workdir = pathlib.Path(workdir)
+    if not checkpoint.exists(workdir):
+        raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
+    config_lib.check_identity(config_lib.load(workdir), config, workdir)
+    exp = build(config)
+    checkpoints = checkpoint.Checkpoints(
+        workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
+    )
+    found = checkpoints.find(which)
+    variables = checkpoints.restore_model(found, exp.state_shapes())
+    results: dict[str, float] = {"step": float(found)}
+    if exp.dataset.validation is not None:
+        results |= _evaluate(exp, variables, exp.eval_split)
+    results |= _evaluate(exp, variables, ("test", exp.dataset.test))
+    best = checkpoints.best()
+    if best:
+        results |= {
+            "best/step": float(best[0]),
+            f"best/{exp.best_metric}": best[1][exp.best_metric],
+        }
+    checkpoints.close()
+    if jax.process_index() == 0:
+        kind = which if which in ("latest", "best") else "chosen"
+        print(_tables(exp, results, f"step {found}, the {kind}"), flush=True)
+    return results
+
+
+def _compile(exp: Experiment, train_state, resident: dict, batch: dict):
+    """The compiled training step, and empty totals for its metrics."""
+    config = exp.config
+    streamed = exp.feed.resident is None
+    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, streamed=streamed)
+    inputs = step.make_inputs(
+        exp.sharding,
+        ops,
+        num_networks=config.split,
+        shared_view=_shared_view(config),
+        streamed=streamed,
+        mixup=config.augment.mixup,
+    )
+    train_step = step.make_train_step(exp.method, exp.optimizer, inputs)
+    _, shapes = jax.eval_shape(train_step, train_state, metrics.empty(), resident, batch)
+    totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
+    everywhere = exp.sharding.named(exp.sharding.replicated)
+    where = state.shardings(train_state, exp.optimizer, exp.sharding)
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(where, everywhere))
+    return jitted.lower(train_state, totals, resident, batch).compile(), totals
+
+
+def _put(exp: Experiment, batch: dict) -> dict:
+    """A host batch on the mesh."""
+    mesh = exp.sharding
+    views = mesh.shared_view if _shared_view(exp.config) else mesh.views
+    return {
+        name: mesh.put_local(value, views if name == "images" else mesh.batch)
+        for name, value in batch.items()
+    }
+
+
+def _shared_view(config: ConfigDict) -> bool:
+    return config.split == 1 or (config.method == "cotrain" and config.cotrain.views == "same")
+
+
+def _check_longer(old: ConfigDict, exp: Experiment, workdir: pathlib.Path) -> None:
+    before = config_lib.plan(old, exp.feed.steps_per_epoch).total_steps
+    if exp.plan.total_steps < before:
+        raise ConfigError(
+            f"duration={exp.config.duration!r}: must not be shorter than the {old.duration!r} of "
+            f"the run in workdir={str(workdir)!r}"
+        )
+
+
+def _check_finite(totals: metrics.Totals, checkpoints: checkpoint.Checkpoints) -> None:
+    bad = int(totals.bad_step)
+    if bad < 0:
+        return
+    checkpoints.wait()
+    good = checkpoints.latest()
+    kept = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
+    raise NonFiniteLossError(f"the loss is not finite at step {bad + 1}; {kept}")
+
+
+def _evaluate(exp: Experiment, variables: dict, split: tuple[str, Any]) -> dict[str, float]:
+    name, examples = split
+    values = evaluate.evaluate(
+        exp.eval_step,
+        variables,
+        examples,
+        image_shape=exp.dataset.image_shape,
+        batch_size=exp.plan.eval_batch_size,
+        sharding=exp.sharding,
+    )
+    return {f"{name}/{k}": v for k, v in values.items()}
+
+
+def _brief(exp: Experiment, results: dict[str, float]) -> str:
+    split, answer = exp.eval_split[0], exp.method.answer
+    return (
+        f"{split} {answer} top-1 {results[f'{split}/{answer}/top1']:.2%}, "
+        f"NLL {results[f'{split}/{answer}/nll']:.4f}"
+    )
+
+
+def _tables(exp: Experiment, results: dict[str, float], which: str) -> str:
+    """The table of every evaluated split, and how `best` was chosen."""
+    config = exp.config
+    costs = summary.stack_cost(
+        config.arch,
+        config.split,
+        num_classes=exp.dataset.num_classes,
+        image_shape=exp.dataset.image_shape,
+    )
+    tables = []
+    for split in ("validation", "test"):
+        if f"{split}/count" not in results:
+            continue
+        title = (
+            f"{config.data.name} {split} ({results[f'{split}/count']:.0f} images), "
+            f"{config.arch} divided in {config.split}, {config.method}; checkpoint {which}"
+        )
+        part = {k.split("/", 1)[1]: v for k, v in results.items() if k.startswith(f"{split}/")}
+        tables.append(report.results_table(title, part, costs, config.split))
+    if "best/step" in results:
+        set_name = "training part held out" if exp.eval_split[0] == "validation" else "test set"
+        tables.append(
+            f"best: step {results['best/step']:.0f}, {exp.method.answer} top-1 "
+            f"{results[f'best/{exp.best_metric}']:.2%}, chosen on the {set_name}"
+        )
+    return "\n\n".join(tables)
+
+
+class _Clock:
+    """Seconds of training between two log points; evaluation and saving do not count."""
+
+    def __init__(self):
+        self._spent, self._since = 0.0, time.time()
+
+    def pause(self) -> None:
+        self._spent += time.time() - self._since
+
+    def resume(self) -> None:
+        self._since = time.time()
+
+    def lap(self) -> float:
+        self.pause()
+        spent, self._spent = self._spent, 0.0
+        self.resume()
+        return max(spent, 1e-9)

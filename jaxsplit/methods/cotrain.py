@@ -1,0 +1,43 @@
+"""Co-training: the S networks learn the labels and learn from each other.
+
+Zhao et al. 2020, "Towards Better Accuracy-efficiency Trade-offs: Divide and Co-training"
+(arXiv 2011.14660), Eqs. (1) to (3): sum of the cross-entropies + weight x divergence of the
+predictions.
+"""
+
+from jax import Array
+
+from jaxsplit import losses
+from jaxsplit.methods.base import Method, over_stack
+from jaxsplit.stack import Stack
+
+LOSSES = {"js": losses.js_divergence, "kl": losses.pairwise_kl}
+
+
+def make(
+    stack: Stack,
+    *,
+    loss: str = "js",
+    weight: float = 0.5,
+    floor: float = 0.005,
+    warmup_steps: int = 0,
+    **fields,
+) -> Method:
+    """Cross-entropy summed over networks + weight x Jensen-Shannon divergence or pairwise KL.
+
+    Args:
+      stack: S >= 2 networks.
+      loss: 'js', or 'kl' with detached targets.
+      weight: of the divergence, warmed up linearly over `warmup_steps` from `floor`.
+      floor: smallest weight during the warm-up.
+      warmup_steps: 0 is the full weight from the start.
+      **fields: label_smoothing, ensemble (see `over_stack`).
+    """
+    divergence = LOSSES[loss]
+
+    def exchange(logits: Array, progress: Array) -> dict[str, Array]:
+        w = losses.cotrain_weight(progress, warmup_steps, weight, floor)
+        term = divergence(logits)
+        return {"exchange": w * term, f"cotrain/{loss}": term, "cotrain/weight": w}
+
+    return over_stack(stack, exchange, **fields)

@@ -1,0 +1,15 @@
+"""One undivided network, trained alone: what the others are measured against."""
+
+from jaxsplit.methods.base import Method, over_stack
+from jaxsplit.stack import Stack
+
+
+def make(stack: Stack, **fields) -> Method:
+    """Cross-entropy of a stack of one; `fields`: label_smoothing.
+
+    Raises:
+      ValueError: the stack has several networks.
+    """
+    if stack.num_networks != 1:
+        raise ValueError(f"single: needs a stack of 1 network, this one has {stack.num_networks}")
+    return over_stack(stack, **fields)

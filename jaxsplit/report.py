@@ -1,0 +1,87 @@
+"""What a run prints: its progress and the table at its end."""
+
+import sys
+from collections.abc import Mapping
+
+from jaxsplit.summary import Cost
+
+
+class Progress:
+    """One progress bar on a terminal, plain lines elsewhere; silent unless `active`."""
+
+    def __init__(self, *, total: int, start: int, active: bool = True):
+        self._active, self._total, self._bar = active, total, None
+        if active and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """One step was dispatched."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def training(self, step: int, epoch: float, m: Mapping[str, float]) -> None:
+        """The metrics of a log point."""
+        parts = [f"loss {m['train/loss']:.4f}"]
+        if "train/ensemble/top1" in m:
+            parts.append(f"ensemble {m['train/ensemble/top1']:.2%}")
+        if "train/cotrain/weight" in m:
+            parts.append(f"cotrain weight {m['train/cotrain/weight']:.3f}")
+        parts += [f"lr {m['lr']:.4g}", f"{m['images_per_second']:,.0f} images/s"]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(parts[:2]))
+        else:
+            self.line(f"step {step}/{self._total}, epoch {epoch:.2f}: {', '.join(parts)}")
+
+    def line(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def results_table(
+    title: str, results: Mapping[str, float], costs: tuple[Cost, Cost], num_networks: int
+) -> str:
+    """Text: a row for each network and what they answer together, with parameters and costs.
+
+    Args:
+      title: the first line.
+      results: of `evaluate`.
+      costs: (one divided network, the undivided network).
+      num_networks: S.
+    """
+    small, large = costs
+    names = [key.removesuffix("/top1") for key in results if key.endswith("/top1")]
+    rows = [("", "top-1 %", "top-5 %", "NLL", "parameters", "mult-adds")]
+    for name in names:
+        n = 1 if name.startswith("net") else num_networks
+        rows.append(
+            (
+                name,
+                f"{100 * results[f'{name}/top1']:.2f}",
+                f"{100 * results[f'{name}/top5']:.2f}",
+                f"{results[f'{name}/nll']:.4f}",
+                f"{n * small.params:,}",
+                f"{n * small.macs:,}",
+            )
+        )
+    if num_networks > 1:
+        rows.append(("undivided", "-", "-", "-", f"{large.params:,}", f"{large.macs:,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [title]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    if "disagreement" in results:
+        lines.append(f"mean pairwise disagreement of the networks: {results['disagreement']:.2%}")
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""The command line of jaxsplit: flags, and dispatch on --mode. All else can be imported.
+
+python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits
+python main.py --mode=eval --workdir=runs/digits --checkpoint=best
+python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py
+"""
+
+import os
+import pathlib
+import sys
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+
+# TensorFlow, which writes the TensorBoard files, prints notices unless told not to.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from jaxsplit import loop, summary  # noqa: E402
+from jaxsplit.errors import ConfigError, NonFiniteLossError  # noqa: E402
+
+SAVED = pathlib.Path(__file__).parent / "configs" / "saved.py"
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(), --config.field=value overrides; default: the workdir's"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints")
+_MODE = flags.DEFINE_string("mode", "train", "train, eval or summary")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "For eval: latest, best or a step")
+
+
+def need_workdir() -> str:
+    if not _WORKDIR.value:
+        raise ConfigError(f"workdir: must be given with --mode={_MODE.value}")
+    return _WORKDIR.value
+
+
+MODES = {
+    "train": lambda config: loop.train_and_evaluate(config, need_workdir()),
+    "eval": lambda config: loop.evaluate_checkpoint(config, need_workdir(), _CHECKPOINT.value),
+    "summary": lambda config: print(summary.of_config(config)),
+}
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; wrong ones are one line and exit status 2."""
+    names = [a.lstrip("-").split("=")[0] for a in argv]
+    if "config" not in names and "workdir" in names:
+        # The workdir's own config, which can be overridden like any other.
+        i = names.index("workdir")
+        workdir = argv[i].partition("=")[2] or argv[min(i + 1, len(argv) - 1)]
+        argv = [argv[0], f"--config={SAVED}:{workdir}", *argv[1:]]
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ConfigError(f"unknown argument {rest[1]!r}")
+        if _CONFIG.value is None and not flags.FLAGS.get_flag_value("help", False):
+            raise ConfigError("config: must be given: --config=configs/<name>.py")
+        return rest
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fail(error, 2)
+
+
+def fail(error: Exception, status: int) -> NoReturn:
+    """Ends with one line, without a traceback."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    print(f"error: {' '.join(lines[-1].split())}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def main(_: list[str]) -> None:
+    try:
+        if _MODE.value not in MODES:
+            raise ConfigError(f"mode={_MODE.value!r}: must be one of {', '.join(MODES)}")
+        MODES[_MODE.value](_CONFIG.value)
+    except ConfigError as error:
+        fail(error, 2)
+    except NonFiniteLossError as error:
+        fail(error, 1)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
