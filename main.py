@@ -17,6 +17,7 @@ from ml_collections import config_flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+from jaxsplit import config as config_lib  # noqa: E402
 from jaxsplit import loop, summary  # noqa: E402
 from jaxsplit.errors import ConfigError, NonFiniteLossError  # noqa: E402
 
@@ -29,33 +30,34 @@ _MODE = flags.DEFINE_string("mode", "train", "train, eval or summary")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "For eval: latest, best or a step")
 
 
-def need_workdir() -> str:
-    if not _WORKDIR.value:
-        raise ConfigError(f"workdir: must be given with --mode={_MODE.value}")
-    return _WORKDIR.value
-
-
 MODES = {
-    "train": lambda config: loop.train_and_evaluate(config, need_workdir()),
-    "eval": lambda config: loop.evaluate_checkpoint(config, need_workdir(), _CHECKPOINT.value),
+    "train": lambda config: loop.train_and_evaluate(config, _WORKDIR.value),
+    "eval": lambda config: loop.evaluate_checkpoint(config, _WORKDIR.value, _CHECKPOINT.value),
     "summary": lambda config: print(summary.of_config(config)),
 }
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; wrong ones are one line and exit status 2."""
-    names = [a.lstrip("-").split("=")[0] for a in argv]
-    if "config" not in names and "workdir" in names:
-        # The workdir's own config, which can be overridden like any other.
-        i = names.index("workdir")
-        workdir = argv[i].partition("=")[2] or argv[min(i + 1, len(argv) - 1)]
-        argv = [argv[0], f"--config={SAVED}:{workdir}", *argv[1:]]
+    given = {}
+    for flag, after in zip(argv[1:], [*argv[2:], "-"], strict=True):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-"):
+            given[name] = value if equals or after.startswith("-") else after
     try:
+        for name, value in given.items():
+            if name.startswith(("config.", "noconfig.")):
+                config_lib.check_field(name.partition(".")[2], value)
+        if "config" not in given and given.get("workdir"):
+            # The workdir's own config, which can be overridden like any other.
+            config_lib.load(given["workdir"])
+            argv = [argv[0], f"--config={SAVED}:{given['workdir']}", *argv[1:]]
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise ConfigError(f"unknown argument {rest[1]!r}")
-        if _CONFIG.value is None and not flags.FLAGS.get_flag_value("help", False):
+        if _CONFIG.value is None:
             raise ConfigError("config: must be given: --config=configs/<name>.py")
+        _CONFIG.value.items()  # a file that could not be loaded raises only here
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         fail(error, 2)
@@ -64,7 +66,7 @@ def parse(argv: list[str]) -> list[str]:
 def fail(error: Exception, status: int) -> NoReturn:
     """Ends with one line, without a traceback."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    print(f"error: {' '.join(lines[-1].split())}", file=sys.stderr, flush=True)
+    print("error:", " ".join(lines[-1].split()), file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -72,6 +74,8 @@ def main(_: list[str]) -> None:
     try:
         if _MODE.value not in MODES:
             raise ConfigError(f"mode={_MODE.value!r}: must be one of {', '.join(MODES)}")
+        if _MODE.value != "summary" and not _WORKDIR.value:
+            raise ConfigError(f"workdir: must be given with --mode={_MODE.value}")
         MODES[_MODE.value](_CONFIG.value)
     except ConfigError as error:
         fail(error, 2)

@@ -21,7 +21,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best_metric: str = ""):
-        self._folder = pathlib.Path(workdir).absolute() / FOLDER
+        self._folder = pathlib.Path(workdir).expanduser().absolute() / FOLDER
         self._keep, self._best_metric = keep, best_metric
         logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
         self._manager = self._open()
@@ -149,4 +149,4 @@ def _opt_item(state: TrainState) -> dict:
 
 def exists(workdir: str | pathlib.Path) -> bool:
     """Whether a workdir holds a folder of checkpoints."""
-    return (pathlib.Path(workdir) / FOLDER).is_dir()
+    return (pathlib.Path(workdir).expanduser() / FOLDER).is_dir()

@@ -32,6 +32,15 @@ RUNTIME = (
     "data.threads",
     "duration",  # it may only grow
 )
+# Fields that are durations, or several, besides `duration`.
+DURATIONS = (
+    "schedule.warmup",
+    "schedule.milestones",
+    "cotrain.warmup",
+    "log_every",
+    "eval.every",
+    "checkpoint.every",
+)
 COTRAIN_VIEWS = ("different", "same")
 DTYPES = ("float32", "bfloat16")
 
@@ -67,10 +76,12 @@ def parse_duration(field: str, text: str) -> Duration:
     try:
         value = float(match[1])
     except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
         raise ConfigError(
             f"{field}={text!r}: must be a number of steps, epochs, examples or percent, "
             "such as '300 epochs' or '10%'"
-        ) from None
+        )
     unit = "percent" if match[2] in ("%", "percent") else match[2].rstrip("s") + "s"
     return Duration(value, unit)
 
@@ -143,6 +154,24 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     )
 
 
+def check_field(field: str, value: Any) -> None:
+    """Checks that `configs/common.py` has a field, or a group of fields, of that name.
+
+    Raises:
+      ConfigError: it has not; names those near it, else those of the same group.
+    """
+    known = dict(_flat(common.get_config()))
+    if field in known or any(k.startswith(field + ".") for k in known):
+        return
+    group, _, name = field.rpartition(".")
+    near = [k for k in known if k.rpartition(".")[2] == name]
+    near = near or difflib.get_close_matches(field, known, n=3, cutoff=0.5)
+    near = near or [k for k in known if k.rpartition(".")[0] == group] or list(known)
+    raise ConfigError(
+        f"{field}={value!r}: no such field in configs/common.py; there are {', '.join(near)}"
+    )
+
+
 def check(config: ConfigDict) -> None:
     """Checks all that can be known without data and devices.
 
@@ -151,11 +180,8 @@ def check(config: ConfigDict) -> None:
     """
     known = dict(_flat(common.get_config()))
     given = dict(_flat(config))
-    for field in given:
-        if field not in known:
-            near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
-            hint = f"; near it: {', '.join(near)}" if near else ""
-            raise ConfigError(f"{field}={given[field]!r}: no such field in configs/common.py{hint}")
+    for field, value in given.items():
+        check_field(field, value)
     for field in known:
         if field not in given:
             raise ConfigError(f"{field}: missing; start from configs.common.get_config()")
@@ -187,8 +213,7 @@ def check(config: ConfigDict) -> None:
     for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
         need(field, "at least 1", given[field] >= 1)
     need("eval.batch_size", "0 (as batch_size) or more", config.eval.batch_size >= 0)
-    for field in ("optim.lr", "schedule.factor"):
-        need(field, "positive", given[field] > 0)
+    need("optim.lr", "positive", config.optim.lr > 0)
     for field in (
         "schedule.warmup_lr",
         "schedule.end_lr",
@@ -202,13 +227,20 @@ def check(config: ConfigDict) -> None:
     need("data.validation", "in [0, 1)", 0 <= config.data.validation < 1)
     need("data.scale_min", "in (0, 1]", 0 < config.data.scale_min <= 1)
     need("data.image_size", "0 (as the data set) or more", config.data.image_size >= 0)
-    # Durations, and all that is derived, for an epoch of any length.
-    derived = plan(config, steps_per_epoch=max(1, 10**6 // config.batch_size))
+    need("schedule.factor", "in (0, 1]", 0 < config.schedule.factor <= 1)
+    # How long an epoch is, and so which duration is longer, only the data tells: see `plan`.
+    total = parse_duration("duration", config.duration)
+    need("duration", "in steps, epochs or examples", total.unit != "percent")
+    need("duration", "at least one step", total.value > 0)
+    for field in DURATIONS:
+        value = given[field]
+        for text in value if isinstance(value, tuple) else (value,):
+            parse_duration(field, text)
     source = data.DATASETS[config.data.name]
     from jaxsplit import augment
 
     augment.pipeline(config.augment, source.mean, source.std, streamed=False)
-    optim.build(config.optim, derived.schedule(config), {}, config.split)
+    optim.build(config.optim, lambda step: config.optim.lr, {}, config.split)
 
 
 def compute_dtype(config: ConfigDict) -> Any:
@@ -230,7 +262,7 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     Raises:
       ConfigError: there is none.
     """
-    path = pathlib.Path(workdir) / CONFIG_FILE
+    path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
     try:
         fields = json.loads(path.read_text())
     except (OSError, ValueError) as error:

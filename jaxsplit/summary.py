@@ -26,7 +26,7 @@ class Cost(NamedTuple):
 def cost(spec, *, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
     """Cost of the network of a Spec for images of (H, W, C); traces, never compiles."""
     module = models.build(spec, num_classes)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.result_type(float))
     variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
     program = jax.make_jaxpr(lambda v, x: module.apply(v, x)[0])(variables, image)
     macs = Counter()

@@ -66,7 +66,7 @@ def from_state_dict(spec, state: Mapping[str, np.ndarray], num_classes: int, dty
       ConfigError: tensors missing, left over or of another shape; all are named.
     """
     module = models.build(spec, num_classes)
-    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.result_type(float))
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
     names = state_dict_names(spec, shapes)
     wanted = jax.tree.leaves(names)

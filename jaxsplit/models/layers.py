@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
@@ -136,7 +137,8 @@ class Dropout(nn.Module):
 def max_pool(x: Array, window: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
     """float[B, H, W, C] -> float[B, H', W', C]; padded places never win."""
     pads = ((0, 0), *padding, (0, 0))
-    lowest = jnp.array(-jnp.inf, x.dtype)
+    # A constant, not a traced value, or jax does not see a maximum that it can differentiate.
+    lowest = np.array(-np.inf, x.dtype)
     return lax.reduce_window(
         x, lowest, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads
     )
