@@ -50,8 +50,8 @@ format: .venv/.installed-test ## repair style and format
 	$(venv_python) -m ruff check --fix $(ARGS)
 	$(venv_python) -m ruff format
 
-bench: .venv/.installed ## measure the time of a training step
-	$(venv_python) -m bench.step_time $(ARGS)
+bench: .venv/.installed ## measure what stacking networks costs
+	$(venv_python) -m bench.stack_overhead $(ARGS)
 
 clean: ## remove the environment and what tests and tools left; runs/ stays
 	rm -rf .venv .cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -40,7 +40,7 @@ MODES = {
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; wrong ones are one line and exit status 2."""
     given = {}
-    for flag, after in zip(argv[1:], [*argv[2:], "-"], strict=True):
+    for flag, after in zip(argv[1:], [*argv[2:], "-"], strict=False):
         name, equals, value = flag.lstrip("-").partition("=")
         if flag.startswith("-"):
             given[name] = value if equals or after.startswith("-") else after
@@ -48,6 +48,8 @@ def parse(argv: list[str]) -> list[str]:
         for name, value in given.items():
             if name.startswith(("config.", "noconfig.")):
                 config_lib.check_field(name.partition(".")[2], value)
+        if not pathlib.Path(given.get("config", __file__).partition(":")[0]).is_file():
+            raise ConfigError(f"config={given['config']!r}: must be a file with get_config()")
         if "config" not in given and given.get("workdir"):
             # The workdir's own config, which can be overridden like any other.
             config_lib.load(given["workdir"])
@@ -57,7 +59,6 @@ def parse(argv: list[str]) -> list[str]:
             raise ConfigError(f"unknown argument {rest[1]!r}")
         if _CONFIG.value is None:
             raise ConfigError("config: must be given: --config=configs/<name>.py")
-        _CONFIG.value.items()  # a file that could not be loaded raises only here
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         fail(error, 2)

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
@@ -18,15 +19,29 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Saving is asynchronous: `save` copies the arrays and returns; `wait` sees it finished.
+
+    Args:
+      workdir: of the run.
+      keep: how many of the newest stay.
+      best_metric: the name among the metrics given to `save` whose highest value is the best.
+      read_only: nothing is saved or deleted. Otherwise what an interrupted save left behind is
+        removed first, so a second writer would ruin what the first is saving.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best_metric: str = ""):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        keep: int = 2,
+        best_metric: str = "",
+        read_only: bool = False,
+    ):
         self._folder = pathlib.Path(workdir).expanduser().absolute() / FOLDER
         self._keep, self._best_metric = keep, best_metric
         logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
-        self._manager = self._open()
+        self._manager = self._open(read_only)
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self, read_only: bool) -> ocp.CheckpointManager:
         def metric(metrics: dict) -> float:
             return metrics.get(self._best_metric, float("-inf"))
 
@@ -41,7 +56,9 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
         )
         return ocp.CheckpointManager(
             self._folder,
@@ -127,6 +144,9 @@ class Checkpoints:
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
+            # Orbax itself finds some of what does not fit only while it reads, and reads on.
+            for name, args in items.items():
+                self._check_fits(step, name, args.item)
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax raises bare Exception for damaged files
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -134,6 +154,14 @@ class Checkpoints:
                 f"checkpoint={step} in {self._folder}: is damaged or of another architecture "
                 f"({reason[0][:200]})"
             ) from error
+
+    def _check_fits(self, step: int, name: str, like: Any) -> None:
+        with ocp.StandardCheckpointer() as reader:
+            saved = reader.metadata(self._folder / str(step) / name).item_metadata.tree
+        have, need = _shapes(saved), _shapes(like)
+        for path in sorted(have.keys() | need.keys()):
+            if have.get(path) != need.get(path):
+                raise ValueError(f"{path} has shape {have.get(path)}, should be {need.get(path)}")
 
     def wait(self) -> None:
         self._manager.wait_until_finished()
@@ -145,6 +173,14 @@ class Checkpoints:
 
 def _opt_item(state: TrainState) -> dict:
     return {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """'params/stack/head/bias' -> shape."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
 def exists(workdir: str | pathlib.Path) -> bool:

@@ -60,7 +60,10 @@ def results_table(
       num_networks: S.
     """
     small, large = costs
-    names = [key.removesuffix("/top1") for key in results if key.endswith("/top1")]
+    answers = [key.removesuffix("/top1") for key in results if key.endswith("/top1")]
+    # A jitted function sorts the names: networks first, by number.
+    names = sorted((n for n in answers if n.startswith("net")), key=lambda n: int(n[3:]))
+    names += [n for n in answers if n not in names]
     rows = [("", "top-1 %", "top-5 %", "NLL", "parameters", "mult-adds")]
     for name in names:
         n = 1 if name.startswith("net") else num_networks

@@ -32,8 +32,15 @@ def parity() -> pathlib.Path:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     if not PARITY:
-        terminalreporter.write_line(
-            "PARITY TESTS SKIPPED: set JAXSPLIT_PARITY to the folder of the reference's numbers",
-            yellow=True,
-            bold=True,
+        text = "PARITY TESTS SKIPPED: set JAXSPLIT_PARITY to the folder of the reference's numbers"
+        terminalreporter.write_line(text, yellow=True, bold=True)
+
+
+def pytest_sessionfinish(session, exitstatus) -> None:
+    """Where the reference's numbers are given, a test that skips is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if PARITY and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = 1
+        reporter.write_line(
+            "\nFAILED: tests were skipped although JAXSPLIT_PARITY is set", red=True
         )

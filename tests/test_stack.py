@@ -1,12 +1,15 @@
 """A stack equals a loop over its networks, in every lowering, on every mesh."""
 
 import dataclasses
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxsplit import models, sharding, stack
+from jaxsplit.errors import ConfigError
 from jaxsplit.models import resnet, senet
 
 S, B, K = 3, 4, 5
@@ -17,10 +20,15 @@ SPECS = {
         resnet.SPECS["resnext29_8x64d"], blocks=(1, 1), width=4, stem=(6,), groups=2
     ),
     "se": dataclasses.replace(
-        senet.SPECS["se_resnet50"], blocks=(1, 1), width=8, stem=(4, 4, 6), dropout=0.0
+        senet.SPECS["se_resnet50"], blocks=(1,), width=8, stem=(4, 4, 6), dropout=0.0
+    ),
+    "small": dataclasses.replace(models.divided("wide_resnet10_1", 1), blocks=(1,), width=8),
+    "dropout": dataclasses.replace(
+        models.divided("wide_resnet10_1", 1), blocks=(1,), width=8, dropout=0.3
     ),
 }
 TINY = SPECS["basic"]
+SMALL = SPECS["small"]
 IMAGE = {"se": (17, 16, 3)}  # its stem divides the sides by 4
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -63,8 +71,8 @@ def cross_entropy(logits, labels):
     return -(log_p * jax.nn.one_hot(labels, K)[(None,) * (logits.ndim - 2)]).mean(-2).sum()
 
 
-def outputs_of(net: stack.Stack, key=None):
-    """(variables, views, labels) -> all that a training step and an evaluation read."""
+def training_of(net: stack.Stack, key=None):
+    """(variables, views, labels) -> all that a training step reads."""
 
     def run(variables, views, labels):
         def loss(params):
@@ -74,11 +82,18 @@ def outputs_of(net: stack.Stack, key=None):
             return cross_entropy(logits, labels), (logits, features, stats)
 
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return {
-            "train": (value, out),
-            "grads": grads,
-            "eval": net.apply(variables, views, train=False),
-        }
+        return {"train": (value, out), "grads": grads}
+
+    return run
+
+
+def outputs_of(net: stack.Stack, key=None):
+    """(variables, views, labels) -> all that a training step and an evaluation read."""
+    train = training_of(net, key)
+
+    def run(variables, views, labels):
+        evaluated = net.apply(variables, views, train=False)
+        return dict(train(variables, views, labels), eval=evaluated)
 
     return run
 
@@ -128,18 +143,291 @@ def assert_close(got, want, tolerance: float = 1e-5) -> None:
 # ---- equal to a loop
 
 
-@pytest.fixture(scope="module", params=SPECS)
-def family(request):
-    """(name, its inputs, the outputs of a loop)."""
-    with jax.enable_x64(True):
-        args = inputs(request.param, dtype=np.float64)
-        return request.param, args, looped(SPECS[request.param])(*args)
+# Dense for every family; the others, which take longer to compile, for some.
+CASES = [(n, "dense") for n in ("basic", "bottleneck", "grouped", "se")]
+CASES += [("basic", "grouped"), ("grouped", "grouped"), ("se", "unrolled")]
 
 
-@pytest.mark.parametrize("lowering", ["dense", "unrolled", "grouped"])
-def test_equals_a_loop(family, lowering):
+@pytest.fixture(scope="module")
+def expected():
+    """name of a family -> (its inputs, the outputs of a loop)."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            args = inputs(name, dtype=np.float64)
+            made[name] = args, looped(SPECS[name])(*args)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name, lowering", CASES)
+def test_equals_a_loop(expected, name, lowering):
     """Logits, features, loss, gradients and statistics, in training and in evaluation."""
-    name, args, want = family
     with jax.enable_x64(True):  # so that only rounding of 1e-16 can differ
+        args, want = expected(name)
         got = quick(outputs_of(make(SPECS[name], lowering=lowering)))(*args)
     assert_close(got, want, 1e-11)
+
+
+@pytest.fixture(scope="module")
+def expected_in_float32():
+    args = inputs()
+    return args, jax.device_get(looped(TINY)(*args))
+
+
+@pytest.mark.parametrize("lowering", ["auto", "dense"])
+def test_equals_a_loop_in_float32(expected_in_float32, lowering):
+    """Within 1e-5 of the largest element of its kind: logits, loss, gradients, statistics.
+
+    Gradients of one layer may be small against those of another; their rounding errors are not.
+    """
+    args, want = expected_in_float32
+    got = jax.device_get(quick(outputs_of(make(lowering=lowering)))(*args))
+    for kind, pick in {
+        "loss": lambda out: out["train"][0],
+        "training logits": lambda out: out["train"][1][0],
+        "features": lambda out: out["train"][1][1],
+        "statistics": lambda out: out["train"][1][2],
+        "gradients": lambda out: out["grads"],
+        "evaluation logits": lambda out: out["eval"][0],
+    }.items():
+        g, w = jax.tree.leaves(pick(got)), jax.tree.leaves(pick(want))
+        assert {v.dtype for v in (*g, *w)} == {np.dtype("float32")}
+        error = max(np.abs(a - b).max() for a, b in zip(g, w, strict=True))
+        assert error <= 1e-5 * max(np.abs(b).max() for b in w), kind
+
+
+@pytest.mark.parametrize("lowering", ["dense", "unrolled"])
+def test_a_shared_view_is_the_same_view_for_all(lowering):
+    with jax.enable_x64(True):
+        variables, views, labels = inputs("small", 2, shared=True, dtype=np.float64)
+        run = quick(training_of(make(SMALL, 2, lowering=lowering)))
+        got = run(variables, views, labels)
+        want = run(variables, np.repeat(views, 2, 0), labels)
+    assert_close(got, want, 1e-11)
+
+
+# ---- on a mesh
+
+
+@pytest.fixture(scope="module")
+def on_meshes():
+    """(data, net) -> outputs of training four networks with dropout and synchronised BatchNorm."""
+    key = jax.random.key(5)
+    with jax.enable_x64(True):
+        args = inputs("dropout", 4, dtype=np.float64)
+        out = {}
+        for data, net in ((1, 1), (4, 1), (2, 2)):
+            # At least two networks a device, so that the place of a network is put to the test.
+            networks = make(SPECS["dropout"], 4, data, net, batch_norm="sync", lowering="dense")
+            out[data, net] = jax.device_get(quick(outputs_of(networks, key))(*args))
+    return out
+
+
+@pytest.mark.parametrize("mesh", [(4, 1), (2, 2)])
+def test_synchronised_on_a_mesh_equals_one_device(on_meshes, mesh):
+    """Statistics, and features, which see no dropout; then all else, in training and evaluation."""
+    got, want = on_meshes[mesh], on_meshes[1, 1]
+    assert_close(got["train"][1][1:], want["train"][1][1:], 1e-11)
+    assert_close(got["eval"], want["eval"], 1e-11)
+
+
+@pytest.mark.parametrize("mesh", [(4, 1), (2, 2)])
+def test_dropout_does_not_depend_on_the_mesh(on_meshes, mesh):
+    got, want = on_meshes[mesh], on_meshes[1, 1]
+    assert_close(got["train"][1][0], want["train"][1][0], 1e-11)
+    assert_close((got["train"][0], got["grads"]), (want["train"][0], want["grads"]), 1e-11)
+
+
+def test_local_batch_norm_is_that_of_every_part():
+    """By hand: each half of the batch its own statistics; kept is the mean of the new ones."""
+    s, half = 2, B // 2
+    module = models.build(SMALL, K)
+
+    @quick
+    def by_hand(variables, views, labels):
+        def network(variables, images):
+            def part(images):
+                return module.apply(variables, images, True, mutable=["batch_stats"])
+
+            (a, new_a), (b, new_b) = part(images[:half]), part(images[half:])
+            logits, features = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), a, b)
+            stats = jax.tree.map(lambda a, b: (a + b) / 2, new_a, new_b)
+            return logits, features, stats["batch_stats"]
+
+        def loss(params):
+            networks = dict(variables, params=params)
+            outs = [
+                network(jax.tree.map(lambda v, i=i: v[i], networks), views[i]) for i in range(s)
+            ]
+            out = jax.tree.map(lambda *v: jnp.stack(v), *outs)
+            return cross_entropy(out[0], labels), out
+
+        value, grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return {"train": value, "grads": grads}
+
+    with jax.enable_x64(True):
+        args = inputs("small", s, dtype=np.float64)
+        got = quick(training_of(make(SMALL, s, 2, 2, batch_norm="local")))(*args)
+        want = by_hand(*args)
+    assert_close(got, want, 1e-11)
+
+
+# ---- initialisation, one of the networks
+
+
+@pytest.fixture(scope="module")
+def initialised():
+    """S -> (stack, its variables), all of one key."""
+    out = {}
+    for s in (2, 4):
+        networks = make(SMALL, s)
+        out[s] = networks, quick(lambda k, n=networks: n.init(k, (8, 8, 3)))(jax.random.key(1))
+    return out
+
+
+def test_networks_start_different(initialised):
+    _, variables = initialised[4]
+    kernels = 0
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        assert leaf.shape[0] == 4
+        if path[-1].key == "kernel":
+            kernels += 1
+            rows = np.asarray(leaf).reshape(4, -1)
+            correlation = np.abs(np.corrcoef(rows) - np.eye(4)).max()
+            assert correlation < 5 / rows.shape[1] ** 0.5, path
+    assert kernels == 5
+
+
+def test_a_network_starts_the_same_whatever_s_is(initialised):
+    _, two = initialised[2]
+    _, four = initialised[4]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:2]), two, four)
+
+
+def test_take(initialised):
+    networks, variables = initialised[4]
+    trees = [networks.take(variables, i) for i in range(4)]
+    jax.tree.map(lambda *v: np.testing.assert_array_equal(np.stack(v[1:]), v[0]), variables, *trees)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
+    single = jax.eval_shape(lambda x: networks.module.init(jax.random.key(0), x), image)
+    assert jax.tree.map(jnp.shape, trees[0]) == jax.tree.map(lambda x: x.shape, single)
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("lowering", ["dense", "unrolled"])
+def test_dropout(lowering):
+    """Equal networks on one view differ by their masks alone."""
+    variables, views, _ = inputs("dropout", shared=True)
+    variables = jax.tree.map(lambda v: np.repeat(v[:1], S, 0), variables)
+    networks = make(SPECS["dropout"], lowering=lowering)
+
+    @quick
+    def run(key):
+        trained, _, _ = networks.apply(variables, views, train=True, key=key)
+        evaluated, _, _ = networks.apply(variables, views, train=False, key=key)
+        return trained, evaluated
+
+    trained, evaluated = jax.device_get(run(jax.random.key(0)))
+    for i in range(1, S):
+        assert np.abs(trained[i] - trained[0]).max() > 0.1 * np.abs(trained).max()
+        np.testing.assert_allclose(evaluated[i], evaluated[0], rtol=1e-5, atol=1e-6)
+    again, _ = run(jax.random.key(0))
+    np.testing.assert_array_equal(again, trained)
+    other, other_evaluated = run(jax.random.key(1))
+    assert np.abs(other - trained).max() > 0.1 * np.abs(trained).max()
+    np.testing.assert_array_equal(other_evaluated, evaluated)
+
+
+# ---- what is emitted, shapes and types
+
+
+def test_features():
+    networks = make(dataclasses.replace(SPECS["se"], blocks=(1, 1)))
+    variables = jax.eval_shape(lambda k: networks.init(k, (33, 32, 3)), jax.random.key(0))
+    for shared in (False, True):
+        images = jnp.zeros((1 if shared else S, B, 33, 32, 3))
+        logits, features, stats = jax.eval_shape(
+            lambda v, x: networks.apply(v, x, train=True), variables, images
+        )
+        assert logits.shape == (S, B, K)
+        assert {name: f.shape for name, f in features.items()} == {
+            "stage1": (S, B, 8, 8, 32),
+            "stage2": (S, B, 4, 4, 64),
+            "final": (S, B, 4, 4, 64),
+        }
+        assert jax.tree.map(jnp.shape, stats) == jax.tree.map(
+            lambda x: x.shape, variables["batch_stats"]
+        )
+
+
+def groups_of(name, num_networks, lowering) -> tuple[set[int], set[int]]:
+    """(feature group counts, batch group counts) in the program of a training step's gradient."""
+    networks = make(SPECS[name], num_networks, lowering=lowering)
+    text = jax.jit(outputs_of(networks)).lower(*inputs(name, num_networks)).as_text()
+    kinds = [re.findall(rf"{k}_group_count = (\d+)", text) for k in ("feature", "batch")]
+    assert len(kinds[0]) == len(kinds[1]) == text.count("stablehlo.convolution") > 0
+    return tuple(set(map(int, kind)) for kind in kinds)
+
+
+@pytest.mark.parametrize("s", [3, 5])
+def test_the_default_emits_dense_convolutions(s):
+    assert groups_of("basic", s, "auto") == ({1}, {1})
+    assert groups_of("basic", s, "dense") == ({1}, {1})
+    assert s in groups_of("basic", s, "grouped")[0]
+
+
+def test_groups_of_one_network_stay():
+    assert groups_of("grouped", 3, "dense") == ({1, 2}, {1, 2})
+
+
+def test_auto_unrolls_few_networks_on_cpu():
+    chosen = {s: stack.choose_lowering("auto", s) for s in (1, 2, 4, 5, 8, 16)}
+    few = "unrolled" if jax.default_backend() == "cpu" else "dense"
+    assert chosen == {1: few, 2: few, 4: few, 5: "dense", 8: "dense", 16: "dense"}
+    for lowering in ("dense", "unrolled", "grouped"):
+        assert stack.choose_lowering(lowering, 4) == lowering
+
+
+def types_of(tree) -> set[str]:
+    return {str(v.dtype) for v in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize("lowering", ["dense", "unrolled"])
+def test_float64_stays(lowering):
+    with jax.enable_x64(True):
+        run = outputs_of(make(lowering=lowering, dtype="float32"))
+        out = jax.eval_shape(run, *inputs(dtype=np.float64))
+    assert types_of(out) == {"float64"}
+
+
+def test_bfloat16():
+    """Computation only: variables, their gradients, statistics and logits are float32."""
+    networks = make(SMALL, lowering="dense", dtype="bfloat16")
+    args = inputs("small")
+    variables = jax.eval_shape(lambda k: networks.init(k, (8, 8, 3)), jax.random.key(0))
+    assert types_of(variables) == {"float32"}
+    got, want = (quick(outputs_of(n))(*args) for n in (networks, make(SMALL, lowering="dense")))
+    _, (logits, features, stats) = got["train"]
+    assert types_of((logits, stats, got["grads"], got["eval"][0], got["eval"][2])) == {"float32"}
+    assert types_of((features, got["eval"][1])) == {"bfloat16"}
+    for pick in (lambda out: out["train"][1][0], lambda out: out["eval"][0]):
+        g, w = np.asarray(pick(got)), np.asarray(pick(want))
+        error = np.abs(g - w).max() / np.abs(w).max()
+        assert 1e-5 < error < 0.05  # three digits a number, but not float32
+
+
+# ---- errors
+
+
+def test_wrong_values_name_what_is_allowed():
+    with pytest.raises(
+        ConfigError, match="^lowering='vmap': must be one of auto, dense, unrolled, grouped$"
+    ):
+        make(lowering="vmap")
+    with pytest.raises(ConfigError, match="^batch_norm='global': must be one of local, sync$"):
+        make(batch_norm="global")

@@ -1,0 +1,242 @@
+"""jaxsplit.checkpoint: what is saved comes back bit by bit; which are kept; what is refused."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from jaxsplit import checkpoint
+from jaxsplit.errors import ConfigError
+from jaxsplit.state import TrainState
+
+METRIC = "test/ensemble/top1"
+
+
+def make_state(step: int, features: int = 4, parts: tuple[str, ...] = ("stack",)) -> TrainState:
+    """A small state whose numbers depend on the step."""
+    rng = np.random.default_rng(step)
+
+    def array(x):
+        return jnp.asarray(x, jnp.float32)
+
+    def tree(*names):
+        shape = (2, 3, features)
+        return {
+            p: {n: jnp.asarray(rng.normal(size=shape), jnp.float32) for n in names} for p in parts
+        }
+
+    params = tree("kernel", "bias")
+    trace = jax.tree.map(lambda x: x * 2, params)
+    return TrainState(
+        step=jnp.int32(step),
+        params=params,
+        batch_stats=tree("mean"),
+        opt_state=({"trace": trace}, {"count": jnp.int32(step)}),
+        key=jnp.asarray([7, 2**32 - 1], jnp.uint32),
+    )
+
+
+def like(state: TrainState) -> TrainState:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def assert_same(a: TrainState, b: TrainState) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A function that opens the checkpoints of a workdir; they are closed at the end."""
+    made = []
+
+    def open_(workdir=tmp_path, **fields):
+        made.append(checkpoint.Checkpoints(workdir, best_metric=METRIC, **fields))
+        return made[-1]
+
+    yield open_
+    for checkpoints in made:
+        checkpoints.close()
+
+
+def save(checkpoints, step: int, top1: float | None = None) -> None:
+    metrics = None if top1 is None else {METRIC: top1, "test/count": 8.0}
+    checkpoints.save(make_state(step), common.get_config(), metrics)
+    checkpoints.wait()
+
+
+def test_a_state_comes_back_bit_by_bit(opened, tmp_path):
+    state = make_state(5)
+    first = opened()
+    first.save(state, common.get_config())
+    first.wait()
+    for checkpoints in (first, opened(), opened(read_only=True)):
+        assert checkpoints.latest() == 5
+        assert_same(checkpoints.restore(5, like(state)), state)
+        variables = checkpoints.restore_model(5, like(state))
+        assert variables.keys() == {"params", "batch_stats"}
+        assert_same(variables, state.variables)
+
+
+def test_items_on_disk(opened, tmp_path):
+    config = common.get_config()
+    checkpoints = opened()
+    save(checkpoints, 3)
+    folder = tmp_path / "checkpoints" / "3"
+    assert {"model", "opt", "config", "data"} <= {path.name for path in folder.iterdir()}
+    position = json.loads((folder / "data" / "metadata").read_text())
+    assert position == {"step": 3, "examples": 3 * config.batch_size, "seed": config.seed}
+    saved = json.loads((folder / "config" / "metadata").read_text())
+    assert saved["optim"] == config.optim.to_dict()
+
+
+def test_saving_copies_the_arrays(opened):
+    """The arrays may be given away (donated) as soon as `save` returns."""
+    state = make_state(1)
+    numbers = jax.tree.map(np.array, state)
+    checkpoints = opened()
+    checkpoints.save(state, common.get_config())
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 9, s), donate_argnums=0)
+    for _ in range(20):
+        state = overwrite(state)
+    checkpoints.wait()
+    assert_same(checkpoints.restore(1, like(make_state(1))), numbers)
+
+
+def test_the_newest_and_the_best_are_kept(opened):
+    checkpoints = opened(keep=2)
+    for step, top1 in ((1, 0.2), (2, 0.9), (3, None), (4, 0.4), (5, None), (6, 0.5)):
+        save(checkpoints, step, top1)
+    assert checkpoints.steps() == [2, 5, 6]
+    assert checkpoints.latest() == 6
+    step, metrics = checkpoints.best()
+    assert step == 2 and metrics[METRIC] == 0.9
+    # The same when the folder is opened again, and the better one takes the place of the best.
+    again = opened(keep=2)
+    assert again.steps() == [2, 5, 6] and again.best()[0] == 2
+    save(again, 7, 0.95)
+    save(again, 8)
+    save(again, 9)
+    assert again.steps() == [7, 8, 9] and again.best()[0] == 7
+
+
+def test_keep_one(opened):
+    checkpoints = opened(keep=1)
+    for step in (1, 2, 3):
+        save(checkpoints, step)
+    assert checkpoints.steps() == [3]
+    assert checkpoints.best() is None
+
+
+def test_the_newest_of_equals_is_the_best(opened):
+    checkpoints = opened(keep=1)
+    for step in (1, 2, 3):
+        save(checkpoints, step, 0.5)
+    save(checkpoints, 4)
+    assert checkpoints.best()[0] == 3
+    assert checkpoints.steps() == [3, 4]
+
+
+def test_a_saved_step_is_never_overwritten(opened):
+    checkpoints = opened()
+    save(checkpoints, 2, 0.5)
+    other = make_state(1).replace(step=jnp.int32(2))
+    checkpoints.save(other, common.get_config(), {METRIC: 0.9})
+    checkpoints.wait()
+    assert_same(checkpoints.restore(2, like(other)), make_state(2))
+    assert checkpoints.best()[1][METRIC] == 0.5
+
+
+def test_find(opened, tmp_path):
+    checkpoints = opened(keep=3)
+    for step, top1 in ((10, 0.7), (20, 0.1), (30, None)):
+        save(checkpoints, step, top1)
+    assert checkpoints.find("latest") == 30
+    assert checkpoints.find("best") == 10
+    assert checkpoints.find("20") == checkpoints.find(20) == 20
+    for which in ("999", 999, "-10", "newest", ""):
+        with pytest.raises(ConfigError) as caught:
+            checkpoints.find(which)
+        assert str(caught.value) == (
+            f"checkpoint={which!r}: not in {tmp_path / 'checkpoints'}; "
+            "must be latest, best or one of: 10, 20, 30"
+        )
+
+
+def test_find_where_nothing_was_evaluated(opened):
+    checkpoints = opened()
+    for which in ("latest", "best", "1"):
+        with pytest.raises(ConfigError, match="one of: none"):
+            checkpoints.find(which)
+    save(checkpoints, 1)
+    with pytest.raises(ConfigError, match="checkpoint='best'.*one of: 1"):
+        checkpoints.find("best")
+
+
+@pytest.mark.parametrize(
+    "other, reason",
+    [
+        (
+            make_state(1, features=5),
+            "batch_stats/stack/mean has shape (2, 3, 4), should be (2, 3, 5)",
+        ),
+        (
+            make_state(1, parts=("stack", "fusion")),
+            "batch_stats/fusion/mean has shape None, should be (2, 3, 4)",
+        ),
+        (make_state(1, parts=("other",)), "batch_stats/other/mean has shape None"),
+        (make_state(1).replace(opt_state=({}, {})), "opt_state/0/trace/stack/bias has shape"),
+    ],
+    ids=["shape", "more", "names", "optimizer"],
+)
+def test_a_state_of_another_architecture(opened, tmp_path, other, reason):
+    checkpoints = opened()
+    save(checkpoints, 1)
+    with pytest.raises(ConfigError) as caught:
+        checkpoints.restore(1, like(other))
+    message = str(caught.value)
+    assert message.startswith(
+        f"checkpoint=1 in {tmp_path / 'checkpoints'}: is damaged or of another architecture"
+    )
+    assert reason in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_damaged_checkpoint(opened, tmp_path):
+    checkpoints = opened()
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "model" / "d")
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "model" / "ocdbt.process_0")
+    with pytest.raises(ConfigError, match="checkpoint=2 .*: is damaged"):
+        checkpoints.restore_model(2, like(make_state(2)))
+    assert_same(checkpoints.restore(1, like(make_state(1))), make_state(1))
+
+
+def test_reading_leaves_an_unfinished_save_alone(opened, tmp_path):
+    """An evaluation beside a run that saves must not take its files away."""
+    save(opened(), 1)
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    reader = opened(read_only=True)
+    assert reader.steps() == [1]
+    assert_same(reader.restore(1, like(make_state(1))), make_state(1))
+    assert unfinished.exists()
+    assert opened().steps() == [1]  # a run that is resumed cleans up
+    assert not unfinished.exists()
+
+
+def test_exists(opened, tmp_path, monkeypatch):
+    assert not checkpoint.exists(tmp_path)
+    opened()
+    assert checkpoint.exists(tmp_path) and checkpoint.exists(str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert checkpoint.exists("~")

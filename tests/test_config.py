@@ -1,0 +1,458 @@
+"""jaxsplit.config: durations, what is derived, every wrong value, saving and identity."""
+
+import pathlib
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common, digits_wrn16_4_x4
+from jaxsplit import config as config_lib
+from jaxsplit import loop, optim
+from jaxsplit.errors import ConfigError
+
+EXPERIMENTS = sorted(
+    path.stem
+    for path in pathlib.Path(common.__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "common", "saved")
+)
+
+
+def changed(**fields) -> ConfigDict:
+    """The digits config with fields changed; 'optim.lr' is written optim__lr."""
+    config = digits_wrn16_4_x4.get_config()
+    for field, value in fields.items():
+        *groups, name = field.split("__")
+        group = config
+        for part in groups:
+            group = group[part]
+        setattr(group, name, value)
+    return config
+
+
+def message_of(run) -> str:
+    """The one-line message of the ConfigError that `run` raises."""
+    with pytest.raises(ConfigError) as caught:
+        run()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    return message
+
+
+# ---- Durations
+
+
+@pytest.mark.parametrize(
+    "text, steps",
+    [
+        ("3 epochs", 60),
+        ("1 epoch", 20),
+        ("0.5 epochs", 10),
+        ("7 steps", 7),
+        ("1 step", 1),
+        ("1e2 steps", 100),
+        ("320 examples", 10),
+        ("1.6e3 examples", 50),
+        ("10%", 30),
+        ("2.5 percent", 8),  # 7.5 to the even neighbour
+        ("100 %", 300),
+        ("  4   steps ", 4),
+    ],
+)
+def test_duration_in_steps(text, steps):
+    duration = config_lib.parse_duration("eval.every", text)
+    assert duration.steps(batch_size=32, steps_per_epoch=20, total_steps=300) == steps
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "3", "epochs", "3 hours", "-3 epochs", "3 epochs 2 steps", "1..2 steps", "1e999 steps", 5],
+)
+def test_malformed_duration(text):
+    message = message_of(lambda: config_lib.parse_duration("eval.every", text))
+    assert message.startswith(f"eval.every={text!r}: must be a number of steps, epochs, examples")
+
+
+def test_percent_refers_to_the_whole_run():
+    plan = config_lib.plan(changed(duration="200 steps", schedule__warmup="10%"), 22)
+    assert (plan.total_steps, plan.warmup_steps) == (200, 20)
+
+
+@pytest.mark.parametrize("text", ["10%", "50 percent"])
+def test_duration_itself_is_not_in_percent(text):
+    config = changed(duration=text)
+    allowed = "must be in steps, epochs or examples"
+    assert message_of(lambda: config_lib.check(config)) == f"duration={text!r}: {allowed}"
+    assert allowed in message_of(lambda: config_lib.plan(config, 22))
+
+
+@pytest.mark.parametrize("text", ["0 epochs", "0 steps", "0 examples"])
+def test_duration_of_nothing(text):
+    message = message_of(lambda: config_lib.check(changed(duration=text)))
+    assert message == f"duration={text!r}: must be at least one step"
+
+
+def test_duration_that_rounds_to_no_step():
+    message = message_of(lambda: config_lib.plan(changed(duration="0.01 epochs"), 22))
+    assert message == "duration='0.01 epochs': must be at least one step"
+
+
+def test_warmup_longer_than_the_run():
+    config = changed(duration="20 steps", schedule__warmup="1 epochs")
+    message = message_of(lambda: config_lib.plan(config, 22))
+    assert message.startswith("schedule.warmup='1 epochs': must not be longer than duration")
+
+
+def test_units_may_be_mixed_whatever_an_epoch_is():
+    # Which of the two is longer depends on the data set, so `check` must not guess.
+    config = changed(duration="200 steps", schedule__warmup="1 epochs")
+    config_lib.check(config)
+    assert config_lib.plan(config, 22).warmup_steps == 22
+    config = changed(
+        duration="200 steps",
+        schedule__name="step",
+        schedule__milestones=("2 epochs", "100 steps"),
+    )
+    config_lib.check(config)
+    assert config_lib.plan(config, 22).milestones_steps == (44, 100)
+
+
+# ---- What is derived
+
+
+def test_rates_follow_the_batch_size():
+    config = changed(optim__lr=0.2, optim__base_batch_size=64, schedule__warmup_lr=0.02)
+    for batch_size, steps_per_epoch in ((64, 22), (32, 44), (256, 5)):
+        config.batch_size = batch_size  # an override of one field, nothing else
+        plan = config_lib.plan(config, steps_per_epoch)
+        schedule = plan.schedule(config)
+        scale = batch_size / 64
+        assert plan.lr_scale == scale
+        assert plan.total_steps == 12 * steps_per_epoch
+        assert plan.warmup_steps == round(1.2 * steps_per_epoch)
+        assert float(schedule(0)) == pytest.approx(0.02 * scale)
+        assert float(schedule(plan.warmup_steps)) == pytest.approx(0.2 * scale)
+        assert float(schedule(plan.total_steps)) == pytest.approx(1e-4 * scale)
+        assert plan.eval_batch_size == 360
+        config.eval.batch_size = 0
+        assert config_lib.plan(config, steps_per_epoch).eval_batch_size == batch_size
+        config.eval.batch_size = 360
+
+
+def test_lengths_follow_duration_and_epoch():
+    config = changed(
+        duration="10 epochs",
+        schedule__name="step",
+        schedule__milestones=("50%", "9 epochs"),
+        schedule__warmup="1 epochs",
+        cotrain__warmup="20%",
+    )
+    for steps_per_epoch in (10, 100):
+        plan = config_lib.plan(config, steps_per_epoch)
+        assert plan.milestones_steps == (5 * steps_per_epoch, 9 * steps_per_epoch)
+        assert plan.cotrain_warmup_steps == 2 * steps_per_epoch
+        rates = [float(plan.schedule(config)(n * steps_per_epoch)) for n in (1, 4, 5, 9)]
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    config.duration = "20 epochs"
+    config.schedule.milestones = ("50%", "95%")
+    plan = config_lib.plan(config, 10)
+    assert plan.milestones_steps == (100, 190)
+    assert plan.cotrain_warmup_steps == 40
+    assert plan.total_steps == 200
+
+
+def test_intervals_are_at_least_a_step():
+    plan = config_lib.plan(changed(log_every="1 examples", eval__every="0.001%"), 22)
+    assert plan.log_every == 1
+    assert plan.eval_every == 1
+
+
+def test_configs_hold_primary_values_only():
+    # Deriving leaves the config as it was: there is no field that could go stale.
+    config = changed(mesh__data=1)
+    before = config.to_json()
+    loop.build(config)
+    assert config.to_json() == before
+    names = dict(config_lib._flat(common.get_config()))
+    assert not [name for name in names if re.search(r"(^|[._])(steps|total|scaled)($|[._])", name)]
+
+
+def test_override_reaches_the_schedule_of_the_built_experiment():
+    config = changed(mesh__data=1, duration="2 epochs")
+    config.batch_size = 128
+    exp = loop.build(config)
+    assert exp.plan.steps_per_epoch == 1437 // 128
+    assert exp.plan.total_steps == 2 * (1437 // 128)
+    assert float(exp.schedule(exp.plan.warmup_steps)) == pytest.approx(0.2)  # 0.1 x 128 / 64
+
+
+# ---- Wrong values
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_passes(name):
+    module = __import__(f"configs.{name}", fromlist=["get_config"])
+    config = module.get_config()
+    config_lib.check(config)
+    assert f"--config=configs/{name}.py" in module.__doc__  # its command
+    # A config that opens in one line can be made from the shell as well: nothing is hidden in it.
+    assert (
+        dict(config_lib._flat(config)).keys() == dict(config_lib._flat(common.get_config())).keys()
+    )
+
+
+def test_there_are_experiments():
+    assert {
+        "digits_wrn16_4_x4",
+        "imagenet_seresnet101_x4",
+        "cifar10_wrn28_10_x4",
+        "cifar100_wrn28_10_x2",
+        "cifar100_resnet110_x2",
+        "fashion_mnist_wrn16_4_x4",
+    } <= set(EXPERIMENTS)
+
+
+WRONG = [  # fields changed, how the message begins, what else it says
+    (dict(arch="resnext1"), "arch='resnext1': unknown", ["resnet110", "wide_resnet{6n+4}_{k}"]),
+    (dict(arch="wide_resnet17_4"), "arch='wide_resnet17_4': unknown", ["wide_resnet{6n+4}_{k}"]),
+    (dict(split=3), "split=3: wide_resnet16_4 can be divided in", ["1, 2, 4, 8, 16"]),
+    (dict(split=0), "split=0: ", ["1, 2, 4, 8, 16"]),
+    (dict(split=-4), "split=-4: ", ["1, 2, 4, 8, 16"]),
+    (dict(split=1), "split=1: must be 2 or more with method='cotrain'", []),
+    (dict(method="mutual"), "method='mutual': must be one of", ["single", "cotrain"]),
+    (dict(method="single"), "split=4: must be 1 with method='single'", []),
+    (dict(data__name="mnist"), "data.name='mnist': must be one of", ["digits", "imagenet2012"]),
+    (dict(data__validation=1.0), "data.validation=1.0: must be in [0, 1)", []),
+    (dict(data__validation=-0.1), "data.validation=-0.1: must be in [0, 1)", []),
+    (dict(data__image_size=-1), "data.image_size=-1: must be 0", ["or more"]),
+    (dict(data__threads=0), "data.threads=0: must be at least 1", []),
+    (dict(data__scale_min=0.0), "data.scale_min=0.0: must be in (0, 1]", []),
+    (dict(optim__lr=-0.1), "optim.lr=-0.1: must be positive", []),
+    (dict(optim__lr=0.0), "optim.lr=0.0: must be positive", []),
+    (dict(optim__lr=float("nan")), "optim.lr=nan: must be a finite number", []),
+    (dict(optim__lr=float("inf")), "optim.lr=inf: must be a finite number", []),
+    (dict(optim__name="adam"), "optim.name='adam': must be one of sgd", []),
+    (dict(optim__weight_decay=-1e-4), "optim.weight_decay=-0.0001: must be 0 or more", []),
+    (dict(optim__base_batch_size=0), "optim.base_batch_size=0: must be at least 1", []),
+    (dict(schedule__name="poly"), "schedule.name='poly': must be one of cosine, step", []),
+    (dict(schedule__factor=1.5), "schedule.factor=1.5: must be in (0, 1]", []),
+    (dict(schedule__factor=0.0), "schedule.factor=0.0: must be in (0, 1]", []),
+    (dict(schedule__warmup_lr=-1.0), "schedule.warmup_lr=-1.0: must be 0 or more", []),
+    (dict(schedule__warmup="5"), "schedule.warmup='5': must be a number of steps", ["10%"]),
+    (dict(schedule__milestones=("1 week",)), "schedule.milestones='1 week': must be", []),
+    (dict(cotrain__loss="l2"), "cotrain.loss='l2': must be one of js, kl", []),
+    (dict(cotrain__views="any"), "cotrain.views='any': must be one of different, same", []),
+    (dict(cotrain__weight=-0.5), "cotrain.weight=-0.5: must be 0 or more", []),
+    (dict(cotrain__warmup="soon"), "cotrain.warmup='soon': must be a number of steps", []),
+    (dict(eval__ensemble="median"), "eval.ensemble='median': must be one of", ["mean_logits"]),
+    (dict(eval__batch_size=-1), "eval.batch_size=-1: must be 0", ["or more"]),
+    (dict(eval__every="often"), "eval.every='often': must be a number of steps", []),
+    (dict(log_every="often"), "log_every='often': must be a number of steps", []),
+    (dict(checkpoint__every="x"), "checkpoint.every='x': must be a number of steps", []),
+    (dict(checkpoint__keep=0), "checkpoint.keep=0: must be at least 1", []),
+    (dict(dtype="float16"), "dtype='float16': must be one of float32, bfloat16", []),
+    (dict(batch_size=0), "batch_size=0: must be at least 1", []),
+    (dict(seed=-1), "seed=-1: must be 0 or more", []),
+    (dict(label_smoothing=1.0), "label_smoothing=1.0: must be in [0, 1)", []),
+    (dict(augment__mixup=-0.1), "augment.mixup=-0.1: must be 0 or more", []),
+]
+
+
+@pytest.mark.parametrize(
+    "fields, start, parts", WRONG, ids=[f"{k}={v}" for f, _, _ in WRONG for k, v in f.items()]
+)
+def test_wrong_value(fields, start, parts):
+    message = message_of(lambda: config_lib.check(changed(**fields)))
+    assert message.startswith(start)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "fields, start",
+    [
+        (dict(batch_size=12), "batch_size=12: must be divisible by the 8 devices"),
+        (dict(mesh__net=3), "mesh.net=3: must divide the 4 networks: 1, 2, 4"),
+        (dict(mesh__net=0), "mesh.net=0: must divide the 4 networks: 1, 2, 4"),
+        (dict(mesh__data=9), "mesh.data=9, mesh.net=1: needs 9 devices, there are 8"),
+        (dict(batch_size=2048), "batch_size=2048: must be at most 1437, the size of the training"),
+        (dict(data__validation=0.0001), "data.validation=0.0001: holds out 0 of 1437"),
+        (dict(data__image_size=9), "data.image_size=9: must be 0 or 8"),
+        (dict(data__name="cifar10", data__dir="missing"), "data.dir=missing: no prepared"),
+        (dict(lowering="fast"), "lowering='fast': must be one of auto, dense"),
+        (dict(batch_norm="global"), "batch_norm='global': must be one of local, sync"),
+        (dict(schedule__warmup="13 epochs"), "schedule.warmup='13 epochs': must not be longer"),
+    ],
+)
+def test_wrong_value_for_the_data_or_the_devices(fields, start, monkeypatch):
+    def compiled(*_, **__):
+        raise AssertionError("a wrong value was found only after compilation")
+
+    monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
+    message = message_of(lambda: loop.build(changed(**fields)))
+    assert message.startswith(start)
+
+
+def test_missing_data_says_how_to_prepare_it(tmp_path):
+    config = changed(data__name="cifar10", data__dir=str(tmp_path))
+    message = message_of(lambda: loop.build(config))
+    assert f"data.dir={tmp_path}" in message
+    assert "download_and_prepare" in message and "tfds.builder('cifar10'" in message
+
+
+@pytest.mark.parametrize(
+    "field, near",
+    [
+        ("btch_size", "batch_size"),
+        ("lr", "optim.lr"),
+        ("optim.lrate", "optim.lr"),
+        ("optim.xyzzy", "optim.lr"),
+        ("xyzzy", "batch_size"),
+    ],
+)
+def test_unknown_field(field, near):
+    config = common.get_config()
+    *group, name = field.split(".")
+    setattr(config[group[0]] if group else config, name, 7)
+    message = message_of(lambda: config_lib.check(config))
+    assert message.startswith(f"{field}=7: no such field in configs/common.py; there are ")
+    assert near in message.partition("there are ")[2].split(", ")
+    assert message_of(lambda: config_lib.check_field(field, 7)) == message
+
+
+def test_known_fields_and_groups_pass():
+    for field in ("seed", "optim", "optim.lr", "data.dir"):
+        config_lib.check_field(field, None)
+
+
+def test_missing_field():
+    config = common.get_config()
+    del config.optim.momentum
+    message = message_of(lambda: config_lib.check(config))
+    assert message.startswith("optim.momentum: missing")
+
+
+def test_type_of_a_field_cannot_change():
+    with pytest.raises(TypeError):
+        changed(batch_size="64")
+    with pytest.raises(TypeError):
+        changed(duration=300)
+
+
+# ---- Workdirs
+
+
+def test_save_and_load(tmp_path):
+    config = changed(augment__erase_prob=0.5, schedule__milestones=("1 epochs", "50%"))
+    config_lib.save(config, tmp_path)
+    loaded = config_lib.load(tmp_path)
+    assert dict(config_lib._flat(loaded)) == dict(config_lib._flat(config))
+    assert loaded.augment.erase_area == (0.0625, 0.1)  # a tuple again
+    config_lib.check(loaded)
+    config_lib.check_identity(loaded, config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_load_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config_lib.save(changed(seed=3), config_lib.prepare_workdir("~/run"))
+    assert config_lib.load("~/run").seed == 3
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"seed": 0'])
+def test_load_what_is_no_config(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    message = message_of(lambda: config_lib.load(tmp_path))
+    assert message.startswith(f"workdir={str(tmp_path)!r}: holds no readable config.json")
+
+
+def test_runtime_fields_may_change():
+    old = digits_wrn16_4_x4.get_config()
+    new = changed(
+        lowering="dense",
+        mesh__data=1,
+        mesh__net=2,
+        log_every="1 steps",
+        eval__every="1 epochs",
+        eval__batch_size=10,
+        eval__ensemble="mean_probs",
+        checkpoint__every="1 epochs",
+        checkpoint__keep=9,
+        data__dir="elsewhere",
+        data__threads=1,
+        duration="100 epochs",
+    )
+    config_lib.check_identity(old, new, "w")
+
+
+def test_all_differing_fields_are_named():
+    old = digits_wrn16_4_x4.get_config()
+    new = changed(
+        arch="wide_resnet10_1",
+        split=2,
+        method="independent",
+        data__name="synthetic",
+        optim__lr=0.3,
+        cotrain__weight=0.25,
+        augment__erase_area=(0.1, 0.2),
+        log_every="1 steps",
+    )
+    message = message_of(lambda: config_lib.check_identity(old, new, "runs/a"))
+    assert message.startswith("workdir='runs/a': holds another experiment")
+    for part in (
+        "arch: 'wide_resnet16_4' -> 'wide_resnet10_1'",
+        "split: 4 -> 2",
+        "method: 'cotrain' -> 'independent'",
+        "data.name: 'digits' -> 'synthetic'",
+        "optim.lr: 0.1 -> 0.3",
+        "cotrain.weight: 0.5 -> 0.25",
+        "augment.erase_area: (0.0625, 0.1) -> (0.1, 0.2)",
+    ):
+        assert part in message
+    assert "log_every" not in message
+
+
+def test_every_field_is_runtime_or_identity():
+    """A field counts as identity unless it is listed: each one that is changed is refused."""
+    old = common.get_config()
+    runtime = []
+    for field, value in config_lib._flat(old):
+        new = common.get_config()
+        other = {bool: lambda v: not v, str: lambda v: v + "x", tuple: lambda v: (*v, *v)}
+        make = other.get(type(value), lambda v: v + 1)
+        new.update_from_flattened_dict({field: make(value)})
+        try:
+            config_lib.check_identity(old, new, "w")
+            runtime.append(field)
+        except ConfigError as error:
+            assert f" {field}: " in str(error)
+    assert set(runtime) == {
+        "duration",
+        "lowering",
+        "mesh.data",
+        "mesh.net",
+        "eval.batch_size",
+        "eval.every",
+        "eval.ensemble",
+        "log_every",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "data.dir",
+        "data.threads",
+    }
+
+
+def test_prepare_workdir(tmp_path):
+    made = config_lib.prepare_workdir(tmp_path / "a" / "b")
+    assert made == tmp_path / "a" / "b" and made.is_dir() and not list(made.iterdir())
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        message = message_of(lambda path=path: config_lib.prepare_workdir(path))
+        assert message.startswith(f"workdir={str(path)!r}: must be a writable directory")
+
+
+def test_schedules_are_those_that_plan_knows():
+    for name in optim.SCHEDULES:
+        config = changed(schedule__name=name, schedule__milestones=("20%", "50%"))
+        assert float(config_lib.plan(config, 22).schedule(config)(1)) > 0

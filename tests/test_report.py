@@ -1,0 +1,126 @@
+"""jaxsplit.report: one progress bar on a terminal, plain lines elsewhere, the final table."""
+
+import io
+import sys
+
+import pytest
+
+from jaxsplit import report
+from jaxsplit.summary import Cost
+
+VALUES = {
+    "train/loss": 1.23456,
+    "train/ensemble/top1": 0.5,
+    "train/cotrain/weight": 0.25,
+    "lr": 0.0125,
+    "images_per_second": 1234.5,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    progress = report.Progress(total=10, start=0)
+    for step in range(1, 11):
+        progress.advance()
+        if step % 5 == 0:
+            progress.training(step, step / 4, VALUES)
+    progress.line("done")
+    progress.close()
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.splitlines() == [
+        "step 5/10, epoch 1.25: loss 1.2346, ensemble 50.00%, cotrain weight 0.250, lr 0.0125, "
+        "1,234 images/s",
+        "step 10/10, epoch 2.50: loss 1.2346, ensemble 50.00%, cotrain weight 0.250, lr 0.0125, "
+        "1,234 images/s",
+        "done",
+    ]
+
+
+def test_a_single_network_has_no_ensemble_to_tell(capsys):
+    progress = report.Progress(total=2, start=0)
+    progress.training(1, 0.5, {"train/loss": 2.0, "lr": 0.1, "images_per_second": 10.0})
+    assert capsys.readouterr().out == "step 1/2, epoch 0.50: loss 2.0000, lr 0.1, 10 images/s\n"
+
+
+def test_one_bar_on_a_terminal(monkeypatch, capsys):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = report.Progress(total=10, start=4)
+    for step in range(5, 11):
+        progress.advance()
+        progress.training(step, step / 4, VALUES)
+    progress.line("a line of its own")
+    progress.close()
+    drawn = terminal.getvalue()
+    assert "4/10" in drawn  # a resumed run starts where it was
+    assert "10/10" in drawn
+    assert "loss 1.2346" in drawn
+    assert "\n" not in drawn.rstrip("\n")  # one bar, drawn over and over
+    assert capsys.readouterr().out.splitlines() == ["a line of its own"]
+
+
+def test_other_processes_are_silent(monkeypatch, capsys):
+    for stream in (sys.stderr, Terminal()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress = report.Progress(total=3, start=0, active=False)
+        progress.advance()
+        progress.training(1, 1.0, VALUES)
+        progress.line("quiet")
+        progress.close()
+    assert stream.getvalue() == ""
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
+def results(*names: str, **others: float) -> dict[str, float]:
+    values = {}
+    for i, name in enumerate(names):
+        values |= {
+            f"{name}/top1": 0.9 + i / 100,
+            f"{name}/top5": 0.99,
+            f"{name}/nll": 0.25 + i,
+        }
+    return values | others
+
+
+SMALL, LARGE = Cost(1000, 10, 50_000, {}), Cost(4100, 20, 210_000, {})
+
+
+def test_results_table():
+    values = results("net0", "net1", "ensemble", disagreement=0.125, count=360.0)
+    lines = report.results_table("a title", values, (SMALL, LARGE), 2).splitlines()
+    assert lines[0] == "a title"
+    cells = [line.split() for line in lines[1:-1]]
+    assert cells == [
+        ["top-1", "%", "top-5", "%", "NLL", "parameters", "mult-adds"],
+        ["net0", "90.00", "99.00", "0.2500", "1,000", "50,000"],
+        ["net1", "91.00", "99.00", "1.2500", "1,000", "50,000"],
+        ["ensemble", "92.00", "99.00", "2.2500", "2,000", "100,000"],
+        ["undivided", "-", "-", "-", "4,100", "210,000"],
+    ]
+    assert len({len(line) for line in lines[1:-1]}) == 1  # columns stand under their heads
+    assert lines[-1] == "mean pairwise disagreement of the networks: 12.50%"
+
+
+@pytest.mark.parametrize("names", [("net0", "net1", "ensemble"), ("ensemble", "net0", "net1")])
+def test_networks_come_in_order_and_the_answer_last(names):
+    values = results(*names, disagreement=0.5)
+    lines = report.results_table("t", values, (SMALL, LARGE), 2).splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["net0", "net1", "ensemble"]
+
+
+def test_more_than_ten_networks_are_sorted_by_number():
+    names = sorted(f"net{i}" for i in range(12))  # net0, net1, net10, net11, net2 ...
+    lines = report.results_table("t", results(*names), (SMALL, LARGE), 12).splitlines()
+    assert [line.split()[0] for line in lines[2:14]] == [f"net{i}" for i in range(12)]
+
+
+def test_a_single_network():
+    lines = report.results_table("t", results("net0", count=8.0), (LARGE, LARGE), 1).splitlines()
+    assert len(lines) == 3
+    assert lines[2].split() == ["net0", "90.00", "99.00", "0.2500", "4,100", "210,000"]

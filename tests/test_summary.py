@@ -1,0 +1,130 @@
+"""Parameters and multiply-adds against formulas written out by hand."""
+
+import dataclasses
+
+import pytest
+
+from configs import digits_wrn16_4_x4, imagenet_seresnet101_x4
+from jaxsplit import models, summary
+from jaxsplit.errors import ConfigError
+from jaxsplit.models import resnet, senet
+
+K = 10
+
+
+def test_wide_resnet10_1():
+    cost = summary.cost(models.divided("wide_resnet10_1", 1), num_classes=K, image_shape=(9, 8, 3))
+    areas = (9 * 8, 5 * 4, 3 * 2)  # of the three stages; halves are rounded up
+    kernels = {
+        "stem": [(9 * 3 * 16, areas[0])],
+        "stage1": [(9 * 16 * 16, areas[0]), (9 * 16 * 16, areas[0])],
+        "stage2": [(9 * 16 * 32, areas[1]), (9 * 32 * 32, areas[1]), (16 * 32, areas[1])],
+        "stage3": [(9 * 32 * 64, areas[2]), (9 * 64 * 64, areas[2]), (32 * 64, areas[2])],
+        "head": [(64 * K, 1)],
+    }
+    norms = {"stem": 16, "stage1": 2 * 16, "stage2": 3 * 32, "stage3": 3 * 64}  # channels
+    macs = {g: sum(n * area for n, area in rows) for g, rows in kernels.items()}
+    params = {
+        g: sum(n for n, _ in rows) + 2 * norms.get(g, 0) + (K if g == "head" else 0)
+        for g, rows in kernels.items()
+    }
+    assert cost.groups == {g: (params[g], macs[g]) for g in kernels}
+    assert cost.params == sum(params.values())
+    assert cost.macs == sum(macs.values())
+    assert cost.stats == 2 * sum(norms.values())
+
+
+def test_grouped_convolution():
+    """A ResNeXt of one block: 3x3 of 8 channels in 4 groups."""
+    spec = resnet.Spec(
+        "resnext29_8x64d", (1,), width=16, stem=(16,), groups=4, base_width=8
+    )  # inner: int(16 * 8 / 64) * 4 = 8, out: 4 * 16 = 64
+    cost = summary.cost(spec, num_classes=K, image_shape=(6, 6, 3))
+    stem = 9 * 3 * 16
+    block = 16 * 8 + 9 * (8 // 4) * 8 + 8 * 64 + 16 * 64  # and the shortcut's
+    assert cost.macs == 36 * (stem + block) + 64 * K
+    assert cost.params == stem + block + 64 * K + K + 2 * (16 + 8 + 8 + 64 + 64)
+    dense = summary.cost(
+        dataclasses.replace(spec, groups=1, base_width=32), num_classes=K, image_shape=(6, 6, 3)
+    )
+    assert dense.macs - cost.macs == 36 * 9 * 8 * (8 - 2)
+
+
+def test_small_maps_count_the_same():
+    """2x2 maps are multiplied as patches; a multiply-add of padding counts as any other."""
+    spec = resnet.Spec("resnet50", (1,), width=4, stem=(4,))
+    cost = summary.cost(spec, num_classes=K, image_shape=(2, 2, 3))
+    assert cost.macs == 4 * (9 * 3 * 4 + 4 * 4 + 9 * 4 * 4 + 4 * 16 + 4 * 16) + 16 * K
+    grouped = dataclasses.replace(spec, groups=2, base_width=32)
+    cost = summary.cost(grouped, num_classes=K, image_shape=(2, 2, 3))
+    assert cost.macs == 4 * (9 * 3 * 4 + 4 * 4 + 9 * 2 * 4 + 4 * 16 + 4 * 16) + 16 * K
+
+
+def test_squeeze_excite():
+    """Two layers with bias on the pooled map, once an image whatever its size."""
+    spec = senet.SPECS["se_resnet110"]
+    spec = dataclasses.replace(spec, blocks=(1,), width=8, stem=(8,))  # out 32, reduced 8
+    plain = dataclasses.replace(spec, se_reduction=0)
+    with_se, without = (
+        summary.cost(s, num_classes=K, image_shape=(5, 5, 3)) for s in (spec, plain)
+    )
+    assert with_se.macs - without.macs == 32 * 8 + 8 * 32
+    assert with_se.params - without.params == 32 * 8 + 8 + 8 * 32 + 32
+    assert with_se.stats == without.stats
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Name of a line of a table -> its figures, without the commas."""
+    lines = [line.rsplit(maxsplit=2) for line in text.splitlines()[2:]]
+    return {name: [v.replace(",", "") for v in values] for name, *values in lines}
+
+
+def test_table():
+    text = summary.table("wide_resnet10_4", 4, num_classes=K, image_shape=(8, 8, 1))
+    small, large = summary.stack_cost("wide_resnet10_4", 4, num_classes=K, image_shape=(8, 8, 1))
+    assert text.splitlines()[0] == "wide_resnet10_4 divided in 4, one network"
+    rows = rows_of(text)
+    groups = ["stem", "stage1", "stage2", "stage3", "head"]
+    assert list(rows) == [*groups, "one network", "all 4", "undivided", "ratio"]
+    for group in groups:
+        assert [int(v) for v in rows[group]] == list(small.groups[group])
+    columns = [[int(rows[g][i]) for g in groups] for i in (0, 1)]
+    assert [int(v) for v in rows["one network"]] == [sum(c) for c in columns]
+    assert [int(v) for v in rows["one network"]] == [small.params, small.macs]
+    assert [int(v) for v in rows["all 4"]] == [4 * small.params, 4 * small.macs]
+    assert [int(v) for v in rows["undivided"]] == [large.params, large.macs]
+    assert rows["ratio"] == [
+        f"{4 * small.params / large.params:.3f}",
+        f"{4 * small.macs / large.macs:.3f}",
+    ]
+    assert len({len(line) for line in text.splitlines()[1:]}) == 1  # columns are aligned
+
+
+def test_of_a_config():
+    """The images of the data set, none of which is read."""
+    rows = rows_of(summary.of_config(digits_wrn16_4_x4.get_config()))
+    assert rows["one network"] == ["691834", "6301952"]
+    assert rows["all 4"] == [str(4 * 691834), str(4 * 6301952)]
+
+
+def test_of_the_imagenet_config():
+    """Figures of the reference: one of four SE-ResNet-101, and the undivided one."""
+    rows = rows_of(summary.of_config(imagenet_seresnet101_x4.get_config()))
+    assert rows["one network"] == ["12896512", "2164594688"]
+    assert rows["undivided"] == ["49393176", "8634654720"]
+    assert rows["ratio"] == ["1.044", "1.003"]
+
+
+def test_image_size_of_a_config():
+    config = imagenet_seresnet101_x4.get_config()
+    config.arch, config.data.image_size = "se_resnet50", 64
+    small = rows_of(summary.of_config(config))
+    want = summary.cost(models.divided("se_resnet50", 4), num_classes=1000, image_shape=(64, 64, 3))
+    assert small["one network"] == [str(want.params), str(want.macs)]
+
+
+def test_a_wrong_config_is_an_error():
+    config = digits_wrn16_4_x4.get_config()
+    config.split = 3
+    with pytest.raises(ConfigError, match="^split=3: wide_resnet16_4 can be divided in"):
+        summary.of_config(config)
