@@ -2,8 +2,8 @@
 
 python -m bench.stack_overhead [--arch wide_resnet16_4] [--networks 4] [--batch 64] [--size 32]
 
-Times, alternately and in one process: S steps of a single network compiled alone (the base), and one
-step of the stack by each lowering. A step is forward, cross-entropy, backward, SGD. Prints the
+Times, alternately and in one process: S steps of a single network compiled alone (the base), and
+one step of the stack by each lowering. A step is forward, cross-entropy, backward, SGD. Prints the
 median of the ratios and the time to compile, and appends them to a Markdown file where asked to.
 """
 

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.arch = "wide_resnet16_4"
     config.split = 4
-    config.duration = "12 epochs"
+    config.duration = "15 epochs"
     config.batch_size = 64
     config.cotrain.warmup = "25%"
 

@@ -327,11 +327,6 @@ def test_stopped_before_the_first_checkpoint(whole, tmp_path, monkeypatch, no_bo
     assert_same_bits(state_at(tiny(), tmp_path, 4), state_at(tiny(), whole.workdir, 4))
 
 
-def test_the_numbers_depend_on_the_seed(whole, tmp_path, no_board):
-    results = loop.train_and_evaluate(tiny(seed=1), tmp_path)
-    assert results["test/net0/nll"] != whole.results["test/net0/nll"]
-
-
 def test_finished_run_is_left_as_it_is(whole, tmp_path, capsys, no_board):
     workdir = whole.copy(tmp_path)
     before = files_of(workdir / checkpoint.FOLDER)
@@ -436,18 +431,6 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_bo
     assert files_of(tmp_path / checkpoint.FOLDER) == saved
 
 
-def test_nan_before_any_checkpoint(tmp_path, monkeypatch, no_board):
-    def huge(**_):
-        return lambda count: jnp.full_like(count, 1e30, jnp.float32)
-
-    monkeypatch.setitem(optim.SCHEDULES, "cosine", huge)
-    config = tiny(eval__every="4 steps", checkpoint__every="4 steps")
-    with pytest.raises(NonFiniteLossError) as caught:
-        loop.train_and_evaluate(config, tmp_path)
-    assert str(caught.value) == "the loss is not finite at step 3; there is no checkpoint yet"
-    assert steps_in(tmp_path) == []
-
-
 # ---- Every config: its whole network traced, a shallow one trained
 
 DATA = {  # config: the data set that it reads
@@ -483,11 +466,11 @@ def small_run(name: str, folder) -> ConfigDict:
 
 
 def make_shallow(name: str, monkeypatch) -> None:
-    """Leaves one block in every stage that is left, of two stages, and Wide-ResNets narrow."""
+    """Leaves one block of the whole network, and Wide-ResNets narrow: fast to compile."""
     arch = importlib.import_module(f"configs.{name}").get_config().arch
     family = senet if arch.startswith("se_") else resnet
     fields = dict(width=32) if arch.startswith("wide") else {}
-    spec = dataclasses.replace(family.find(arch), blocks=(1, 1), **fields)
+    spec = dataclasses.replace(family.find(arch), blocks=(1,), **fields)
     monkeypatch.setitem(family.SPECS, arch, spec)
 
 
@@ -505,14 +488,20 @@ def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys
         assert np.isfinite(results[f"test/{answer}/nll"])
     losses = [line["train/loss"] for line in lines_of(tmp_path) if "train/loss" in line]
     assert len(losses) == 2 and np.isfinite(losses).all()
-    # Untrained networks know nothing: log K each, more with label smoothing by none.
+    # Untrained networks know nothing: log K each.
     classes = {"cifar100": 100, "imagenet2012": 1000}.get(config.data.name, 10)
     assert losses[0] == pytest.approx(config.split * np.log(classes), rel=0.05)
     assert steps_in(tmp_path) == [2]
     assert f"{config.data.name} test" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "101" in name or "110" in name else ())
+        for name in DATA
+    ],
+)
 def test_whole_network_of_every_config_is_traced(name, prepared):
     """State and training step of the network as configured, with all its blocks; no compilation."""
     config = small_run(name, prepared)

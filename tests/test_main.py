@@ -118,13 +118,14 @@ def test_eval_from_the_workdir_alone(trained, run, capsys):
         assert "chosen on the test set" in said
 
 
-def test_eval_with_an_override(trained, run, capsys):
-    workdir, done = trained
+def test_eval_with_an_override(trained, run, monkeypatch):
+    workdir, _ = trained
+    seen = []
+    monkeypatch.setitem(main.MODES, "eval", seen.append)
     run("--mode=eval", "--workdir", str(workdir), "--config.eval.ensemble=max_probs")
-    said = capsys.readouterr().out
-    old = [line for line in done.stdout.splitlines() if line.startswith("ensemble")]
-    new = [line for line in said.splitlines() if line.startswith("ensemble")]
-    assert len(old) == len(new) == 1 and old != new
+    expected = config_lib.load(workdir)
+    expected.eval.ensemble = "max_probs"
+    assert seen[0].to_dict() == expected.to_dict()
 
 
 def test_a_finished_workdir_is_resumed_without_config(trained, run, capsys):

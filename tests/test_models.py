@@ -354,8 +354,8 @@ def test_features_in_order():
 
 @pytest.fixture(scope="module")
 def initialised():
-    """Variables of one wide block a stage: ResNet, Wide-ResNet, ResNeXt, SE-ResNet."""
-    tiny = dict(blocks=(1, 1), width=64)
+    """Variables of one wide block: ResNet, Wide-ResNet, ResNeXt, SE-ResNet."""
+    tiny = dict(blocks=(1,), width=64)
     specs = {
         "bottleneck": dataclasses.replace(resnet.SPECS["resnet50"], **tiny, stem=(32, 32, 64)),
         "basic": dataclasses.replace(models.divided("wide_resnet10_1", 1), **tiny),
@@ -392,7 +392,7 @@ def test_initial_kernels(initialised, name):
         assert abs(kernel.std() / std - 1) < 5 / (2 * kernel.size) ** 0.5, path
         assert abs(kernel.mean()) < 5 * std / kernel.size**0.5, path
         seen += 1
-    assert seen >= 8
+    assert seen >= 5
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "basic", "grouped", "se"])
@@ -408,8 +408,8 @@ def test_initial_norms_and_biases(initialised, name):
             expected = 0.0 if path[-2] == last and name != "se" else 1.0
             assert (leaf == expected).all(), path
             scales[expected] += 1
-    assert scales[0.0] == (0 if name == "se" else 2)  # one of every block
-    assert scales[1.0] >= 5
+    assert scales[0.0] == (0 if name == "se" else 1)
+    assert scales[1.0] >= 3
 
 
 # ---- layers

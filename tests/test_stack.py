@@ -143,31 +143,13 @@ def assert_close(got, want, tolerance: float = 1e-5) -> None:
 # ---- equal to a loop
 
 
-# Dense for every family; the others, which take longer to compile, for some.
-CASES = [(n, "dense") for n in ("basic", "bottleneck", "grouped", "se")]
-CASES += [("basic", "grouped"), ("grouped", "grouped"), ("se", "unrolled")]
-
-
-@pytest.fixture(scope="module")
-def expected():
-    """name of a family -> (its inputs, the outputs of a loop)."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            args = inputs(name, dtype=np.float64)
-            made[name] = args, looped(SPECS[name])(*args)
-        return made[name]
-
-    return get
-
-
-@pytest.mark.parametrize("name, lowering", CASES)
-def test_equals_a_loop(expected, name, lowering):
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "grouped", "se"])
+def test_equals_a_loop(name):
     """Logits, features, loss, gradients and statistics, in training and in evaluation."""
     with jax.enable_x64(True):  # so that only rounding of 1e-16 can differ
-        args, want = expected(name)
-        got = quick(outputs_of(make(SPECS[name], lowering=lowering)))(*args)
+        args = inputs(name, dtype=np.float64)
+        got = quick(outputs_of(make(SPECS[name], lowering="dense")))(*args)
+        want = looped(SPECS[name])(*args)
     assert_close(got, want, 1e-11)
 
 
@@ -199,14 +181,18 @@ def test_equals_a_loop_in_float32(expected_in_float32, lowering):
         assert error <= 1e-5 * max(np.abs(b).max() for b in w), kind
 
 
-@pytest.mark.parametrize("lowering", ["dense", "unrolled"])
-def test_a_shared_view_is_the_same_view_for_all(lowering):
+@pytest.mark.parametrize("shared", [False, True], ids=["views", "shared view"])
+def test_lowerings_and_a_shared_view_equal_a_loop(shared):
+    """A view [1, B, ...] is the same view for all networks."""
     with jax.enable_x64(True):
-        variables, views, labels = inputs("small", 2, shared=True, dtype=np.float64)
-        run = quick(training_of(make(SMALL, 2, lowering=lowering)))
-        got = run(variables, views, labels)
-        want = run(variables, np.repeat(views, 2, 0), labels)
-    assert_close(got, want, 1e-11)
+        args = inputs("small", 2, shared=shared, dtype=np.float64)
+        want = looped(SMALL, 2)(*args)
+        got = {
+            lowering: quick(outputs_of(make(SMALL, 2, lowering=lowering)))(*args)
+            for lowering in ("dense", "unrolled", "grouped")
+        }
+    for outputs in got.values():
+        assert_close(outputs, want, 1e-11)
 
 
 # ---- on a mesh
@@ -222,23 +208,20 @@ def on_meshes():
         for data, net in ((1, 1), (4, 1), (2, 2)):
             # At least two networks a device, so that the place of a network is put to the test.
             networks = make(SPECS["dropout"], 4, data, net, batch_norm="sync", lowering="dense")
-            out[data, net] = jax.device_get(quick(outputs_of(networks, key))(*args))
+            out[data, net] = jax.device_get(quick(training_of(networks, key))(*args))
     return out
 
 
 @pytest.mark.parametrize("mesh", [(4, 1), (2, 2)])
 def test_synchronised_on_a_mesh_equals_one_device(on_meshes, mesh):
-    """Statistics, and features, which see no dropout; then all else, in training and evaluation."""
-    got, want = on_meshes[mesh], on_meshes[1, 1]
-    assert_close(got["train"][1][1:], want["train"][1][1:], 1e-11)
-    assert_close(got["eval"], want["eval"], 1e-11)
+    """Statistics, and features, which see no dropout."""
+    assert_close(on_meshes[mesh]["train"][1][1:], on_meshes[1, 1]["train"][1][1:], 1e-11)
 
 
 @pytest.mark.parametrize("mesh", [(4, 1), (2, 2)])
 def test_dropout_does_not_depend_on_the_mesh(on_meshes, mesh):
-    got, want = on_meshes[mesh], on_meshes[1, 1]
-    assert_close(got["train"][1][0], want["train"][1][0], 1e-11)
-    assert_close((got["train"][0], got["grads"]), (want["train"][0], want["grads"]), 1e-11)
+    """With synchronised BatchNorm: logits, and so the loss and all gradients."""
+    assert_close(on_meshes[mesh], on_meshes[1, 1], 1e-11)
 
 
 def test_local_batch_norm_is_that_of_every_part():
@@ -407,18 +390,22 @@ def test_float64_stays(lowering):
 
 def test_bfloat16():
     """Computation only: variables, their gradients, statistics and logits are float32."""
-    networks = make(SMALL, lowering="dense", dtype="bfloat16")
-    args = inputs("small")
-    variables = jax.eval_shape(lambda k: networks.init(k, (8, 8, 3)), jax.random.key(0))
-    assert types_of(variables) == {"float32"}
-    got, want = (quick(outputs_of(n))(*args) for n in (networks, make(SMALL, lowering="dense")))
-    _, (logits, features, stats) = got["train"]
-    assert types_of((logits, stats, got["grads"], got["eval"][0], got["eval"][2])) == {"float32"}
-    assert types_of((features, got["eval"][1])) == {"bfloat16"}
-    for pick in (lambda out: out["train"][1][0], lambda out: out["eval"][0]):
-        g, w = np.asarray(pick(got)), np.asarray(pick(want))
-        error = np.abs(g - w).max() / np.abs(w).max()
-        assert 1e-5 < error < 0.05  # three digits a number, but not float32
+    networks = make(SMALL, dtype="bfloat16")
+    variables, views, labels = inputs("small")
+    initial = jax.eval_shape(lambda k: networks.init(k, (8, 8, 3)), jax.random.key(0))
+    assert types_of(initial) == {"float32"}
+    out = jax.eval_shape(outputs_of(networks), variables, views, labels)
+    _, (logits, features, stats) = out["train"]
+    assert types_of((logits, stats, out["grads"], out["eval"][0], out["eval"][2])) == {"float32"}
+    assert types_of((features, out["eval"][1])) == {"bfloat16"}
+
+    def logits_of(networks):
+        run = quick(lambda v, x: networks.apply(v, x, train=True)[0])
+        return np.asarray(run(variables, views))
+
+    got, want = logits_of(networks), logits_of(make(SMALL))
+    error = np.abs(got - want).max() / np.abs(want).max()
+    assert 1e-5 < error < 0.05  # a number has three digits, so it was not float32
 
 
 # ---- errors
