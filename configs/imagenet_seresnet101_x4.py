@@ -3,8 +3,9 @@
 python main.py --config=configs/imagenet_seresnet101_x4.py --workdir=runs/seresnet101_x4 \
     --config.data.dir=/path/to/tensorflow_datasets
 
-Needs imagenet2012 prepared by tensorflow-datasets as array_record. The recipe is the published one of
-SE-ResNet-152 (arXiv 2011.14660); no accuracy of SE-ResNet-101 was published. Not trained by us yet.
+Needs imagenet2012 prepared by tensorflow-datasets as array_record. The recipe is the published one
+of SE-ResNet-152 (arXiv 2011.14660); no accuracy of SE-ResNet-101 was published. Not trained by us
+yet.
 """
 
 from ml_collections import ConfigDict

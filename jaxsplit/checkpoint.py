@@ -184,5 +184,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def exists(workdir: str | pathlib.Path) -> bool:
-    """Whether a workdir holds a folder of checkpoints."""
-    return (pathlib.Path(workdir).expanduser() / FOLDER).is_dir()
+    """Whether a workdir holds a checkpoint."""
+    folder = pathlib.Path(workdir).expanduser() / FOLDER
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())

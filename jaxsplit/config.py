@@ -257,7 +257,7 @@ def save(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def load(workdir: str | pathlib.Path) -> ConfigDict:
-    """The config that a workdir was made by.
+    """The config that a workdir was made by; fields that did not exist then have their default.
 
     Raises:
       ConfigError: there is none.
@@ -269,7 +269,9 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
         raise ConfigError(
             f"workdir={str(workdir)!r}: holds no readable {CONFIG_FILE} of a run ({error})"
         ) from None
-    return ConfigDict(_tuples(fields))
+    config = common.get_config()
+    config.update(_tuples(fields))
+    return config
 
 
 def check_identity(old: ConfigDict, new: ConfigDict, workdir: str | pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Training and evaluation of an experiment: the story, in the order in which data flows."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -133,7 +134,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
       NonFiniteLossError: the loss became NaN or infinite; nothing saved was overwritten.
     """
     exp = build(config)
-    workdir = config_lib.prepare_workdir(workdir)
+    # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
+    with contextlib.ExitStack() as at_end:
+        return _train(exp, config_lib.prepare_workdir(workdir), at_end.callback)
+
+
+def _train(
+    exp: Experiment, workdir: pathlib.Path, at_end: Callable[[Callable[[], None]], Any]
+) -> dict[str, float]:
+    config = exp.config
     if checkpoint.exists(workdir):
         config_lib.check_identity(config_lib.load(workdir), config, workdir)
         _check_longer(config_lib.load(workdir), exp, workdir)
@@ -146,6 +155,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     checkpoints = checkpoint.Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
     )
+    at_end(checkpoints.close)
     start = checkpoints.latest() or 0
     if start:
         train_state = checkpoints.restore(start, exp.state_shapes())
@@ -161,10 +171,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
         arrays = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
         resident = mesh.put(arrays, mesh.replicated)
     batches = exp.feed.batches(start)
+    at_end(batches.close)
 
     # ---- The step, compiled
     writer = metrics.Writer(workdir, start=start, active=chief)
+    at_end(writer.close)
     progress = report.Progress(total=plan.total_steps, start=start, active=chief)
+    at_end(progress.close)
     progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
     if start < plan.total_steps:
         began = time.time()
@@ -211,19 +224,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
         if saves:
             checkpoints.save(train_state, config, results if evaluates else None)
         clock.resume()
-    if hasattr(batches, "close"):
-        batches.close()
 
     # ---- Report
     splits = {exp.eval_split[0]: exp.eval_split[1], "test": exp.dataset.test}
     for split in splits.items():
         if f"{split[0]}/count" not in results:
-            results |= _evaluate(exp, train_state.variables, split)
-    writer.write(plan.total_steps, results)
-    writer.close()
+            values = _evaluate(exp, train_state.variables, split)
+            if start < plan.total_steps:
+                writer.write(plan.total_steps, values)
+            results |= values
     progress.close()
     best = checkpoints.best()
-    checkpoints.close()
     results["step"] = float(train_state.step)
     if best:
         results |= {
@@ -256,9 +267,7 @@ def evaluate_checkpoint(
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     config_lib.check_identity(config_lib.load(workdir), config, workdir)
     exp = build(config)
-    checkpoints = checkpoint.Checkpoints(
-        workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
-    )
+    checkpoints = checkpoint.Checkpoints(workdir, best_metric=exp.best_metric, read_only=True)
     found = checkpoints.find(which)
     variables = checkpoints.restore_model(found, exp.state_shapes())
     results: dict[str, float] = {"step": float(found)}
@@ -330,7 +339,9 @@ def _check_finite(totals: metrics.Totals, checkpoints: checkpoint.Checkpoints) -
     checkpoints.wait()
     good = checkpoints.latest()
     kept = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
-    raise NonFiniteLossError(f"the loss is not finite at step {bad + 1}; {kept}")
+    raise NonFiniteLossError(
+        f"the loss, or the update of the weights, is not finite at step {bad + 1}; {kept}"
+    )
 
 
 def _evaluate(exp: Experiment, variables: dict, split: tuple[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ class Totals(NamedTuple):
 
     sums: dict[str, Array]
     count: Array  # int32[]
-    bad_step: Array  # int32[]; the loss was not finite; -1: none
+    bad_step: Array  # int32[]; -1: none
 
 
 def empty() -> Totals:
@@ -27,9 +27,9 @@ def empty() -> Totals:
     return Totals({}, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32))
 
 
-def add(totals: Totals, values: Mapping[str, Array], loss: Array, step: Array) -> Totals:
-    """Adds the metrics of one step."""
-    first_bad = (totals.bad_step < 0) & ~jnp.isfinite(loss)
+def add(totals: Totals, values: Mapping[str, Array], finite: Array, step: Array) -> Totals:
+    """Adds the metrics of one step; `finite` is False where it went wrong."""
+    first_bad = (totals.bad_step < 0) & ~finite
     return Totals(
         {name: totals.sums.get(name, 0) + value for name, value in values.items()},
         totals.count + 1,

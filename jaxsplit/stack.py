@@ -79,18 +79,21 @@ class Stack:
         """
         s = self.sharding
         in_specs = (s.networks, s.shared_view if images.shape[0] == 1 else s.views, s.replicated)
+        names: list[str] = []  # of the features; transformations would sort a dict
         local = s.map(
-            lambda v, x, k: self._apply_local(v, x, k, train),
+            lambda v, x, k: self._apply_local(v, x, k, train, names),
             in_specs,
             (s.views, s.views, s.networks),
         )
-        return local(variables, images, jax.random.key(0) if key is None else key)
+        key = jax.random.key(0) if key is None else key
+        logits, maps, stats = local(variables, images, key)
+        return logits, dict(zip(names, maps, strict=True)), stats
 
     def take(self, variables: dict, i: int) -> dict:
         """The variables of network `i`, without the leading axis."""
         return jax.tree.map(lambda x: x[i], variables)
 
-    def _apply_local(self, variables, images, key, train):
+    def _apply_local(self, variables, images, key, train, names):
         """On one device: its networks, its part of the batch."""
         n = jax.tree.leaves(variables)[0].shape[0]
         first = first_example(images.shape[1])
@@ -104,7 +107,8 @@ class Stack:
                 variables, images, train, example_ids, rngs={"dropout": key}, mutable=mutable
             )
             (logits, features), new = out if train else (out, variables)
-            return logits, features, new.get("batch_stats", {})
+            names[:] = features
+            return logits, tuple(features.values()), new.get("batch_stats", {})
 
         lowering = choose_lowering(self.lowering, n)
         if lowering == "unrolled":

@@ -96,7 +96,9 @@ def make_train_step(
             batch_stats=stats,
             opt_state=opt_state,
         )
-        return new, metrics.add(totals, values, value, state.step)
+        # The norm overflows long before the weights do, so that no diverged state is saved.
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
+        return new, metrics.add(totals, values, finite, state.step)
 
     return train_step
 

@@ -38,8 +38,9 @@ def cost(spec, *, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
     by_module = Counter()
     for name, n in macs.items():
         by_module[_group(name)] += n
-    groups = {g: (n, by_module.pop(g, 0)) for g, n in params.items()}
-    assert not by_module, f"multiply-adds outside of any layer: {by_module}"
+    assert by_module.keys() <= params.keys(), f"multiply-adds outside of any layer: {by_module}"
+    order = [*by_module, *(g for g in params if g not in by_module)]  # as the data flows
+    groups = {g: (params[g], by_module[g]) for g in order}
     return Cost(sum(params.values()), stats, sum(macs.values()), groups)
 
 

@@ -236,7 +236,10 @@ def test_reading_leaves_an_unfinished_save_alone(opened, tmp_path):
 
 def test_exists(opened, tmp_path, monkeypatch):
     assert not checkpoint.exists(tmp_path)
-    opened()
+    run = opened()
+    assert not checkpoint.exists(tmp_path)  # the folder is there, but empty
+    save(run, 1)
+    run.wait()
     assert checkpoint.exists(tmp_path) and checkpoint.exists(str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert checkpoint.exists("~")

@@ -19,8 +19,10 @@ EXPERIMENTS = sorted(
 
 
 def changed(**fields) -> ConfigDict:
-    """The digits config with fields changed; 'optim.lr' is written optim__lr."""
+    """The digits config of 12 epochs, fields changed; 'optim.lr' is written optim__lr."""
     config = digits_wrn16_4_x4.get_config()
+    config.duration, config.schedule.warmup = "12 epochs", "10%"
+    config.optim.lr, config.optim.base_batch_size, config.eval.batch_size = 0.1, 64, 360
     for field, value in fields.items():
         *groups, name = field.split("__")
         group = config
@@ -368,7 +370,7 @@ def test_load_what_is_no_config(tmp_path, text):
 
 
 def test_runtime_fields_may_change():
-    old = digits_wrn16_4_x4.get_config()
+    old = changed()
     new = changed(
         lowering="dense",
         mesh__data=1,
@@ -387,7 +389,7 @@ def test_runtime_fields_may_change():
 
 
 def test_all_differing_fields_are_named():
-    old = digits_wrn16_4_x4.get_config()
+    old = changed()
     new = changed(
         arch="wide_resnet10_1",
         split=2,

@@ -417,7 +417,8 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_bo
     with pytest.raises(NonFiniteLossError) as caught:
         loop.train_and_evaluate(config, tmp_path)
     assert str(caught.value) == (
-        "the loss is not finite at step 7; the last good checkpoint is step 4"
+        "the loss, or the update of the weights, is not finite at step 5; "
+        "the last good checkpoint is step 4"
     )
     assert steps_in(tmp_path) == [4]
     assert [line["step"] for line in lines_of(tmp_path)] == [4]  # stopped at the log point after

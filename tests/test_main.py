@@ -92,7 +92,7 @@ def test_train_from_the_shell(trained):
     workdir, done = trained
     assert "Traceback" not in done.stderr
     table = done.stdout.split("\n\n")[-2].splitlines()
-    assert table[0].startswith(" ") or "digits test (360 images)" in done.stdout
+    assert "digits test (360 images), wide_resnet10_1 divided in 2, cotrain" in done.stdout
     rows = [line.split()[0] for line in table if line.startswith(("net", "ensemble", "undivided"))]
     assert rows == ["net0", "net1", "ensemble", "undivided"]
     assert done.stdout.rstrip().splitlines()[-1].endswith("chosen on the test set")
@@ -100,7 +100,7 @@ def test_train_from_the_shell(trained):
     assert (config.arch, config.optim.lr, config.batch_size) == ("wide_resnet10_1", 0.05, 16)
     assert config.data.name == "digits"
     lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    # 0.05 at 64 images: a quarter of it at 16 images, at the end of half a cosine's first half.
+    # 0.05 at 64 images, a quarter of it at 16; the second of two steps is half way down the cosine.
     assert lines[0]["lr"] == pytest.approx(0.05 / 4 / 2)
 
 

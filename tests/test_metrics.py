@@ -20,7 +20,7 @@ def add_all(values, losses, first_step: int = 0) -> metrics.Totals:
     for i, (value, loss) in enumerate(zip(values, losses, strict=True)):
         named = {"loss": jnp.float32(loss), "top1": jnp.asarray(value, jnp.float32)}
         step = jnp.int32(first_step + i)
-        totals = jax.jit(metrics.add)(totals, named, jnp.float32(loss), step)
+        totals = jax.jit(metrics.add)(totals, named, jnp.isfinite(loss), step)
     return totals
 
 

@@ -418,9 +418,12 @@ def test_initial_norms_and_biases(initialised, name):
 @pytest.mark.parametrize("shape", [(3, 4, 5, 2), (7, 3)])
 def test_batch_norm_by_hand(shape):
     rng = np.random.default_rng(0)
-    x = rng.normal(3.0, 2.0, shape).astype(np.float32)
     c = shape[-1]
+    # A variance near epsilon shows the epsilon.
+    spread = np.array([3e-3, 2.0, 1.0])[:c]
+    x = (rng.normal(1.0, 1.0, shape) * spread).astype(np.float32)
     scale, bias, mean, var = (rng.uniform(0.5, 2.0, c).astype(np.float32) for _ in range(4))
+    var[0] = 1e-5
     variables = {
         "params": {"scale": scale, "bias": bias},
         "batch_stats": {"mean": mean, "var": var},
