@@ -340,7 +340,7 @@ def _check_finite(totals: metrics.Totals, checkpoints: checkpoint.Checkpoints) -
     good = checkpoints.latest()
     kept = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
     raise NonFiniteLossError(
-        f"the loss, or the update of the weights, is not finite at step {bad + 1}; {kept}"
+        f"the loss or the update of the weights is not finite at step {bad + 1}; {kept}"
     )
 
 

@@ -30,6 +30,15 @@ def parity() -> pathlib.Path:
     return path
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """A file with costly fixtures stays on one worker; the longest file starts first."""
+    for item in items:
+        name = item.path.stem
+        if name in ("test_train_steps", "test_sharding", "test_end_to_end"):
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: item.path.stem != "test_train_steps")
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     if not PARITY:
         text = "PARITY TESTS SKIPPED: set JAXSPLIT_PARITY to the folder of the reference's numbers"

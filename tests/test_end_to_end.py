@@ -417,7 +417,7 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_bo
     with pytest.raises(NonFiniteLossError) as caught:
         loop.train_and_evaluate(config, tmp_path)
     assert str(caught.value) == (
-        "the loss, or the update of the weights, is not finite at step 5; "
+        "the loss or the update of the weights is not finite at step 5; "
         "the last good checkpoint is step 4"
     )
     assert steps_in(tmp_path) == [4]
@@ -427,7 +427,7 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_bo
     assert results["step"] == 4
     assert all(np.isfinite(value) for value in results.values())
     # Resumed, it goes the same way, and what is saved stays.
-    with pytest.raises(NonFiniteLossError, match="at step 7; the last good checkpoint is step 4"):
+    with pytest.raises(NonFiniteLossError, match="at step 5; the last good checkpoint is step 4"):
         loop.train_and_evaluate(config, tmp_path)
     assert files_of(tmp_path / checkpoint.FOLDER) == saved
 

@@ -304,7 +304,7 @@ def test_nan_is_one_line_and_status_1(run, capsys, tmp_path, monkeypatch):
         run(*TINY, "--config.duration=6 steps", f"--workdir={tmp_path}")
     assert caught.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the loss is not finite at step ")
+    assert line.startswith("error: the loss or the update of the weights is not finite at step ")
     assert line.endswith("; there is no checkpoint yet")
 
 
