@@ -29,7 +29,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metr
 _MODE = flags.DEFINE_string("mode", "train", "train, eval or summary")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "For eval: latest, best or a step")
 
-
 MODES = {
     "train": lambda config: loop.train_and_evaluate(config, _WORKDIR.value),
     "eval": lambda config: loop.evaluate_checkpoint(config, _WORKDIR.value, _CHECKPOINT.value),
@@ -39,15 +38,9 @@ MODES = {
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; wrong ones are one line and exit status 2."""
-    given = {}
-    for flag, after in zip(argv[1:], [*argv[2:], "-"], strict=False):
-        name, equals, value = flag.lstrip("-").partition("=")
-        if flag.startswith("-"):
-            given[name] = value if equals or after.startswith("-") else after
+    given = config_lib.flags_given(argv)
     try:
-        for name, value in given.items():
-            if name.startswith(("config.", "noconfig.")):
-                config_lib.check_field(name.partition(".")[2], value)
+        config_lib.check_overrides(given)
         if not pathlib.Path(given.get("config", __file__).partition(":")[0]).is_file():
             raise ConfigError(f"config={given['config']!r}: must be a file with get_config()")
         if "config" not in given and given.get("workdir"):
@@ -78,10 +71,8 @@ def main(_: list[str]) -> None:
         if _MODE.value != "summary" and not _WORKDIR.value:
             raise ConfigError(f"workdir: must be given with --mode={_MODE.value}")
         MODES[_MODE.value](_CONFIG.value)
-    except ConfigError as error:
-        fail(error, 2)
-    except NonFiniteLossError as error:
-        fail(error, 1)
+    except (ConfigError, NonFiniteLossError) as error:
+        fail(error, 2 if isinstance(error, ConfigError) else 1)
 
 
 if __name__ == "__main__":

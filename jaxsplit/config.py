@@ -243,6 +243,23 @@ def check(config: ConfigDict) -> None:
     optim.build(config.optim, lambda step: config.optim.lr, {}, config.split)
 
 
+def flags_given(argv: list[str]) -> dict[str, str]:
+    """Name -> value of the flags on a command line, before they are parsed."""
+    given = {}
+    for flag, after in zip(argv[1:], [*argv[2:], "-"], strict=False):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-"):
+            given[name] = value if equals or after.startswith("-") else after
+    return given
+
+
+def check_overrides(given: dict[str, str]) -> None:
+    """Raises ConfigError for the first --config.field of `flags_given` that does not exist."""
+    for name, value in given.items():
+        if name.startswith(("config.", "noconfig.")):
+            check_field(name.partition(".")[2], value)
+
+
 def compute_dtype(config: ConfigDict) -> Any:
     """What the networks compute in; None keeps the type of their input."""
     return None if config.dtype == "float32" else jnp.dtype(config.dtype)
