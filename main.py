@@ -10,7 +10,7 @@ import pathlib
 import sys
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 # TensorFlow, which writes the TensorBoard files, prints notices unless told not to.
@@ -65,6 +65,7 @@ def fail(error: Exception, status: int) -> NoReturn:
 
 
 def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # jax and orbax tell much
     try:
         if _MODE.value not in MODES:
             raise ConfigError(f"mode={_MODE.value!r}: must be one of {', '.join(MODES)}")

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
@@ -38,7 +37,6 @@ class Checkpoints:
     ):
         self._folder = pathlib.Path(workdir).expanduser().absolute() / FOLDER
         self._keep, self._best_metric = keep, best_metric
-        logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
         self._manager = self._open(read_only)
 
     def _open(self, read_only: bool) -> ocp.CheckpointManager:
