@@ -18,8 +18,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxsplit import losses, models, sharding, stack
+from configs import common
+from jaxsplit import losses, models, optim, sharding, stack
 
 
 def compile_step(args, num_networks: int, lowering: str):
@@ -31,40 +33,46 @@ def compile_step(args, num_networks: int, lowering: str):
     networks = stack.make(spec, num_networks, 10, mesh, lowering=lowering)
     shape = (args.size, args.size, 3)
     variables = jax.jit(lambda: networks.init(jax.random.key(0), shape))()
+    config = common.get_config().optim
+    optimizer = optim.build(config, lambda _: 1e-3, variables["params"], num_networks)
+    state = variables, optimizer.init(variables["params"])
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(num_networks, args.batch, *shape)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, 10, args.batch))
 
-    def step(variables, images):
+    def step(state, images):
+        variables, opt_state = state
+
         def loss(params):
             v = {"params": params, "batch_stats": variables["batch_stats"]}
             logits, _, stats = networks.apply(v, images, train=True)
             return losses.cross_entropy(logits, labels).sum(), stats
 
         grads, stats = jax.grad(loss, has_aux=True)(variables["params"])
-        params = jax.tree.map(lambda p, g: p - 1e-3 * g, variables["params"], grads)
-        return {"params": params, "batch_stats": stats}
+        updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        return {"params": params, "batch_stats": stats}, opt_state
 
     began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(variables, images).compile()
-    return compiled, variables, images, time.perf_counter() - began
+    compiled = jax.jit(step, donate_argnums=0).lower(state, images).compile()
+    return compiled, state, images, time.perf_counter() - began
 
 
 def measure(args) -> list[tuple[str, float, float, float]]:
     """(name, seconds, ratio to the base, seconds to compile) of each."""
     base = f"{args.networks} single steps"
-    made = {base: compile_step(args, 1, "dense")}
+    made = {base: compile_step(args, 1, "unrolled")}  # a plain network
     for lowering in args.lowerings:
         made[lowering] = compile_step(args, args.networks, lowering)
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(args.rounds + 1):
-        for name, (step, variables, images, compile_time) in made.items():
+        for name, (step, state, images, compile_time) in made.items():
             began = time.perf_counter()
             for _ in range(args.networks if name == base else 1):
-                variables = step(variables, images)
-            jax.block_until_ready(variables)
+                state = step(state, images)
+            jax.block_until_ready(state)
             seconds[name].append(time.perf_counter() - began)
-            made[name] = (step, variables, images, compile_time)
+            made[name] = (step, state, images, compile_time)
     rows = []
     for name in made:
         times = seconds[name][1:]  # the first round warms up

@@ -64,12 +64,25 @@ class Checkpoints:
             item_names=("model", "opt", "config", "data"),
         )
 
-    def save(self, state: TrainState, config: ConfigDict, metrics: dict | None = None) -> None:
-        """Saves the state under its step; does nothing where that step is saved already."""
+    def save(
+        self,
+        state: TrainState,
+        config: ConfigDict,
+        train_examples: int,
+        metrics: dict | None = None,
+    ) -> None:
+        """Saves the state under its step; does nothing where that step is saved already.
+
+        Args:
+          state: of training.
+          config: of the run.
+          train_examples: in the training set; with seed and step it fixes the data position.
+          metrics: of an evaluation at this step.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        position = {"step": step, "examples": step * config.batch_size, "seed": config.seed}
+        position = {"step": step, "train_examples": train_examples}
         args = ocp.args.Composite(
             model=ocp.args.StandardSave(state.variables),
             opt=ocp.args.StandardSave(_opt_item(state)),
@@ -132,6 +145,19 @@ class Checkpoints:
         )
         return TrainState(**items.model, **items.opt)
 
+    def check_data(self, step: int, train_examples: int) -> None:
+        """Makes sure that the training set is as large as when the checkpoint was saved.
+
+        Raises:
+          ConfigError: it is not, so that the run would go on with other batches.
+        """
+        saved = self._restore(step, data=ocp.args.JsonRestore()).data["train_examples"]
+        if saved != train_examples:
+            raise ConfigError(
+                f"data.dir: the training set has {train_examples} examples, must have {saved} as "
+                f"when checkpoint {step} was saved"
+            )
+
     def restore_model(self, step: int, like: TrainState) -> dict:
         """Only {'params', 'batch_stats'}, for evaluation.
 
@@ -144,7 +170,8 @@ class Checkpoints:
         try:
             # Orbax itself finds some of what does not fit only while it reads, and reads on.
             for name, args in items.items():
-                self._check_fits(step, name, args.item)
+                if isinstance(args, ocp.args.StandardRestore):
+                    self._check_fits(step, name, args.item)
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax raises bare Exception for damaged files
             reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import common
-from jaxsplit import data, losses, methods, models, optim
+from jaxsplit import augment, data, losses, methods, models, optim, stack
 from jaxsplit.errors import ConfigError
 
 CONFIG_FILE = "config.json"
@@ -25,7 +24,8 @@ CONFIG_FILE = "config.json"
 RUNTIME = (
     "lowering",
     "mesh",
-    "eval",
+    "eval.batch_size",
+    "eval.every",
     "log_every",
     "checkpoint",
     "data.dir",
@@ -188,7 +188,7 @@ def check(config: ConfigDict) -> None:
     for field, default in known.items():
         if isinstance(default, int | float) and not isinstance(default, bool):
             value = given[field]
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            if not _is_number(value):
                 raise ConfigError(f"{field}={value!r}: must be a finite number")
 
     def need(field: str, allowed: str, fine: bool) -> None:
@@ -206,6 +206,8 @@ def check(config: ConfigDict) -> None:
     one_of("cotrain.views", COTRAIN_VIEWS)
     one_of("eval.ensemble", losses.ENSEMBLES)
     one_of("dtype", DTYPES)
+    one_of("batch_norm", stack.BATCH_NORMS)
+    one_of("lowering", stack.LOWERINGS)
     models.divided(config.arch, config.split)
     methods.check_split(config.method, config.split)
 
@@ -235,10 +237,12 @@ def check(config: ConfigDict) -> None:
     for field in DURATIONS:
         value = given[field]
         for text in value if isinstance(value, tuple) else (value,):
-            parse_duration(field, text)
+            length = parse_duration(field, text)
+            need(field, "above 0", length.value > 0 or not field.endswith("every"))
+    for field in ("augment.erase_area", "augment.erase_aspect"):
+        pair = given[field]
+        need(field, "two numbers, least and most", len(pair) == 2 and all(map(_is_number, pair)))
     source = data.DATASETS[config.data.name]
-    from jaxsplit import augment
-
     augment.pipeline(config.augment, source.mean, source.std, streamed=False)
     optim.build(config.optim, lambda step: config.optim.lr, {}, config.split)
 
@@ -258,11 +262,6 @@ def check_overrides(given: dict[str, str]) -> None:
     for name, value in given.items():
         if name.startswith(("config.", "noconfig.")):
             check_field(name.partition(".")[2], value)
-
-
-def compute_dtype(config: ConfigDict) -> Any:
-    """What the networks compute in; None keeps the type of their input."""
-    return None if config.dtype == "float32" else jnp.dtype(config.dtype)
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -287,22 +286,33 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
             f"workdir={str(workdir)!r}: holds no readable {CONFIG_FILE} of a run ({error})"
         ) from None
     config = common.get_config()
-    config.update(_tuples(fields))
+    try:
+        config.update(_tuples(fields))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"workdir={str(workdir)!r}: {CONFIG_FILE} does not fit configs/common.py ({error})"
+        ) from None
     return config
 
 
-def check_identity(old: ConfigDict, new: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Refuses to resume a workdir by a config of another experiment.
+def check_identity(
+    old: ConfigDict, new: ConfigDict, workdir: str | pathlib.Path, *, evaluating: bool = False
+) -> None:
+    """Refuses a workdir to a config of another experiment.
+
+    `best` is chosen by what the networks answer together, so that only an evaluation may change
+    `eval.ensemble`.
 
     Raises:
       ConfigError: fields of identity differ (all are named), or `duration` became shorter.
     """
+    free = (*RUNTIME, "eval.ensemble") if evaluating else RUNTIME
     before, after = dict(_flat(old)), dict(_flat(new))
     changed = [
         f"{field}: {before.get(field)!r} -> {after.get(field)!r}"
         for field in sorted(before.keys() | after.keys())
         if before.get(field) != after.get(field)
-        and not any(field == r or field.startswith(r + ".") for r in RUNTIME)
+        and not any(field == r or field.startswith(r + ".") for r in free)
     ]
     if changed:
         raise ConfigError(
@@ -322,12 +332,17 @@ def prepare_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may be here
     except OSError as error:
         raise ConfigError(
             f"workdir={str(workdir)!r}: must be a writable directory ({error})"
         ) from None
     return path
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -54,16 +54,17 @@ def conv(
     """
     strides, lhs_dilation = tuple(strides), tuple(lhs_dilation)
     no_padding = isinstance(padding, str) or all(tuple(p) == (0, 0) for p in padding)
-    if kernel.shape[:2] == (1, 1) and groups == 1 and no_padding and lhs_dilation == (1, 1):
+    plain = groups == 1 and no_padding and lhs_dilation == (1, 1)
+    dense = not _grouped.get()
+    if dense and plain and kernel.shape[:2] == (1, 1):
         if strides != (1, 1):
             x = x[:, :: strides[0], :: strides[1]]
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
     # ceil(n / stride) is the size of the output, or about; it is the input of the backward pass.
-    small = any(
-        -(-n // s) < k for n, s, k in zip(x.shape[1:3], strides, kernel.shape, strict=False)
-    )
-    if small and lhs_dilation == (1, 1):
+    sizes = zip(x.shape[1:3], strides, kernel.shape[:2], strict=True)
+    small = lhs_dilation == (1, 1) and any(-(-n // s) < k for n, s, k in sizes)
+    if dense and small and jax.default_backend() == "cpu":
         return _patch_product(x, kernel, strides, padding, groups)
 
     def convolve(x: Array, kernel: Array) -> Array:
@@ -77,7 +78,7 @@ def conv(
             feature_group_count=groups,
         )
 
-    return convolve(x, kernel) if _grouped.get() else _bilinear(convolve)(x, kernel)
+    return _bilinear(convolve)(x, kernel) if dense else convolve(x, kernel)
 
 
 def _patch_product(x, kernel, strides, padding, groups) -> Array:

@@ -17,6 +17,7 @@ def evaluate(
     image_shape: tuple[int, int, int],
     batch_size: int,
     sharding: Sharding,
+    threads: int = 8,
 ) -> dict[str, float]:
     """Means over a split.
 
@@ -27,6 +28,7 @@ def evaluate(
       image_shape: (H, W, C).
       batch_size: examples a step; rounded up to a multiple of the devices along the batch.
       sharding: the mesh.
+      threads: that decode a streamed split.
 
     Returns:
       <name>/top1, <name>/top5 (shares in 0..1), <name>/nll (nats) for every name that the method
@@ -39,6 +41,7 @@ def evaluate(
         image_shape=image_shape,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        threads=threads,
     )
     totals: dict[str, np.ndarray] = {}
     pending = None

@@ -66,8 +66,10 @@ class Experiment:
         return state.shapes(self.method, self.optimizer, self.dataset.image_shape, self.sharding)
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: ConfigDict, *, training: bool = True) -> Experiment:
     """Checks a config and builds what it stands for; reads the data set, compiles nothing.
+
+    Only for training does `batch_size` have to fit the devices.
 
     Raises:
       ConfigError: a wrong value, in one line.
@@ -77,7 +79,7 @@ def build(config: ConfigDict) -> Experiment:
         config.mesh.data,
         config.mesh.net,
         num_networks=config.split,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size if training else None,
     )
     dataset = data.load(config.data)
     feed = data.train_feed(
@@ -98,7 +100,7 @@ def build(config: ConfigDict) -> Experiment:
         mesh,
         lowering=config.lowering,
         batch_norm=config.batch_norm,
-        dtype=config_lib.compute_dtype(config),
+        dtype=config.dtype,
     )
     method = methods.make(config, plan, networks)
     schedule = plan.schedule(config)
@@ -158,6 +160,7 @@ def _train(
     at_end(checkpoints.close)
     start = checkpoints.latest() or 0
     if start:
+        checkpoints.check_data(start, len(exp.dataset.train))
         train_state = checkpoints.restore(start, exp.state_shapes())
     else:
         train_state = state.init(
@@ -182,7 +185,8 @@ def _train(
     if start < plan.total_steps:
         began = time.time()
         batch = _put(exp, next(batches))
-        train_step, totals = _compile(exp, train_state, resident, batch)
+        train_step, empty = _compile(exp, train_state, resident, batch)
+        totals = empty
         progress.line(f"compiled the training step in {time.time() - began:.1f} s")
 
     # ---- Train
@@ -211,7 +215,7 @@ def _train(
             values["images_per_second"] = int(totals.count) * config.batch_size / clock.lap()
             writer.write(done, values)
             progress.training(done, done / plan.steps_per_epoch, values)
-            totals = metrics.zeros(totals)
+            totals = empty
         if not (evaluates or saves):
             continue
         clock.pause()
@@ -222,7 +226,8 @@ def _train(
             saves |= results[exp.best_metric] > best_value
             best_value = max(best_value, results[exp.best_metric])
         if saves:
-            checkpoints.save(train_state, config, results if evaluates else None)
+            examples = len(exp.dataset.train)
+            checkpoints.save(train_state, config, examples, results if evaluates else None)
         clock.resume()
 
     # ---- Report
@@ -262,11 +267,11 @@ def evaluate_checkpoint(
     Raises:
       ConfigError: no such checkpoint, or a config that does not fit the workdir.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(workdir).expanduser()
     if not checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
-    config_lib.check_identity(config_lib.load(workdir), config, workdir)
-    exp = build(config)
+    config_lib.check_identity(config_lib.load(workdir), config, workdir, evaluating=True)
+    exp = build(config, training=False)
     checkpoints = checkpoint.Checkpoints(workdir, best_metric=exp.best_metric, read_only=True)
     found = checkpoints.find(which)
     variables = checkpoints.restore_model(found, exp.state_shapes())
@@ -353,6 +358,7 @@ def _evaluate(exp: Experiment, variables: dict, split: tuple[str, Any]) -> dict[
         image_shape=exp.dataset.image_shape,
         batch_size=exp.plan.eval_batch_size,
         sharding=exp.sharding,
+        threads=exp.config.data.threads,
     )
     return {f"{name}/{k}": v for k, v in values.items()}
 

@@ -185,18 +185,3 @@ def pairwise_disagreement(logits: Array) -> Array:
     votes = jax.nn.one_hot(logits.argmax(-1), classes, dtype=dtype).sum(0)
     agreeing = (votes * (votes - 1)).sum(-1)  # ordered pairs
     return 1 - agreeing / (networks * (networks - 1))
-
-
-def disagreement(logits: Array, mask: Array) -> tuple[Array, Array]:
-    """`pairwise_disagreement` as a (sum, count) accumulator over the real examples.
-
-    Args:
-        logits: float[S, B, K].
-        mask: bool or float[B], 0 for padding.
-
-    Returns:
-        Two float[]: the sum over examples and their number; sum / count is the mean.
-    """
-    each = pairwise_disagreement(logits)
-    mask = mask.astype(each.dtype)
-    return (each * mask).sum(), mask.sum()

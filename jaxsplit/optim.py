@@ -66,7 +66,7 @@ def cosine(
     """
     if warmup_steps > total_steps:
         raise ConfigError(
-            f"schedule.warmup is {warmup_steps} steps: it must not exceed the {total_steps} steps "
+            f"schedule.warmup='{warmup_steps} steps': must not exceed the {total_steps} steps "
             "of the run (duration)"
         )
     # 1 + cos(pi * t) = 2 * sin(pi / 2 * (1 - t))**2: no cancellation near the end, and the steps
@@ -107,9 +107,9 @@ def step(
     """
     milestones = np.asarray(milestones_steps, np.int32)
     if (np.diff(milestones) <= 0).any():
-        raise ConfigError(f"schedule.milestones is {milestones.tolist()} steps: they must rise")
+        raise ConfigError(f"schedule.milestones={milestones.tolist()} (in steps): must rise")
     if not 0 < factor <= 1:
-        raise ConfigError(f"schedule.factor is {factor}: it must be in (0, 1]")
+        raise ConfigError(f"schedule.factor={factor}: must be in (0, 1]")
     rates = np.asarray([lr * factor**k for k in range(len(milestones) + 1)], np.float32)
 
     def after(step: jax.Array) -> jax.Array:
@@ -129,7 +129,7 @@ def schedule(name: str, **kwargs: Any) -> Schedule:
         ConfigError: no such schedule.
     """
     if name not in SCHEDULES:
-        raise ConfigError(f"schedule.name is {name!r}: it must be one of {', '.join(SCHEDULES)}")
+        raise ConfigError(f"schedule.name={name!r}: must be one of {', '.join(SCHEDULES)}")
     return SCHEDULES[name](**kwargs)
 
 
@@ -195,9 +195,9 @@ def sgd(
         ConfigError: momentum out of range, or Nesterov without it.
     """
     if not 0 <= momentum < 1:
-        raise ConfigError(f"optim.momentum is {momentum}: it must be in [0, 1)")
+        raise ConfigError(f"optim.momentum={momentum}: must be in [0, 1)")
     if nesterov and not momentum:
-        raise ConfigError("optim.nesterov is True: it needs an optim.momentum above 0")
+        raise ConfigError("optim.nesterov=True: needs an optim.momentum above 0")
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
         optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity(),
@@ -225,11 +225,11 @@ def build(
     """
     if optim_config.name not in OPTIMIZERS:
         raise ConfigError(
-            f"optim.name is {optim_config.name!r}: it must be one of {', '.join(OPTIMIZERS)}"
+            f"optim.name={optim_config.name!r}: must be one of {', '.join(OPTIMIZERS)}"
         )
     weight_decay = optim_config.weight_decay
     if weight_decay < 0:
-        raise ConfigError(f"optim.weight_decay is {weight_decay}: it must not be negative")
+        raise ConfigError(f"optim.weight_decay={weight_decay}: must be 0 or more")
     if optim_config.divide_weight_decay:
         weight_decay = divided_weight_decay(weight_decay, num_networks)
     return OPTIMIZERS[optim_config.name](

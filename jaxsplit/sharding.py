@@ -64,36 +64,41 @@ class Sharding:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-def make(data: int, net: int, *, num_networks: int, batch_size: int, devices=None) -> Sharding:
+def make(
+    data: int, net: int, *, num_networks: int, batch_size: int | None = None, devices=None
+) -> Sharding:
     """The mesh data x net over all devices (of all processes); data=-1 takes those that are left.
 
     Raises:
-      ConfigError: the sizes do not fit the devices, S or the batch.
+      ConfigError: the sizes do not fit the devices, S, or the batch where one is given.
     """
     devices = list(jax.devices() if devices is None else devices)
     if net < 1 or num_networks % net:
         fits = ", ".join(str(n) for n in range(1, num_networks + 1) if num_networks % n == 0)
         raise ConfigError(f"mesh.net={net}: must divide the {num_networks} networks: {fits}")
+    if net > len(devices):
+        raise ConfigError(f"mesh.net={net}: must be at most {len(devices)}, the number of devices")
     if data == -1:
         data = len(devices) // net
-    if (
-        data < 1
-        or data * net > len(devices)
-        or (jax.process_count() > 1 and data * net != len(devices))
-    ):
+    if data < 1:
+        raise ConfigError(f"mesh.data={data}: must be -1 (all devices) or at least 1")
+    several = jax.process_count() > 1
+    if data * net > len(devices) or (several and data * net != len(devices)):
         raise ConfigError(
             f"mesh.data={data}, mesh.net={net}: needs {data * net} devices, "
             f"there are {len(devices)}"
         )
-    if batch_size % data:
+    if batch_size is not None and batch_size % data:
         raise ConfigError(
             f"batch_size={batch_size}: must be divisible by the {data} devices along the batch "
             "(mesh.data)"
         )
-    shape, axes = (data, net), (DATA, NET)
     mesh = jax.make_mesh(
-        shape, axes, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * net]
+        (data, net), (DATA, NET), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * net]
     )
+    # A process reads its own part of every batch, which all its networks need.
+    if any(len({d.process_index for d in row}) > 1 for row in mesh.devices):
+        raise ConfigError(f"mesh.net={net}: the groups must lie within one process")
     return Sharding(mesh)
 
 

@@ -118,21 +118,22 @@ def make_eval_step(
         named = method.predict(variables, images)
         sums = {"count": mask.sum()}
         for name, logits in named.items():
-            # Rank of the true class: how many classes score higher.
+            # Rank of the true class; of equals the first counts as higher, as in argmax.
             true = jnp.take_along_axis(logits, labels[:, None], 1)
-            rank = (logits > true).sum(1)
+            earlier = jnp.arange(logits.shape[1])[None] < labels[:, None]
+            rank = ((logits > true) | ((logits == true) & earlier)).sum(1)
+            rank = jnp.where(jnp.isnan(logits).any(1), logits.shape[1], rank)
             log_p = jax.nn.log_softmax(logits)
             nll = -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
-            top1 = logits.argmax(1) == labels
             sums |= {
-                f"{name}/top1": (top1 * mask).sum(),
+                f"{name}/top1": ((rank < 1) * mask).sum(),
                 f"{name}/top5": ((rank < 5) * mask).sum(),
                 f"{name}/nll": jnp.where(mask > 0, nll, 0.0).sum(),
             }
         networks = network_names(named)
         if len(networks) > 1:
             stacked = jnp.stack([named[n] for n in networks])
-            sums["disagreement"] = losses.disagreement(stacked, mask)[0]
+            sums["disagreement"] = (losses.pairwise_disagreement(stacked) * mask).sum()
         return sums
 
     return eval_step

@@ -182,10 +182,10 @@ def test_the_fill_is_zero_after_normalisation():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ops.random_crop(-1), "augment.crop_padding is -1"),
-        (lambda: ops.random_erase(1.5, (0.1, 0.2), (1, 1)), "augment.erase_prob is 1.5"),
-        (lambda: ops.random_erase(0.5, (0.2, 0.1), (1, 1)), r"augment.erase_area is \(0.2, 0.1\)"),
-        (lambda: ops.random_erase(0.5, (0.1, 0.2), (0, 1)), r"augment.erase_aspect is \(0, 1\)"),
+        (lambda: ops.random_crop(-1), "augment.crop_padding=-1"),
+        (lambda: ops.random_erase(1.5, (0.1, 0.2), (1, 1)), "augment.erase_prob=1.5"),
+        (lambda: ops.random_erase(0.5, (0.2, 0.1), (1, 1)), r"augment.erase_area=\(0.2, 0.1\)"),
+        (lambda: ops.random_erase(0.5, (0.1, 0.2), (0, 1)), r"augment.erase_aspect=\(0, 1\)"),
         (lambda: ops.normalize((0.5,), (0.5, 0.5)), "normalize: mean"),
         (lambda: ops.normalize((0.5,), (0.0,)), "normalize: mean"),
     ],
@@ -369,5 +369,5 @@ def test_lambda_is_beta_distributed(alpha):
 
 def test_mixup_of_alpha_zero_is_an_error():
     key = jax.random.key(0)
-    with pytest.raises(ConfigError, match="augment.mixup is 0"):
+    with pytest.raises(ConfigError, match="augment.mixup=0"):
         augment.mixup(key, key, jnp.zeros((1, 2, 1, 1, 1)), jnp.zeros(2, jnp.int32), 0)

@@ -68,14 +68,14 @@ def opened(tmp_path):
 
 def save(checkpoints, step: int, top1: float | None = None) -> None:
     metrics = None if top1 is None else {METRIC: top1, "test/count": 8.0}
-    checkpoints.save(make_state(step), common.get_config(), metrics)
+    checkpoints.save(make_state(step), common.get_config(), 100, metrics)
     checkpoints.wait()
 
 
 def test_a_state_comes_back_bit_by_bit(opened, tmp_path):
     state = make_state(5)
     first = opened()
-    first.save(state, common.get_config())
+    first.save(state, common.get_config(), 100)
     first.wait()
     for checkpoints in (first, opened(), opened(read_only=True)):
         assert checkpoints.latest() == 5
@@ -92,7 +92,7 @@ def test_items_on_disk(opened, tmp_path):
     folder = tmp_path / "checkpoints" / "3"
     assert {"model", "opt", "config", "data"} <= {path.name for path in folder.iterdir()}
     position = json.loads((folder / "data" / "metadata").read_text())
-    assert position == {"step": 3, "examples": 3 * config.batch_size, "seed": config.seed}
+    assert position == {"step": 3, "train_examples": 100}
     saved = json.loads((folder / "config" / "metadata").read_text())
     assert saved["optim"] == config.optim.to_dict()
 
@@ -102,7 +102,7 @@ def test_saving_copies_the_arrays(opened):
     state = make_state(1)
     numbers = jax.tree.map(np.array, state)
     checkpoints = opened()
-    checkpoints.save(state, common.get_config())
+    checkpoints.save(state, common.get_config(), 100)
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 9, s), donate_argnums=0)
     for _ in range(20):
         state = overwrite(state)
@@ -148,7 +148,7 @@ def test_a_saved_step_is_never_overwritten(opened):
     checkpoints = opened()
     save(checkpoints, 2, 0.5)
     other = make_state(1).replace(step=jnp.int32(2))
-    checkpoints.save(other, common.get_config(), {METRIC: 0.9})
+    checkpoints.save(other, common.get_config(), 100, {METRIC: 0.9})
     checkpoints.wait()
     assert_same(checkpoints.restore(2, like(other)), make_state(2))
     assert checkpoints.best()[1][METRIC] == 0.5
@@ -232,6 +232,14 @@ def test_reading_leaves_an_unfinished_save_alone(opened, tmp_path):
     assert resumed.steps() == [1]
     save(resumed, 3)
     assert not unfinished.exists()
+
+
+def test_another_training_set_is_refused(opened):
+    checkpoints = opened()
+    save(checkpoints, 2)
+    checkpoints.check_data(2, 100)
+    with pytest.raises(ConfigError, match="data.dir: the training set has 99 .* must have 100"):
+        checkpoints.check_data(2, 99)
 
 
 def test_exists(opened, tmp_path, monkeypatch):

@@ -378,7 +378,6 @@ def test_runtime_fields_may_change():
         log_every="1 steps",
         eval__every="1 epochs",
         eval__batch_size=10,
-        eval__ensemble="mean_probs",
         checkpoint__every="1 epochs",
         checkpoint__keep=9,
         data__dir="elsewhere",
@@ -386,6 +385,40 @@ def test_runtime_fields_may_change():
         duration="100 epochs",
     )
     config_lib.check_identity(old, new, "w")
+
+
+def test_only_an_evaluation_may_change_the_answer():
+    """`best` is chosen by it."""
+    old, new = changed(), changed(eval__ensemble="mean_probs")
+    config_lib.check_identity(old, new, "w", evaluating=True)
+    with pytest.raises(ConfigError, match="eval.ensemble: 'mean_logits' -> 'mean_probs'"):
+        config_lib.check_identity(old, new, "w")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("augment.erase_area", (0.1,)),
+        ("augment.erase_aspect", ("a", "b")),
+        ("batch_norm", "global"),
+        ("lowering", "vmap"),
+        ("checkpoint.every", "0 steps"),
+        ("log_every", "0 epochs"),
+        ("batch_size", True),
+    ],
+)
+def test_values_that_only_the_run_would_find_wrong(field, value):
+    config = common.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=rf"^{re.escape(field)}=.*: must be "):
+        config_lib.check(config)
+
+
+def test_saved_config_of_wrong_types(tmp_path):
+    (tmp_path / "config.json").write_text('{"batch_size": "x"}')
+    with pytest.raises(ConfigError, match="config.json does not fit configs/common.py"):
+        config_lib.load(tmp_path)
 
 
 def test_all_differing_fields_are_named():
@@ -436,7 +469,6 @@ def test_every_field_is_runtime_or_identity():
         "mesh.net",
         "eval.batch_size",
         "eval.every",
-        "eval.ensemble",
         "log_every",
         "checkpoint.every",
         "checkpoint.keep",

@@ -11,6 +11,7 @@ import pytest
 from jaxsplit import models, sharding, stack
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import resnet, senet
+from jaxsplit.models.layers import BatchNorm
 
 S, B, K = 3, 4, 5
 SPECS = {
@@ -411,6 +412,8 @@ def test_bfloat16():
     got, want = logits_of(networks), logits_of(make(SMALL))
     error = np.abs(got - want).max() / np.abs(want).max()
     assert 1e-5 < error < 0.05  # a number has three digits, so it was not float32
+    # The logits themselves are not rounded to bfloat16: there would be many equal ones.
+    assert (got != np.asarray(jnp.asarray(got, jnp.bfloat16), np.float32)).mean() > 0.9
 
 
 # ---- errors
@@ -423,3 +426,24 @@ def test_wrong_values_name_what_is_allowed():
         make(lowering="vmap")
     with pytest.raises(ConfigError, match="^batch_norm='global': must be one of local, sync$"):
         make(batch_norm="global")
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_synchronised_statistics_do_not_cancel(mean):
+    """A channel far from zero with a small spread: E[x^2] - E[x]^2 would be noise, or negative."""
+    x = mean + 1e-3 * np.random.default_rng(0).normal(size=(16, 4, 4, 3)).astype(np.float32)
+    one, many = BatchNorm(), BatchNorm(axis_name="data")
+    variables = one.init(jax.random.key(0), x, False)
+    mesh = sharding.make(4, 1, num_networks=1, batch_size=16)
+    apply = mesh.map(
+        lambda v, x: many.apply(v, x, True, mutable=["batch_stats"]),
+        (mesh.replicated, mesh.batch),
+        (mesh.batch, mesh.replicated),
+    )
+    got, stats = jax.jit(apply)(variables, x)
+    want, expected = one.apply(variables, x, True, mutable=["batch_stats"])
+    # A mean is known to some units in its last place, here over the square root of epsilon.
+    tolerance = 1e-6 + 20 * mean * np.finfo(np.float32).eps / np.sqrt(1e-5)
+    np.testing.assert_allclose(got, want, atol=tolerance, rtol=1e-5)
+    got, want = (s["batch_stats"]["var"] - 0.9 for s in (stats, expected))
+    np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-7)

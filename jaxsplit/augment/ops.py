@@ -27,7 +27,7 @@ def random_crop(padding: int) -> Op:
         ConfigError: `padding` is not above 0.
     """
     if padding <= 0:
-        raise ConfigError(f"augment.crop_padding is {padding}: it must be above 0 (0: no crop)")
+        raise ConfigError(f"augment.crop_padding={padding}: must be above 0 (0: no crop)")
 
     def op(key: jax.Array, image: jax.Array) -> jax.Array:
         top, left = _below(2 * padding + 1, jax.random.uniform(key, (2,)))
@@ -103,11 +103,11 @@ def random_erase(
         ConfigError: a value out of range.
     """
     if not 0 <= prob <= 1:
-        raise ConfigError(f"augment.erase_prob is {prob}: it must be in [0, 1]")
+        raise ConfigError(f"augment.erase_prob={prob}: must be in [0, 1]")
     if not 0 < area[0] <= area[1] <= 1:
-        raise ConfigError(f"augment.erase_area is {tuple(area)}: it must be 0 < least <= most <= 1")
+        raise ConfigError(f"augment.erase_area={tuple(area)}: must be 0 < least <= most <= 1")
     if not 0 < aspect[0] <= aspect[1]:
-        raise ConfigError(f"augment.erase_aspect is {tuple(aspect)}: it must be 0 < least <= most")
+        raise ConfigError(f"augment.erase_aspect={tuple(aspect)}: must be 0 < least <= most")
     log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
 
     def op(key: jax.Array, image: jax.Array) -> jax.Array:

@@ -151,7 +151,7 @@ def mixup(
         ConfigError: `alpha` is not above 0.
     """
     if not alpha > 0:
-        raise ConfigError(f"augment.mixup is {alpha}: it must be above 0 (0: no mixup)")
+        raise ConfigError(f"augment.mixup={alpha}: must be above 0 (0: no mixup)")
     lam = jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32)
     permutation = jax.random.permutation(perm_key, labels.shape[0])
     mixed, partner = mix(views, labels, lam, permutation)

@@ -26,7 +26,7 @@ class Method(NamedTuple):
     predict: Callable[[dict, Array], dict[str, Array]]
     """(variables, images float[B, H, W, C]) -> name -> logits float[B, K]; net0 ... first."""
     group: Callable[[tuple[str, ...]], str]
-    """Path of a parameter -> label of its optimizer."""
+    """Path of a parameter -> label of its optimizer, for methods that train parts differently."""
     answer: str
     """The name in `predict` that is the method's answer; `best` is chosen on it."""
 

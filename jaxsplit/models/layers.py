@@ -88,8 +88,9 @@ class BatchNorm(nn.Module):
             n = x.size // x.shape[-1]
             if self.axis_name is not None:
                 n *= lax.axis_size(self.axis_name)
-                mean, second = lax.pmean((mean, var + jnp.square(mean)), self.axis_name)
-                var = second - jnp.square(mean)
+                # Deviations from the common mean: E[x^2] - E[x]^2 would cancel.
+                own, mean = mean, lax.pmean(mean, self.axis_name)
+                var = lax.pmean(var + jnp.square(own - mean), self.axis_name)
             if not self.is_initializing():
                 m = self.momentum
                 unbiased = var * (n / max(n - 1, 1))

@@ -252,16 +252,17 @@ class ResNet(nn.Module):
             features[f"stage{stage}"] = x
         features["final"] = x
 
-        x = x.mean((1, 2))
+        # Pooled and classified wide: bfloat16 would leave a thousand classes few distinct logits.
+        wide = jnp.promote_types(jnp.float32, x.dtype)
+        x = x.astype(wide).mean((1, 2))
         x = Dropout(spec.dropout, name="dropout")(x, train, example_ids)
         head = nn.Dense(
             self.num_classes,
-            dtype=self.dtype,
+            dtype=wide,
             kernel_init=nn.initializers.normal(1e-3),
             name="head",
         )
-        logits = head(x)
-        return logits.astype(jnp.promote_types(jnp.float32, logits.dtype)), features
+        return head(x), features
 
 
 def build(spec: Spec, num_classes: int, **fields) -> ResNet:
