@@ -8,7 +8,6 @@ python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py
 import os
 import pathlib
 import sys
-from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -47,20 +46,20 @@ def parse(argv: list[str]) -> list[str]:
             # The workdir's own config, which can be overridden like any other.
             config_lib.load(given["workdir"])
             argv = [argv[0], f"--config={SAVED}:{given['workdir']}", *argv[1:]]
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise ConfigError(f"unknown argument {rest[1]!r}")
+        if extra := flags.FLAGS(argv)[1:]:
+            raise ConfigError(f"unknown argument {extra[0]!r}")
         if _CONFIG.value is None:
             raise ConfigError("config: must be given: --config=configs/<name>.py")
-        return rest
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        return argv[:1]
+    except (flags.Error, ConfigError, OSError) as error:
         fail(error, 2)
 
 
-def fail(error: Exception, status: int) -> NoReturn:
-    """Ends with one line, without a traceback."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    print("error:", " ".join(lines[-1].split()), file=sys.stderr, flush=True)
+def fail(error: Exception, status: int) -> None:
+    """Ends with one line, without a traceback, unless it is that of a config file."""
+    text = str(error).strip()
+    text = text if "Traceback" in text else " ".join(text.splitlines()[-1].split())
+    print("error:", text, file=sys.stderr, flush=True)
     sys.exit(status)
 
 
