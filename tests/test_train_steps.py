@@ -3,6 +3,7 @@
 Fixtures: `train_steps/splitnet_*.npz` (ResNet-110 divided in 2, SGD-Nesterov, one batch).
 """
 
+import dataclasses
 import types
 
 import jax
@@ -21,6 +22,18 @@ CASES = ("splitnet_resnet110_s2_js_diffviews", "splitnet_resnet110_s2_kl_samevie
 OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
+@dataclasses.dataclass(frozen=True)
+class Recording(stack.Stack):
+    """A stack that keeps the logits of every apply: a method returns its loss only."""
+
+    logits: list = dataclasses.field(default_factory=list)
+
+    def apply(self, *args, **kwargs):
+        out = super().apply(*args, **kwargs)
+        self.logits.append(out[0])
+        return out
+
+
 def start(parity, case, dtype):
     """(spec, stack, method, optimizer, variables, data, batch) as the fixture says."""
     data = dict(np.load(parity / "train_steps" / f"{case}.npz"))
@@ -29,7 +42,7 @@ def start(parity, case, dtype):
     s, num_classes = int(meta["split_factor"]), 100
     spec = models.divided(str(meta["arch"]), s)
     mesh = sharding.make(1, 1, num_networks=s, batch_size=4, devices=jax.devices()[:1])
-    networks = stack.make(spec, s, num_classes, mesh, lowering="dense")
+    networks = Recording(**vars(stack.make(spec, s, num_classes, mesh, lowering="dense")))
     method = cotrain.make(
         networks,
         loss={"js_divergence": "js", "kl_seperate": "kl"}[str(meta["cot_loss_choose"])],
@@ -73,14 +86,13 @@ def run(parity, case, dtype, steps):
     def one_step(variables, opt_state):
         def loss(params):
             v = {"params": params, "batch_stats": variables["batch_stats"]}
-            return method.loss(v, batch, jax.random.key(0), epoch)
+            value, (stats, metrics) = method.loss(v, batch, jax.random.key(0), epoch)
+            return value, (stats, metrics, networks.logits[-1])
 
         out, grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        value, (stats, metrics) = out
+        value, (stats, metrics, logits) = out
         updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
         params = optax.apply_updates(variables["params"], updates)
-        of_stack = {c: tree["stack"] for c, tree in variables.items()}
-        logits, _, _ = networks.apply(of_stack, batch["views"], train=True)
         new = {"params": params, "batch_stats": stats}
         return value, metrics, logits, grads, new, opt_state
 
@@ -172,6 +184,7 @@ def test_float32_states(in_float32, k):
         check_state(spec, data, steps[k - 1][-1], k, noises=10)
 
 
+@pytest.mark.slow
 def test_float32_states_with_the_decisions_of_float64(parity, monkeypatch):
     """Float32 steps in which every ReLU opens where it opens in float64.
 
