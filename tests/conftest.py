@@ -35,13 +35,8 @@ def parity() -> pathlib.Path:
     return path
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items) -> None:
-    """A file with costly fixtures stays on one worker; the longest file starts first."""
-    for item in items:
-        name = item.path.stem
-        if name in ("test_train_steps", "test_sharding", "test_end_to_end"):
-            item.add_marker(pytest.mark.xdist_group(name))
+    """The longest file starts first."""
     items.sort(key=lambda item: item.path.stem != "test_train_steps")
 
 
