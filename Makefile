@@ -37,10 +37,10 @@ quickstart: .venv/.installed ## install, then train four small networks on handw
 	@echo "  evaluate  $(venv_python) main.py --mode=eval --workdir='$(WORKDIR)'"
 
 test: .venv/.installed-test ## run the tests, without the slow ones
-	$(venv_python) -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(ARGS)
+	$(venv_python) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: .venv/.installed-test ## run every test
-	$(venv_python) -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m "" $(ARGS)
+	$(venv_python) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "" $(ARGS)
 
 lint: .venv/.installed-test ## check style and format
 	$(venv_python) -m ruff check $(ARGS)

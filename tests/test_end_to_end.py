@@ -19,7 +19,6 @@ from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError, NonFiniteLossError
 from jaxsplit.models import resnet, senet
 
-pytestmark = pytest.mark.xdist_group("test_end_to_end")  # its fixtures are costly
 
 ENSEMBLE = "test/ensemble/top1"
 
