@@ -19,7 +19,6 @@ from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError, NonFiniteLossError
 from jaxsplit.models import resnet, senet
 
-
 ENSEMBLE = "test/ensemble/top1"
 
 

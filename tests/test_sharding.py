@@ -10,7 +10,6 @@ from configs import common
 from jaxsplit import loop, sharding, state
 from jaxsplit.errors import ConfigError
 
-
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
 BATCH, NETWORKS = 16, 4
 

@@ -16,7 +16,6 @@ from flax import linen as nn
 from jaxsplit import losses, methods, models, optim, sharding, stack, torch_import
 from jaxsplit.methods import cotrain
 
-
 KINKED = "splitnet_resnet110_s2_kl_sameview"
 CASES = ("splitnet_resnet110_s2_js_diffviews", "splitnet_resnet110_s2_kl_sameview")
 # ResNet-110 compiles in half a minute otherwise.
