@@ -146,8 +146,9 @@ def _train(
 ) -> dict[str, float]:
     config = exp.config
     if checkpoint.exists(workdir):
-        config_lib.check_identity(config_lib.load(workdir), config, workdir)
-        _check_longer(config_lib.load(workdir), exp, workdir)
+        old = config_lib.load(workdir)
+        config_lib.check_identity(old, config, workdir)
+        _check_longer(old, exp, workdir)
     plan, mesh = exp.plan, exp.sharding
     chief = jax.process_index() == 0
     if chief:
@@ -239,13 +240,8 @@ def _train(
                 writer.write(plan.total_steps, values)
             results |= values
     progress.close()
-    best = checkpoints.best()
     results["step"] = float(train_state.step)
-    if best:
-        results |= {
-            "best/step": float(best[0]),
-            f"best/{exp.best_metric}": best[1][exp.best_metric],
-        }
+    results |= _best(exp, checkpoints)
     if chief:
         print(_tables(exp, results, f"step {plan.total_steps}, the last"), flush=True)
     return results
@@ -279,12 +275,7 @@ def evaluate_checkpoint(
     if exp.dataset.validation is not None:
         results |= _evaluate(exp, variables, exp.eval_split)
     results |= _evaluate(exp, variables, ("test", exp.dataset.test))
-    best = checkpoints.best()
-    if best:
-        results |= {
-            "best/step": float(best[0]),
-            f"best/{exp.best_metric}": best[1][exp.best_metric],
-        }
+    results |= _best(exp, checkpoints)
     checkpoints.close()
     if jax.process_index() == 0:
         kind = which if which in ("latest", "best") else "chosen"
@@ -361,6 +352,15 @@ def _evaluate(exp: Experiment, variables: dict, split: tuple[str, Any]) -> dict[
         threads=exp.config.data.threads,
     )
     return {f"{name}/{k}": v for k, v in values.items()}
+
+
+def _best(exp: Experiment, checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
+    """best/step and best/<its metric>; empty where no checkpoint was evaluated."""
+    best = checkpoints.best()
+    if best is None:
+        return {}
+    at, values = best
+    return {"best/step": float(at), f"best/{exp.best_metric}": values[exp.best_metric]}
 
 
 def _brief(exp: Experiment, results: dict[str, float]) -> str:
