@@ -21,33 +21,16 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _STATS = {"mean": "running_mean", "var": "running_var"}
 
 
-def resnet_name(spec, module: tuple[str, ...]) -> str:
-    """PyTorch's name of a module of `models.resnet`: stage1_block2, conv1 -> layer1.1.conv1."""
-    first, *rest = module
-    if first == "head":
-        return "last_linear" if spec.se_reduction else "fc"
-    if match := re.fullmatch(r"stem_(conv|bn)(\d+)", first):
-        kind, i = match[1], int(match[2])
-        if spec.se_reduction:
-            return f"layer0.{kind}{i}"
-        return f"layer0.{3 * (i - 1) + (kind == 'bn')}"  # a Sequential of conv, bn, relu ...
-    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
-    prefix = f"layer{stage}.{int(block) - 1}"
-    if rest[0] == "shortcut":
-        pooled = int(stage) > 1  # the average pool is number 0 of the Sequential
-        return f"{prefix}.downsample.{pooled + (rest[1] == 'bn')}"
-    if rest[0] == "se":
-        return f"{prefix}.se_module.{rest[1]}"
-    return f"{prefix}.{rest[0]}"
-
-
 def state_dict_names(spec, variables: Mapping[str, Any]) -> Any:
     """A tree like `variables` whose leaves are the PyTorch names of its leaves."""
+    family, _ = models.known(spec.arch)
+    if not hasattr(family, "torch_name"):
+        raise ConfigError(f"arch={spec.arch!r}: PyTorch has no names for its tensors")
 
     def name(path, _):
         collection, *module, leaf = (p.key for p in path)
         table = _LEAVES if collection == "params" else _STATS
-        return f"{resnet_name(spec, tuple(module))}.{table[leaf]}"
+        return f"{family.torch_name(spec, tuple(module))}.{table[leaf]}"
 
     return jax.tree.map_with_path(name, variables)
 
@@ -72,7 +55,8 @@ def from_state_dict(spec, state: Mapping[str, np.ndarray], num_classes: int, dty
     wanted = jax.tree.leaves(names)
     assert len(set(wanted)) == len(wanted), "two of our tensors read the same one"
     missing = sorted(set(wanted) - set(state))
-    extra = [n for n in set(state) - set(wanted) if not any(re.fullmatch(d, n) for d in DEAD)]
+    dead = (*DEAD, *getattr(models.known(spec.arch)[0], "TORCH_DEAD", ()))
+    extra = [n for n in set(state) - set(wanted) if not any(re.fullmatch(d, n) for d in dead)]
     if missing or extra:
         raise ConfigError(
             f"state_dict does not fit {spec.arch}: missing {missing}, left over {sorted(extra)}"

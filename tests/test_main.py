@@ -177,7 +177,7 @@ BAD = {  # argument: how the line begins, what else it says
     "--config.batch_size=1.5": ("flag --config.batch_size=1.5: invalid literal", "int"),
     "--config.batch_size=12": ("batch_size=12: must be divisible by the 8 devices", ""),
     "--config.batch_size=-16": ("batch_size=-16: must be at least 1", ""),
-    "--config.arch=vgg": ("arch='vgg': unknown; known are ", "wide_resnet{6n+4}_{k}"),
+    "--config.arch=vgg": ("arch='vgg': unknown; nearest are ", ""),
     "--config.data.name=mnist": ("data.name='mnist': must be one of ", "fashion_mnist"),
     "--config.method=solo": ("method='solo': must be one of ", "single, independent, cotrain"),
     "--config.method=single": ("split=4: must be 1 with method='single'", ""),

@@ -7,13 +7,13 @@ statistics stay in the type they were made in.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
 from jaxsplit.conv import Padding, conv
+from jaxsplit.models.stochastic import Dropout
 
 Dtype = Any
 # He et al. 2015, fan-out, as both reference systems.
@@ -103,36 +103,39 @@ class BatchNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention (Hu et al. 2018): x * sigmoid(W2 relu(W1 mean_hw(x))), both with bias."""
+    """Channel attention (Hu et al. 2018): x * sigmoid(W2 act(W1 mean_hw(x))), both with bias."""
 
     reduced: int
     dtype: Dtype | None = None
+    activation: Callable = nn.relu
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = x.mean((1, 2), keepdims=True)
-        y = nn.relu(Conv(self.reduced, 1, use_bias=True, dtype=self.dtype, name="fc1")(y))
+        y = Conv(self.reduced, 1, use_bias=True, dtype=self.dtype, name="fc1")(y)
+        y = self.activation(y)
         y = Conv(x.shape[-1], 1, use_bias=True, dtype=self.dtype, name="fc2")(y)
         return x * nn.sigmoid(y)
 
 
-class Dropout(nn.Module):
-    """Drops elements of float[B, C] with probability `rate`; scales the rest by 1 / (1 - rate).
+def classify(
+    x: Array,
+    num_classes: int,
+    *,
+    train: bool,
+    example_ids: Array | None = None,
+    dropout: float = 0.0,
+) -> Array:
+    """The end of a backbone: mean over the map, dropout, dense layer `head`.
 
-    The mask of an example is keyed by its place in the global batch, so that it does not depend on
-    how the batch is cut over devices.
+    float[B, H, W, C] -> logits [B, K] of at least float32: bfloat16 would leave a thousand classes
+    few distinct ones. For use in a compact method; the layers belong to the calling module.
     """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
-        if not train or self.rate == 0.0:
-            return x
-        ids = jnp.arange(x.shape[0]) if example_ids is None else example_ids
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), ids)
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, x.shape[1:]))(keys)
-        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
+    wide = jnp.promote_types(jnp.float32, x.dtype)
+    x = x.astype(wide).mean((1, 2))
+    x = Dropout(dropout, name="dropout")(x, train, example_ids)
+    init = nn.initializers.normal(1e-3)
+    return nn.Dense(num_classes, dtype=wide, kernel_init=init, name="head")(x)
 
 
 def max_pool(x: Array, window: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:

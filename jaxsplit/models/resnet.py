@@ -9,19 +9,17 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.errors import ConfigError
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
-    Dropout,
     Dtype,
     SqueezeExcite,
     avg_pool_2x2,
     ceil_padding,
+    classify,
     max_pool,
 )
 
@@ -42,6 +40,8 @@ class Spec:
     block: str = "bottleneck"  # bottleneck | basic
     stem: tuple[int, ...] = (16,)  # channels of the stem's convolutions
     stem_pool: str = "none"  # none (CIFAR) | padded | ceil: 3x3 max pool after a strided stem
+    stem_kernel: int = 3
+    shortcut: str = "pool"  # where it strides: pool (2x2 mean, 1x1) | strided (a strided 1x1)
     groups: int = 1
     base_width: int = 64
     se_reduction: int = 0  # squeeze-excite reduces by this; 0: none
@@ -124,12 +124,8 @@ def divide(spec: Spec, num_networks: int) -> Spec:
 
     ResNeXt divides its groups; Wide-ResNet its widening factor, k / sqrt(S) rounded; the others
     take their width from a table. Dropout before the classifier is divided by S.
-
-    Raises:
-      ConfigError: the architecture is not divided in that many; names what exists.
     """
     s = num_networks
-    check_split(spec, s)
     if s == 1:
         return spec
     spec = dataclasses.replace(spec, dropout=spec.dropout / s)
@@ -151,15 +147,10 @@ def narrow(spec: Spec, num_networks: int) -> Spec:
     return dataclasses.replace(spec, width=width, stem=stem)
 
 
-def check_split(spec: Spec, num_networks: int) -> None:
-    if num_networks not in spec.splits:
-        known = ", ".join(map(str, spec.splits))
-        raise ConfigError(f"split={num_networks}: {spec.arch} can be divided in {known}")
-
-
 class Shortcut(nn.Module):
-    """Identity where shapes agree; else [2x2 mean,] 1x1 convolution, BatchNorm."""
+    """Of a block that changes shapes: [2x2 mean,] 1x1 convolution, BatchNorm."""
 
+    kind: str  # Spec.shortcut
     features: int
     stride: int
     norm: type[BatchNorm]
@@ -167,9 +158,10 @@ class Shortcut(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        if self.stride == 2:
-            x = avg_pool_2x2(x)
-        x = Conv(self.features, 1, dtype=self.dtype, name="conv")(x)
+        stride = self.stride
+        if self.kind == "pool" and stride == 2:
+            x, stride = avg_pool_2x2(x), 1
+        x = Conv(self.features, 1, stride, dtype=self.dtype, name="conv")(x)
         return self.norm(name="bn")(x, train)
 
 
@@ -207,7 +199,10 @@ class Block(nn.Module):
         if spec.se_reduction:
             y = SqueezeExcite(features // spec.se_reduction, self.dtype, name="se")(y)
         if self.stride != 1 or x.shape[-1] != features:
-            x = Shortcut(features, self.stride, self.norm, self.dtype, name="shortcut")(x, train)
+            shortcut = Shortcut(
+                spec.shortcut, features, self.stride, self.norm, self.dtype, name="shortcut"
+            )
+            x = shortcut(x, train)
         return nn.relu(x + y)
 
 
@@ -235,7 +230,8 @@ class ResNet(nn.Module):
         strided = spec.stem_pool != "none"
         for i, channels in enumerate(spec.stem, start=1):
             stride = 2 if strided and i == 1 else 1
-            x = Conv(channels, 3, stride, dtype=self.dtype, name=f"stem_conv{i}")(x)
+            kernel = spec.stem_kernel
+            x = Conv(channels, kernel, stride, dtype=self.dtype, name=f"stem_conv{i}")(x)
             x = nn.relu(norm(f"stem_bn{i}")(x, train))
         if spec.stem_pool == "padded":
             x = max_pool(x, 3, 2, ((1, 1), (1, 1)))
@@ -252,17 +248,30 @@ class ResNet(nn.Module):
             features[f"stage{stage}"] = x
         features["final"] = x
 
-        # Pooled and classified wide: bfloat16 would leave a thousand classes few distinct logits.
-        wide = jnp.promote_types(jnp.float32, x.dtype)
-        x = x.astype(wide).mean((1, 2))
-        x = Dropout(spec.dropout, name="dropout")(x, train, example_ids)
-        head = nn.Dense(
-            self.num_classes,
-            dtype=wide,
-            kernel_init=nn.initializers.normal(1e-3),
-            name="head",
+        logits = classify(
+            x, self.num_classes, train=train, example_ids=example_ids, dropout=spec.dropout
         )
-        return head(x), features
+        return logits, features
+
+
+def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
+    """The reference's name of a module here: (stage1_block2, conv1) -> layer1.1.conv1."""
+    first, *rest = module
+    if first == "head":
+        return "last_linear" if spec.se_reduction else "fc"
+    if match := re.fullmatch(r"stem_(conv|bn)(\d+)", first):
+        kind, i = match[1], int(match[2])
+        if spec.se_reduction:
+            return f"layer0.{kind}{i}"
+        return f"layer0.{3 * (i - 1) + (kind == 'bn')}"  # a Sequential of conv, bn, relu ...
+    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
+    prefix = f"layer{stage}.{int(block) - 1}"
+    if rest[0] == "shortcut":
+        pooled = int(stage) > 1  # the average pool is number 0 of the Sequential
+        return f"{prefix}.downsample.{pooled + (rest[1] == 'bn')}"
+    if rest[0] == "se":
+        return f"{prefix}.se_module.{rest[1]}"
+    return f"{prefix}.{rest[0]}"
 
 
 def build(spec: Spec, num_classes: int, **fields) -> ResNet:

@@ -8,9 +8,9 @@ dropout (0.2 / sqrt(S) before the ImageNet classifier) and in branches that do n
 import dataclasses
 
 from jaxsplit.models import resnet
-from jaxsplit.models.resnet import Spec, build
+from jaxsplit.models.resnet import Spec, build, torch_name
 
-__all__ = ["PATTERNS", "SPECS", "build", "divide", "find"]
+__all__ = ["SPECS", "build", "divide", "torch_name"]
 
 
 def _cifar(depth: int) -> Spec:
@@ -36,20 +36,9 @@ def _imagenet(depth: int) -> Spec:
 SPECS: dict[str, Spec] = {
     spec.arch: spec for spec in (*map(_cifar, (110, 164)), *map(_imagenet, (50, 101, 152)))
 }
-PATTERNS: tuple[str, ...] = ()
-
-
-def find(arch: str) -> Spec | None:
-    """The undivided network of that name, else None."""
-    return SPECS.get(arch)
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
-    """One of the S networks that replace `spec`: widths of the table, dropout / sqrt(S).
-
-    Raises:
-      ConfigError: the architecture is not divided in that many; names what exists.
-    """
-    resnet.check_split(spec, num_networks)
+    """One of the S networks that replace `spec`: widths of the table, dropout / sqrt(S)."""
     divided = resnet.narrow(spec, num_networks)
     return dataclasses.replace(divided, dropout=spec.dropout / num_networks**0.5)
