@@ -4,14 +4,16 @@ The golden files of this folder are parts of parity files (a test says so): logi
 """
 
 import dataclasses
+import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsplit import models, torch_import
+from jaxsplit import models, optim, torch_import
 from jaxsplit.models import stochastic
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -171,3 +173,19 @@ def test_logits_and_statistics_in_training(fixture, monkeypatch):
     assert {f"train_stats/{name}" for name in names} == wanted
     for name, value in zip(names, jax.tree.leaves(new), strict=True):
         assert relative_error(value, data[f"train_stats/{name}"]) <= TOLERANCE, name
+
+
+GROUPS = json.loads((GOLDEN / "parameter_groups.json").read_text())
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_decay_groups(parity, case):
+    """What does not decay of the whole networks is what the reference leaves out."""
+    row, data = GROUPS[case], dict(np.load(parity / "models" / f"{case}.npz"))
+    spec, variables = network_of(case, data)
+    names = torch_import.state_dict_names(spec, variables)["params"]
+    mask = optim.decay_mask(variables["params"], decay_norm=row["bn_weights_decayed"] > 0)
+    undecayed = {n for n, m in zip(*map(jax.tree.leaves, (names, mask)), strict=True) if not m}
+    dead = getattr(models.known(spec.arch)[0], "TORCH_DEAD", ())
+    wanted = {n for n in row["not_decayed_names"] if not any(re.fullmatch(d, n) for d in dead)}
+    assert undecayed == wanted
