@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import json
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,11 @@ import pytest
 
 from jaxsplit import models, summary
 from jaxsplit.errors import ConfigError
-from jaxsplit.models import layers, resnet, senet, stochastic
+from jaxsplit.models import layers, resnet, resnexst, senet, stochastic
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-FAMILIES = r"resnet\d+|wide_resnet\d+_\d+|resnext\d+_\d+x\d+d|se_resnet(50|101|152|110|164)"
+FAMILIES = ("resnet", "senet", "resnest", "resnexst")
 
 
 def quick(fn):
@@ -27,32 +26,64 @@ def quick(fn):
 # ---- the reference's own widths
 
 
-def reference_rows(parity, key: str) -> list[dict]:
-    rows = json.loads((parity / "reference_models.json").read_text())[key]
-    return [row for row in rows if re.fullmatch(FAMILIES, row["arch"])]
+def stage_facts(spec, stage: int) -> dict:
+    """What the parity file says of a stage, in its words, from a Spec."""
+    width = spec.width * 2**stage
+    basic = spec.block == "basic"
+    inner = int(width * spec.base_width / 64) * spec.groups
+    out = width if basic else width * resnet.EXPANSION
+    stride = 1 if stage == 0 else 2
+    pooled = [stride == 2, *[stage > 0 and spec.pool_every] * (spec.blocks[stage] - 1)]
+    kernel = 3 if stride == 2 and spec.shortcut == "strided_3x3" else 1
+    pool = ["AvgPool2d"] * (stride == 2 and spec.shortcut == "pool")
+    return {
+        "blocks": spec.blocks[stage],
+        "inner": inner,
+        "conv1_out": inner // spec.first_divisor,
+        "conv2_out": inner,
+        "conv2_conv_out": spec.radix * inner,
+        "conv2_conv_groups": spec.radix * spec.groups,
+        "fc_groups": spec.groups,
+        "attn_channels": max(spec.radix * inner // 4, 32),
+        "avd_in_blocks": pooled,
+        "out": out,
+        "groups": spec.groups,
+        "stride": 1 if spec.radix else stride,  # of the convolution
+        "se_reduced": spec.se_reduction and out // spec.se_reduction,
+        "downsample": [*pool, f"Conv2d({kernel}, {kernel})", "BatchNorm2d"],
+    }
 
 
 def test_specs_are_the_references(parity):
-    """Widths, groups, blocks, stem, squeeze, dropout and BatchNorm constants, all 102."""
+    """Widths, groups, blocks, stem, attention, rates and BatchNorm constants, all 143."""
     norm = layers.BatchNorm()
-    for row in reference_rows(parity, "splitnet"):
+    data = json.loads((parity / "reference_models.json").read_text())["splitnet"]
+    rows = [row for row in data if row["facts"]["family"] in FAMILIES]
+    assert len(rows) == 143
+    for row in rows:
         facts, name = row["facts"], (row["arch"], row["split_factor"])
         spec = models.divided(*name)
-        assert spec.dropout == pytest.approx(facts["dropout_p"] or 0.0, rel=1e-12), name
+        assert spec.dropout == pytest.approx(facts.get("dropout_p") or 0.0, rel=1e-12), name
         assert facts["bn_eps"] == [norm.epsilon], name
         assert facts["bn_momentum"] == [pytest.approx(1 - norm.momentum)], name
         assert facts["first_conv_out"] == spec.stem[0], name
-        assert tuple(stage["blocks"] for stage in facts["stages"]) == spec.blocks, name
+        assert facts.get("stem_out", spec.stem[-1]) == spec.stem[-1], name
+        assert facts.get("radix", spec.radix) == spec.radix, name
         for i, stage in enumerate(facts["stages"]):
-            width = spec.width * 2**i
-            inner = int(width * spec.base_width / 64) * spec.groups
-            out = width * (1 if spec.block == "basic" else resnet.EXPANSION)
-            assert (stage["out"], stage["groups"]) == (out, spec.groups), name
-            if facts["family"] == "senet":
-                assert (stage["conv1_out"], stage["conv2_out"]) == (inner, inner), name
-                assert stage["se_reduced"] == out // spec.se_reduction, name
-            else:
-                assert stage["inner"] == inner, name
+            ours = stage_facts(spec, i)
+            assert {key: ours[key] for key in stage} == stage, name
+        assert len(facts["stages"]) == len(spec.blocks)
+        assert bool(spec.drop_block) == ("dropblock" in facts), name
+        if spec.drop_block:
+            (params,) = facts["dropblock"]["params"]
+            assert spec.drop_block == pytest.approx(params["p"], rel=1e-12), name
+            assert resnet.drop_block_size(row["image_size"]) == params["block_size"]
+
+
+def test_drop_blocks_grow_with_the_image():
+    """From 299 pixels on their side is even, which the reference cannot run."""
+    sizes = {32: 1, 224: 3, 298: 3, 299: 4, 320: 4, 416: 5}
+    assert {side: resnet.drop_block_size(side) for side in sizes} == sizes
 
 
 # ---- names and dividing
@@ -125,6 +156,23 @@ def test_names_are_found():
         assert models.divided(name.replace("{6n+4}_{k}", "16_4"), 1).splits[0] == 1
 
 
+@pytest.mark.parametrize("arch, params", [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
+def test_resnet18_and_34_are_the_papers_but_for_the_stem(arch, params):
+    image = dict(num_classes=1000, image_shape=(224, 224, 3))
+    spec = models.divided(arch, 1)
+    plain = dataclasses.replace(spec, stem=(64,), stem_kernel=7, shortcut="strided")
+    assert summary.cost(plain, **image).params == params
+    # Three 3x3 for one 7x7, and stage 1 reads 128 channels, which need a shortcut.
+    stem = 9 * (3 * 64 + 64 * 64 + 64 * 128) + 2 * (64 + 64 + 128) - (49 * 3 * 64 + 2 * 64)
+    stage1 = 9 * 64 * 64 + 128 * 64 + 2 * 64
+    whole = summary.cost(spec, **image)
+    assert whole.params == params + stem + stage1
+    for s in (2, 4, 8):
+        small = summary.cost(models.divided(arch, s), **image)
+        assert 0.85 < s * small.params / whole.params < 1.25
+        assert 0.85 < s * small.macs / whole.macs < 1.25
+
+
 # ---- the module
 
 
@@ -135,6 +183,10 @@ def test_features_in_order():
         ("resnet110", 2): (31, [(31, 31, 48), (16, 16, 96), (8, 8, 192)]),
         ("resnet50", 4): (56, [(14, 14, 128), (7, 7, 256), (4, 4, 512), (2, 2, 1024)]),
         ("se_resnet50", 4): (57, [(14, 14, 128), (7, 7, 256), (4, 4, 512), (2, 2, 1024)]),
+        ("senet154", 4): (57, [(14, 14, 256), (7, 7, 512), (4, 4, 1024), (2, 2, 2048)]),
+        ("resnest200", 2): (57, [(15, 15, 176), (8, 8, 352), (4, 4, 704), (2, 2, 1408)]),
+        ("resnexst50_4x16d", 4): (57, [(14, 14, 256), (7, 7, 512), (4, 4, 1024), (2, 2, 2048)]),
+        ("resnet18", 8): (57, [(15, 15, 24), (8, 8, 48), (4, 4, 96), (2, 2, 192)]),
     }
     for (arch, s), (size, maps) in cases.items():
         spec = models.divided(arch, s)
@@ -155,7 +207,7 @@ def test_features_in_order():
 
 @pytest.fixture(scope="module")
 def initialised():
-    """Variables of one wide block: ResNet, Wide-ResNet, ResNeXt, SE-ResNet."""
+    """Variables of one wide block: ResNet, Wide-ResNet, ResNeXt, SE-ResNet, ResNeXSt."""
     tiny = dict(blocks=(1,), width=64)
     specs = {
         "bottleneck": dataclasses.replace(resnet.SPECS["resnet50"], **tiny, stem=(32, 32, 64)),
@@ -164,6 +216,7 @@ def initialised():
             resnet.SPECS["resnext29_8x64d"], **tiny, base_width=4, groups=32
         ),
         "se": dataclasses.replace(senet.SPECS["se_resnet50"], **tiny),
+        "attention": dataclasses.replace(resnexst.SPECS["resnexst50_4x32d"], **tiny),
     }
 
     def init(spec, key):
@@ -178,7 +231,7 @@ def initialised():
     return out
 
 
-@pytest.mark.parametrize("name", ["bottleneck", "basic", "grouped", "se"])
+@pytest.mark.parametrize("name", ["bottleneck", "basic", "grouped", "se", "attention"])
 def test_initial_kernels(initialised, name):
     """Normal, fan-out: std sqrt(2 / (h w C')); 1e-3 in the head. Within 5 standard errors."""
     seen = 0
@@ -196,9 +249,10 @@ def test_initial_kernels(initialised, name):
     assert seen >= 5
 
 
-@pytest.mark.parametrize("name", ["bottleneck", "basic", "grouped", "se"])
+@pytest.mark.parametrize("name", ["bottleneck", "basic", "grouped", "se", "attention"])
 def test_initial_norms_and_biases(initialised, name):
-    """Branches start at zero in ResNets, not in SE-ResNets; statistics start at 0 and 1."""
+    """Branches start at zero in ResNets, not with attention; statistics start at 0 and 1."""
+    attention = name in ("se", "attention")
     last = "bn2" if name == "basic" else "bn3"
     values = {"bias": 0.0, "mean": 0.0, "var": 1.0}
     scales = collections.Counter()
@@ -206,10 +260,10 @@ def test_initial_norms_and_biases(initialised, name):
         if path[-1] in values:
             assert (leaf == values[path[-1]]).all(), path
         elif path[-1] == "scale":
-            expected = 0.0 if path[-2] == last and name != "se" else 1.0
+            expected = 0.0 if path[-2] == last and not attention else 1.0
             assert (leaf == expected).all(), path
             scales[expected] += 1
-    assert scales[0.0] == (0 if name == "se" else 1)
+    assert scales[0.0] == (0 if attention else 1)
     assert scales[1.0] >= 3
 
 

@@ -169,7 +169,9 @@ def test_logits_and_statistics_in_training(fixture, monkeypatch):
     names = jax.tree.leaves(torch_import.state_dict_names(spec, new))
     wanted = {k for k in data if k.startswith("train_stats/")}
     wanted = {k for k in wanted if not k.startswith("train_stats/trans_fusion_module.")}
-    # Shake-shake's reference updates nothing in the shortcuts that it never runs.
+    # The file has statistics of layers that never run, too.
+    dead = getattr(models.known(spec.arch)[0], "TORCH_DEAD", ())
+    wanted = {k for k in wanted if not any(re.fullmatch(f"train_stats/{d}", k) for d in dead)}
     assert {f"train_stats/{name}" for name in names} == wanted
     for name, value in zip(names, jax.tree.leaves(new), strict=True):
         assert relative_error(value, data[f"train_stats/{name}"]) <= TOLERANCE, name

@@ -19,9 +19,33 @@ from typing import Any
 from flax import linen as nn
 
 from jaxsplit.errors import ConfigError
-from jaxsplit.models import resnet, senet
+from jaxsplit.models import (
+    densenet,
+    efficientnet,
+    ffsd_resnet,
+    ffsd_wide_resnet,
+    googlenet,
+    pyramidnet,
+    resnest,
+    resnet,
+    resnexst,
+    senet,
+    shake_shake,
+)
 
-FAMILIES: dict[str, Any] = {"resnet": resnet, "senet": senet}
+FAMILIES: dict[str, Any] = {
+    "resnet": resnet,
+    "senet": senet,
+    "resnest": resnest,
+    "resnexst": resnexst,
+    "densenet": densenet,
+    "efficientnet": efficientnet,
+    "googlenet": googlenet,
+    "shake_shake": shake_shake,
+    "pyramidnet": pyramidnet,
+    "ffsd_resnet": ffsd_resnet,
+    "ffsd_wide_resnet": ffsd_wide_resnet,
+}
 
 
 @dataclass(frozen=True)

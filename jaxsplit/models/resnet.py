@@ -2,10 +2,12 @@
 
 He et al. 2016 (arXiv 1512.03385) with the stem and shortcut of ResNet-D (1812.01187), Zagoruyko &
 Komodakis 2016 (1605.07146), Xie et al. 2017 (1611.05431). Widths after dividing: the tables of
-divide and co-training (2011.14660), appendix.
+divide and co-training (2011.14660), appendix; ResNet-18 and 34 are not among its networks. The
+families with squeeze-excite or split attention are Specs of this module too, in their own files.
 """
 
 import dataclasses
+import functools
 import re
 from dataclasses import dataclass
 
@@ -16,12 +18,15 @@ from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
     Dtype,
+    SplitAttention,
     SqueezeExcite,
     avg_pool_2x2,
+    avg_pool_3x3,
     ceil_padding,
     classify,
     max_pool,
 )
+from jaxsplit.models.stochastic import DropBlock
 
 EXPANSION = 4  # output over nominal width of a bottleneck
 
@@ -41,11 +46,17 @@ class Spec:
     stem: tuple[int, ...] = (16,)  # channels of the stem's convolutions
     stem_pool: str = "none"  # none (CIFAR) | padded | ceil: 3x3 max pool after a strided stem
     stem_kernel: int = 3
-    shortcut: str = "pool"  # where it strides: pool (2x2 mean, 1x1) | strided (a strided 1x1)
+    # Where it strides: pool (2x2 mean, 1x1) | strided (a strided 1x1) | strided_3x3.
+    shortcut: str = "pool"
     groups: int = 1
     base_width: int = 64
+    first_divisor: int = 1  # a bottleneck's first 1x1 is narrower than its 3x3 by this
     se_reduction: int = 0  # squeeze-excite reduces by this; 0: none
+    radix: int = 0  # split attention over so many splits instead of the 3x3; 0: none
+    # A 3x3 mean follows split attention in every block after stage 1, or only where it strides.
+    pool_every: bool = False
     dropout: float = 0.0  # before the classifier
+    drop_block: float = 0.0  # of the branches of stages 3 and 4
     zero_init: bool = True  # residual branches start at zero
     splits: tuple[int, ...] = ()  # the S that `divide` knows
 
@@ -79,6 +90,8 @@ SPECS: dict[str, Spec] = {
         _cifar_resnet(164),
         _cifar_resnext(8, (1, 2, 4, 8)),
         _cifar_resnext(16, (1, 2, 4, 8, 16)),
+        _imagenet_resnet("resnet18", (2, 2, 2, 2), block="basic"),
+        _imagenet_resnet("resnet34", _D50, block="basic"),
         _imagenet_resnet("resnet50", _D50),
         _imagenet_resnet("resnet101", _D101, dropout=0.1),
         _imagenet_resnet("resnet152", (3, 8, 36, 3)),
@@ -133,10 +146,14 @@ def divide(spec: Spec, num_networks: int) -> Spec:
         return dataclasses.replace(spec, **EXCEPTIONS[spec.arch, s])
     if spec.groups > 1:
         return dataclasses.replace(spec, groups=spec.groups // s)
-    if spec.block == "basic":
-        k = int(max(spec.width // 16 / s**0.5 + 0.4, 1.0))
-        return dataclasses.replace(spec, width=16 * k)
+    if spec.block == "basic" and spec.stem_pool == "none":
+        return dataclasses.replace(spec, width=16 * widening(spec.width // 16, s))
     return narrow(spec, s)
+
+
+def widening(k: int, num_networks: int) -> int:
+    """Wide-ResNet's factor after dividing: k / sqrt(S), rounded up from .6 on, at least 1."""
+    return int(max(k / num_networks**0.5 + 0.4, 1.0))
 
 
 def narrow(spec: Spec, num_networks: int) -> Spec:
@@ -147,8 +164,13 @@ def narrow(spec: Spec, num_networks: int) -> Spec:
     return dataclasses.replace(spec, width=width, stem=stem)
 
 
+def drop_block_size(image_side: int) -> int:
+    """Side of DropBlock's squares in stages 3 and 4: 3 for images of 224 pixels, in proportion."""
+    return max(1, 3 * image_side // 224)
+
+
 class Shortcut(nn.Module):
-    """Of a block that changes shapes: [2x2 mean,] 1x1 convolution, BatchNorm."""
+    """Of a block that changes shapes: [2x2 mean,] convolution, BatchNorm."""
 
     kind: str  # Spec.shortcut
     features: int
@@ -161,7 +183,8 @@ class Shortcut(nn.Module):
         stride = self.stride
         if self.kind == "pool" and stride == 2:
             x, stride = avg_pool_2x2(x), 1
-        x = Conv(self.features, 1, stride, dtype=self.dtype, name="conv")(x)
+        kernel = 3 if self.kind == "strided_3x3" and stride == 2 else 1
+        x = Conv(self.features, kernel, stride, dtype=self.dtype, name="conv")(x)
         return self.norm(name="bn")(x, train)
 
 
@@ -169,38 +192,53 @@ class Block(nn.Module):
     """A residual block with the activation after the sum: `basic` (3x3, 3x3) or `bottleneck`."""
 
     spec: Spec
-    width: int  # nominal
+    stage: int
     stride: int
-    norm: type[BatchNorm]
+    drop_block_size: int = 1
+    axis_name: str | None = None
     dtype: Dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
         spec = self.spec
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, self.axis_name, dtype=self.dtype)
+        last_gamma = nn.initializers.zeros if spec.zero_init else nn.initializers.ones
+        width = spec.width * 2 ** (self.stage - 1)
+
         if spec.block == "basic":
-            features = self.width
-            shapes = ((features, 3, self.stride, 1), (features, 3, 1, 1))
+            features = width
+            y = conv(features, 3, self.stride, name="conv1")(x)
+            y = nn.relu(norm(name="bn1")(y, train))
+            y = conv(features, 3, name="conv2")(y)
+            y = norm(name="bn2", scale_init=last_gamma)(y, train)
         else:
-            features = self.width * EXPANSION
-            inner = int(self.width * spec.base_width / 64) * spec.groups
-            shapes = (
-                (inner, 1, 1, 1),
-                (inner, 3, self.stride, spec.groups),
-                (features, 1, 1, 1),
-            )
-        y = x
-        for i, (channels, kernel, stride, groups) in enumerate(shapes, start=1):
-            last = i == len(shapes)
-            gamma = nn.initializers.zeros if last and spec.zero_init else nn.initializers.ones
-            y = Conv(channels, kernel, stride, groups, dtype=self.dtype, name=f"conv{i}")(y)
-            y = self.norm(name=f"bn{i}", scale_init=gamma)(y, train)
-            if not last:
-                y = nn.relu(y)
+            features = width * EXPANSION
+            inner = int(width * spec.base_width / 64) * spec.groups
+            y = conv(inner // spec.first_divisor, 1, name="conv1")(x)
+            y = nn.relu(norm(name="bn1")(y, train))
+            if spec.radix:
+                attention = SplitAttention(
+                    inner, spec.radix, spec.groups, norm, self.dtype, name="conv2"
+                )
+                y = attention(y, train)
+                if self.stride == 2 or (spec.pool_every and self.stage > 1):
+                    y = avg_pool_3x3(y, self.stride)
+            else:
+                y = conv(inner, 3, self.stride, spec.groups, name="conv2")(y)
+                y = nn.relu(norm(name="bn2")(y, train))
+            y = conv(features, 1, name="conv3")(y)
+            y = norm(name="bn3", scale_init=last_gamma)(y, train)
+
+        if self.stage > 2:
+            # Once a block, on what the branch adds; squeeze-excite then sees the squares missing.
+            drop = DropBlock(spec.drop_block, self.drop_block_size, self.axis_name, name="drop")
+            y = drop(y, train, example_ids)
         if spec.se_reduction:
             y = SqueezeExcite(features // spec.se_reduction, self.dtype, name="se")(y)
         if self.stride != 1 or x.shape[-1] != features:
             shortcut = Shortcut(
-                spec.shortcut, features, self.stride, self.norm, self.dtype, name="shortcut"
+                spec.shortcut, features, self.stride, norm, self.dtype, name="shortcut"
             )
             x = shortcut(x, train)
         return nn.relu(x + y)
@@ -223,16 +261,14 @@ class ResNet(nn.Module):
         self, x: Array, train: bool = False, example_ids: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         spec = self.spec
-
-        def norm(name, **kwargs):
-            return BatchNorm(self.axis_name, dtype=self.dtype, name=name, **kwargs)
-
+        squares = drop_block_size(x.shape[1])
         strided = spec.stem_pool != "none"
         for i, channels in enumerate(spec.stem, start=1):
             stride = 2 if strided and i == 1 else 1
             kernel = spec.stem_kernel
             x = Conv(channels, kernel, stride, dtype=self.dtype, name=f"stem_conv{i}")(x)
-            x = nn.relu(norm(f"stem_bn{i}")(x, train))
+            norm = BatchNorm(self.axis_name, dtype=self.dtype, name=f"stem_bn{i}")
+            x = nn.relu(norm(x, train))
         if spec.stem_pool == "padded":
             x = max_pool(x, 3, 2, ((1, 1), (1, 1)))
         elif spec.stem_pool == "ceil":
@@ -242,9 +278,9 @@ class ResNet(nn.Module):
         for stage, blocks in enumerate(spec.blocks, start=1):
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
-                width = spec.width * 2 ** (stage - 1)
                 name = f"stage{stage}_block{i + 1}"
-                x = Block(spec, width, stride, norm, self.dtype, name=name)(x, train)
+                block = Block(spec, stage, stride, squares, self.axis_name, self.dtype, name=name)
+                x = block(x, train, example_ids)
             features[f"stage{stage}"] = x
         features["final"] = x
 
@@ -258,20 +294,19 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     """The reference's name of a module here: (stage1_block2, conv1) -> layer1.1.conv1."""
     first, *rest = module
     if first == "head":
-        return "last_linear" if spec.se_reduction else "fc"
+        return "fc"
     if match := re.fullmatch(r"stem_(conv|bn)(\d+)", first):
-        kind, i = match[1], int(match[2])
-        if spec.se_reduction:
-            return f"layer0.{kind}{i}"
-        return f"layer0.{3 * (i - 1) + (kind == 'bn')}"  # a Sequential of conv, bn, relu ...
+        # A Sequential of conv, bn, relu ...
+        return f"layer0.{3 * (int(match[2]) - 1) + (match[1] == 'bn')}"
     stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
     prefix = f"layer{stage}.{int(block) - 1}"
     if rest[0] == "shortcut":
-        pooled = int(stage) > 1  # the average pool is number 0 of the Sequential
+        # The average pool is number 0 of the Sequential.
+        pooled = spec.shortcut == "pool" and int(stage) > 1
         return f"{prefix}.downsample.{pooled + (rest[1] == 'bn')}"
     if rest[0] == "se":
-        return f"{prefix}.se_module.{rest[1]}"
-    return f"{prefix}.{rest[0]}"
+        rest[0] = "se_module"
+    return ".".join((prefix, *rest))
 
 
 def build(spec: Spec, num_classes: int, **fields) -> ResNet:

@@ -1,14 +1,18 @@
-"""SE-ResNet (Hu et al. 2018, arXiv 1709.01507) for CIFAR-size and ImageNet-size images.
+"""SE-ResNet, SE-ResNeXt and SENet (Hu et al. 2018, arXiv 1709.01507).
 
-Residual networks of `resnet.py` with squeeze-excite in every block. They differ from the plain ones
-in the stem (three convolutions of one width, a max pool without padding that covers the border), in
-dropout (0.2 / sqrt(S) before the ImageNet classifier) and in branches that do not start at zero.
+Residual networks of `resnet.py` with squeeze-excite in every block, for CIFAR-size and
+ImageNet-size images. They differ from the plain ones in the stem (a max pool without padding that
+covers the border), in dropout (0.2 / sqrt(S) before the ImageNet classifier) and in branches that
+do not start at zero. SENet-154 and SENet-113 have a 3x3 twice as wide as a ResNeXt's and a first
+1x1 half as wide as that. `_B` are the variants of divide and co-training (2011.14660): DropBlock
+(1810.12890) in SE-ResNet-50, a doubled stem in SE-ResNeXt-101.
 """
 
 import dataclasses
+import re
 
 from jaxsplit.models import resnet
-from jaxsplit.models.resnet import Spec, build, torch_name
+from jaxsplit.models.resnet import Spec, build
 
 __all__ = ["SPECS", "build", "divide", "torch_name"]
 
@@ -20,25 +24,63 @@ def _cifar(depth: int) -> Spec:
     )
 
 
-def _imagenet(depth: int) -> Spec:
-    plain = resnet.SPECS[f"resnet{depth}"]
-    return dataclasses.replace(
-        plain,
-        arch=f"se_{plain.arch}",
+def _imagenet(arch: str, blocks: tuple[int, ...], **fields) -> Spec:
+    defaults = dict(
+        width=64,
         stem=(64, 64, 64),
         stem_pool="ceil",
         se_reduction=16,
         dropout=0.2,
         zero_init=False,
+        splits=(1, 2, 4, 8),
     )
+    return Spec(arch, blocks, **(defaults | fields))
 
+
+_D50, _D101 = (3, 4, 6, 3), (3, 4, 23, 3)
+_DOUBLED = (64, 64, 128)
+_64X4D = dict(groups=64, base_width=4, splits=(1, 2, 4, 8, 16))
 
 SPECS: dict[str, Spec] = {
-    spec.arch: spec for spec in (*map(_cifar, (110, 164)), *map(_imagenet, (50, 101, 152)))
+    spec.arch: spec
+    for spec in (
+        _cifar(110),
+        _cifar(164),
+        _imagenet("se_resnet50", _D50),
+        _imagenet("se_resnet50_B", _D50, drop_block=0.1),
+        _imagenet("se_resnet101", _D101),
+        _imagenet("se_resnet152", (3, 8, 36, 3)),
+        _imagenet("se_resnext101_64x4d", _D101, **_64X4D),
+        _imagenet("se_resnext101_64x4d_B", _D101, stem=_DOUBLED, **_64X4D),
+        _imagenet("senet113", (3, 8, 23, 3), stem=_DOUBLED, first_divisor=2, **_64X4D),
+        _imagenet(
+            "senet154",
+            (3, 8, 36, 3),
+            stem=_DOUBLED,
+            first_divisor=2,
+            shortcut="strided_3x3",
+            **_64X4D,
+        ),
+    )
 }
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
-    """One of the S networks that replace `spec`: widths of the table, dropout / sqrt(S)."""
-    divided = resnet.narrow(spec, num_networks)
-    return dataclasses.replace(divided, dropout=spec.dropout / num_networks**0.5)
+    """One of the S networks that replace `spec`; rates of dropout and DropBlock / sqrt(S).
+
+    Grouped networks divide their groups, the others take their width from the ResNets' table.
+    """
+    root = num_networks**0.5
+    spec = dataclasses.replace(spec, dropout=spec.dropout / root, drop_block=spec.drop_block / root)
+    if spec.groups > 1:
+        return dataclasses.replace(spec, groups=spec.groups // num_networks)
+    return resnet.narrow(spec, num_networks)
+
+
+def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
+    """The reference's name of a module here: (stem_conv1,) -> layer0.conv1."""
+    if module[0] == "head":
+        return "last_linear"
+    if match := re.fullmatch(r"stem_((?:conv|bn)\d+)", module[0]):
+        return f"layer0.{match[1]}"
+    return resnet.torch_name(spec, module)

@@ -64,9 +64,10 @@ def keep_scaled(x: Array, keep: Array, rate: float) -> Array:
 class DropBlock(nn.Module):
     """Drops squares of every channel (Ghiasi et al. 2018, arXiv 1810.12890), then rescales.
 
-    About `rate` of float[B, H, W, C] is dropped. Seeds may lie at the border, where squares are cut
-    off. The rest is scaled by its share of the batch; `axis_name`: mesh axis over
-    which that batch is spread, None: each device its own.
+    float[B, H, W, C] -> same. Seeds may lie at the border, where squares are cut off; the paper's
+    probability of a seed expects that they do not, so that on small maps more than `rate` is
+    dropped. The rest is divided by its share of the batch; `axis_name`: mesh axis over which that
+    batch is spread, None: each device its own.
     """
 
     rate: float
@@ -105,8 +106,7 @@ def drop_block(x: Array, seeds: Array, block_size: int, axis_name: str | None = 
     dropped = lax.reduce_window(
         seeds.astype(x.dtype), np.array(0, x.dtype), lax.max, (1, block, block, 1), (1,) * 4, pads
     )
-    # No gradient flows through draws.
-    keep = lax.stop_gradient(1.0 - dropped)
+    keep = 1.0 - dropped
     share = keep.astype(jnp.promote_types(jnp.float32, x.dtype)).mean()
     if axis_name is not None:
         share = lax.pmean(share, axis_name)
@@ -130,8 +130,7 @@ class ShakeShake(nn.Module):
 
 def shake_shake(x1: Array, x2: Array, alpha: Array, beta: Array) -> Array:
     """alpha x1 + (1 - alpha) x2, whose gradient is that of beta x1 + (1 - beta) x2."""
-    backward = beta * x1 + (1.0 - beta) * x2
-    return backward + lax.stop_gradient((alpha - beta) * (x1 - x2))
+    return _shaken(x1, alpha, beta) + _shaken(x2, 1.0 - alpha, 1.0 - beta)
 
 
 class ShakeDrop(nn.Module):
@@ -157,10 +156,17 @@ class ShakeDrop(nn.Module):
 
 
 def shake_drop(x: Array, gate: Array, alpha: Array, beta: Array) -> Array:
-    """x where `gate` (bool[]), else alpha x, whose gradient is that of beta x; Eq. (6)."""
+    """x where `gate` (bool[]), else alpha x, whose gradient is that of beta x."""
     forward = jnp.where(gate, jnp.ones_like(alpha), alpha)
     backward = jnp.where(gate, jnp.ones_like(beta), beta)
-    return x * backward + lax.stop_gradient(x * (forward - backward))
+    return _shaken(x, forward, backward)
+
+
+def _shaken(x: Array, forward: Array, backward: Array) -> Array:
+    """x * forward, whose gradient is that of x * backward."""
+    constant = lax.stop_gradient(x)
+    # The difference is zero, so the value is exact also in bfloat16.
+    return constant * forward + (x - constant) * backward
 
 
 def _uniform_pair(

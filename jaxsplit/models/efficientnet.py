@@ -1,0 +1,320 @@
+"""EfficientNet (Tan & Le 2019, arXiv 1905.11946) for CIFAR-size and ImageNet-size images.
+
+Inverted residual blocks of MobileNetV2 (1801.04381) with squeeze-excite (1709.01507) and swish,
+scaled in width, depth and image size at once. Divided by the channel table of divide and
+co-training (2011.14660), in three variants with the same channels:
+  efficientnetb0 ...             TensorFlow's padding, which puts an odd row at the end
+  efficientnetb0_lightnetpp ...  the same padding on every side, dropout of branches' channels
+  efficientnetb0_cifar ...       as lightnetpp, with three strides fewer, for images of 32 pixels
+"""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from flax import linen as nn
+from jax import Array, lax
+
+from jaxsplit.conv import Padding
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, SqueezeExcite, classify
+from jaxsplit.models.stochastic import Dropout
+
+# Of the seven stages: window, channels inside over channels in, and blocks at depth 1.
+KERNELS = (3, 3, 5, 3, 5, 5, 3)
+EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
+BLOCKS = (1, 2, 2, 3, 3, 4, 1)
+SE_RATIO = 0.25  # of a block's input
+
+# S -> channels at width 1 of stem, stages and last convolution. Those of S = 2 and 4 are published:
+# about 1 / sqrt(S) of the first, but no rounding gives them all (24 of 40, 920 of 1280, 12 of 16).
+CHANNELS = {
+    1: (32, 16, 24, 40, 80, 112, 192, 320, 1280),
+    2: (24, 12, 16, 24, 56, 80, 136, 224, 920),
+    4: (16, 12, 16, 20, 40, 56, 96, 160, 640),
+}
+# Size -> (width, depth, pixels, dropout); b8 is AdvProp's (1911.09665), l2 Noisy Student's
+# (1911.04252).
+SIZES = {
+    "b0": (1.0, 1.0, 224, 0.2),
+    "b1": (1.0, 1.1, 240, 0.2),
+    "b2": (1.1, 1.2, 260, 0.3),
+    "b3": (1.2, 1.4, 300, 0.3),
+    "b4": (1.4, 1.8, 380, 0.4),
+    "b5": (1.6, 2.2, 456, 0.4),
+    "b6": (1.8, 2.6, 528, 0.5),
+    "b7": (2.0, 3.1, 600, 0.5),
+    "b8": (2.2, 3.6, 672, 0.5),
+    "l2": (4.3, 5.3, 800, 0.5),
+}
+
+# TensorFlow's rule: a kernel reads k * k values of its one channel. As PyTorch counts fan-out, all
+# channels would, and a wide layer would start almost at zero.
+depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One EfficientNet. Everything a module needs; it never sees S.
+
+    `channels` and `blocks` follow from `base_channels` and the coefficients `width` and `depth`.
+    """
+
+    arch: str
+    image_size: int  # side of the images that the coefficients were chosen with, in pixels
+    width: float
+    depth: float
+    dropout: float = 0.0  # before the classifier
+    drop_path: float = 0.0  # of the last stage's residual branches; grows linearly with the stage
+    drop_unit: Literal["example", "channel"] = "example"  # of a branch, dropped as one
+    base_channels: tuple[int, ...] = CHANNELS[1]  # of stem, stages, last convolution, at width 1
+    divisor: int = 8  # of all channels
+    strides: tuple[int, ...] = (2, 1, 2, 2, 2, 1, 2, 1)  # of stem and stages
+    padding: Literal["same", "symmetric"] = "same"  # TensorFlow's, or (k - 1) / 2 on every side
+    # "same" padding depends on the size of the map. 0: its own; else that in images of so many
+    # pixels, whatever comes, as PyTorch code that fixes its padding when it builds the network.
+    padding_size: int = 0
+    splits: tuple[int, ...] = (1, 2, 4)  # the S that `divide` knows
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of stem, stages and last convolution: the multiples of `divisor` nearest to the width's.
+
+        Never more than a tenth narrower.
+        """
+        return tuple(_round_channels(self.width * c, self.divisor) for c in self.base_channels)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Of every stage."""
+        return tuple(math.ceil(self.depth * n) for n in BLOCKS)
+
+    @property
+    def drop_paths(self) -> tuple[float, ...]:
+        """Rate at which residual branches are dropped, of every stage."""
+        return tuple(self.drop_path * i / len(BLOCKS) for i in range(1, len(BLOCKS) + 1))
+
+
+def _round_channels(channels: float, divisor: int) -> int:
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def _size(name: str) -> Spec:
+    width, depth, pixels, dropout = SIZES[name]
+    return Spec(f"efficientnet{name}", pixels, width, depth, dropout)
+
+
+def _lightnetpp(name: str) -> Spec:
+    spec = _size(name)
+    return dataclasses.replace(
+        spec,
+        arch=f"{spec.arch}_lightnetpp",
+        drop_path=spec.dropout,
+        drop_unit="channel",
+        padding="symmetric",
+    )
+
+
+def _cifar(name: str) -> Spec:
+    return dataclasses.replace(
+        _lightnetpp(name),
+        arch=f"efficientnet{name}_cifar",
+        image_size=32,
+        strides=(1, 1, 2, 1, 2, 1, 1, 1),
+    )
+
+
+SPECS: dict[str, Spec] = {
+    spec.arch: spec
+    for spec in (
+        *map(_size, SIZES),
+        *map(_lightnetpp, SIZES),
+        *(_cifar(name) for name in SIZES if name not in ("b8", "l2")),
+    )
+}
+
+
+def divide(spec: Spec, num_networks: int) -> Spec:
+    """One of the S networks that replace `spec`: channels of the table, rates / sqrt(S)."""
+    s = num_networks
+    return dataclasses.replace(
+        spec,
+        base_channels=CHANNELS[s],
+        divisor=spec.divisor if s == 1 else 4,
+        dropout=spec.dropout / s**0.5,
+        drop_path=spec.drop_path / s**0.5,
+    )
+
+
+class ConvNorm(nn.Module):
+    """Convolution, BatchNorm and, where `swish`, swish."""
+
+    norm: type[BatchNorm]
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    padding: Padding | None = None
+    depthwise: bool = False
+    swish: bool = True
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.stride,
+            groups=self.features if self.depthwise else 1,
+            padding=self.padding,
+            dtype=self.dtype,
+            **(dict(kernel_init=depthwise_init) if self.depthwise else {}),
+            name="conv",
+        )(x)
+        x = self.norm(name="bn")(x, train)
+        return nn.swish(x) if self.swish else x
+
+
+class Block(nn.Module):
+    """Inverted residual: 1x1 to `expansion` x channels, depthwise, squeeze-excite, 1x1 back."""
+
+    norm: type[BatchNorm]
+    features: int
+    expansion: int
+    kernel_size: int
+    stride: int
+    padding: Padding | None
+    drop_path: float
+    drop_unit: str
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
+        channels = x.shape[-1]
+        inner = channels * self.expansion
+        y = x
+        if self.expansion != 1:
+            y = ConvNorm(self.norm, inner, dtype=self.dtype, name="expand")(y, train)
+        y = ConvNorm(
+            self.norm,
+            inner,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            depthwise=True,
+            dtype=self.dtype,
+            name="depthwise",
+        )(y, train)
+        reduced = max(1, int(channels * SE_RATIO))
+        y = SqueezeExcite(reduced, self.dtype, nn.swish, name="se")(y)
+        project = ConvNorm(self.norm, self.features, swish=False, dtype=self.dtype, name="project")
+        y = project(y, train)
+        if self.stride != 1 or channels != self.features:
+            return y
+        return x + Dropout(self.drop_path, self.drop_unit, name="drop_path")(y, train, example_ids)
+
+
+class EfficientNet(nn.Module):
+    """float[B, H, W, C] -> (logits float[B, K], features).
+
+    `features`: the output of every stage, in order, as `stage1` ... `stage7`, and `final`, the map
+    that is pooled for the classifier; float[B, h, w, c] each. Logits are at least float32.
+    """
+
+    spec: Spec
+    num_classes: int
+    axis_name: str | None = None  # mesh axis of synchronised BatchNorm
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, example_ids: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        spec = self.spec
+        side = spec.padding_size
+
+        def norm(name):
+            # PyTorch's momentum is 0.01 in both variants.
+            return BatchNorm(self.axis_name, 0.99, 1e-3, self.dtype, name=name)
+
+        def pad(kernel: int, stride: int) -> Padding | None:
+            """Of the next convolution that strides."""
+            nonlocal side
+            if spec.padding == "symmetric":
+                return None
+            if not spec.padding_size:
+                return "SAME"
+            pads = lax.padtype_to_pads((side, side), (kernel, kernel), (stride, stride), "SAME")
+            side = -(-side // stride)
+            return tuple(pads)
+
+        stem, *widths, last = spec.channels
+        stem_stride, *strides = spec.strides
+        x = ConvNorm(
+            norm, stem, 3, stem_stride, pad(3, stem_stride), dtype=self.dtype, name="stem_conv"
+        )(x, train)
+        features = {}
+        for stage, blocks in enumerate(spec.blocks, start=1):
+            kernel = KERNELS[stage - 1]
+            for i in range(blocks):
+                stride = strides[stage - 1] if i == 0 else 1
+                x = Block(
+                    norm,
+                    widths[stage - 1],
+                    EXPANSIONS[stage - 1],
+                    kernel,
+                    stride,
+                    pad(kernel, stride),
+                    spec.drop_paths[stage - 1],
+                    spec.drop_unit,
+                    self.dtype,
+                    name=f"stage{stage}_block{i + 1}",
+                )(x, train, example_ids)
+            features[f"stage{stage}"] = x
+        x = ConvNorm(norm, last, dtype=self.dtype, name="final_conv")(x, train)
+        features["final"] = x
+
+        logits = classify(
+            x, self.num_classes, train=train, example_ids=example_ids, dropout=spec.dropout
+        )
+        return logits, features
+
+
+# Module of a network, or of a block -> its name in the reference's two variants.
+TORCH_NAMES = {
+    "stem_conv.conv": ("_conv_stem", "mod1.conv_block.conv"),
+    "stem_conv.bn": ("_bn0", "mod1.conv_block.norm"),
+    "expand.conv": ("_expand_conv", "expansion.conv_block.conv"),
+    "expand.bn": ("_bn0", "expansion.conv_block.norm"),
+    "depthwise.conv": ("_depthwise_conv", "depth_wise.conv_block.conv"),
+    "depthwise.bn": ("_bn1", "depth_wise.conv_block.norm"),
+    "se.fc1": ("_se_reduce", "se_block.channel_se.linear1"),
+    "se.fc2": ("_se_expand", "se_block.channel_se.linear2"),
+    "project.conv": ("_project_conv", "point_wise.conv"),
+    "project.bn": ("_bn2", "point_wise.norm"),
+    "final_conv.conv": ("_conv_head", "last_feat.conv_block.conv"),
+    "final_conv.bn": ("_bn1", "last_feat.conv_block.norm"),
+    "head": ("_fc", "classifier"),
+}
+
+
+def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
+    """The name of a module here in the reference's variant of `spec`.
+
+    (stage2_block1, project, bn) -> _blocks.1._bn2 or mod3.block1.point_wise.norm
+    """
+    symmetric = spec.padding == "symmetric"
+    match = re.fullmatch(r"stage(\d+)_block(\d+)", module[0])
+    if not match:
+        return TORCH_NAMES[".".join(module)][symmetric]
+    stage, block = int(match[1]), int(match[2])
+    name = TORCH_NAMES[".".join(module[1:])][symmetric]
+    if symmetric:
+        return f"mod{stage + 1}.block{block}.{name}"  # mod1 is the stem
+    return f"_blocks.{sum(spec.blocks[: stage - 1]) + block - 1}.{name}"
+
+
+def build(spec: Spec, num_classes: int, **fields) -> EfficientNet:
+    """The module of a Spec; `fields`: axis_name, dtype."""
+    return EfficientNet(spec, num_classes, **fields)

@@ -1,0 +1,49 @@
+"""FFSD's ResNets: as first published (He et al. 2016, arXiv 1512.03385), basic blocks only.
+
+`resnet20`, `32`, `56` for CIFAR-size images and `ffsd_resnet18`, `34` for ImageNet-size ones, which
+are torchvision's `resnet18`, `34`: a 7x7 stem and shortcuts of a strided 1x1 convolution, where the
+networks of `resnet.py` have three 3x3 and an average pool. FFSD (2103.14473) does not divide them;
+here they take the other residual networks' widths.
+"""
+
+import re
+
+from jaxsplit.models.resnet import Spec, build
+from jaxsplit.models.resnet import narrow as divide
+
+__all__ = ["SPECS", "build", "divide", "torch_name"]
+
+_COMMON = dict(block="basic", shortcut="strided", zero_init=False, splits=(1, 2, 4))
+
+
+def _cifar(depth: int) -> Spec:
+    n = (depth - 2) // 6
+    return Spec(f"resnet{depth}", (n, n, n), 16, stem=(16,), **_COMMON)
+
+
+def _imagenet(depth: int, blocks: tuple[int, ...]) -> Spec:
+    stem = dict(stem=(64,), stem_kernel=7, stem_pool="padded")
+    return Spec(f"ffsd_resnet{depth}", blocks, 64, **stem, **_COMMON)
+
+
+SPECS: dict[str, Spec] = {
+    spec.arch: spec
+    for spec in (
+        *map(_cifar, (20, 32, 56)),
+        _imagenet(18, (2, 2, 2, 2)),
+        _imagenet(34, (3, 4, 6, 3)),
+    )
+}
+
+
+def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
+    """The reference's, and torchvision's, name: (stage1_block2, conv1) -> layer1.1.conv1."""
+    first, *rest = path
+    if first == "head":
+        return "fc"
+    if first.startswith("stem_"):
+        return first.removeprefix("stem_")  # conv1, bn1
+    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
+    if rest[0] == "shortcut":
+        rest = ["downsample", str(int(rest[1] == "bn"))]
+    return ".".join([f"layer{stage}", str(int(block) - 1), *rest])

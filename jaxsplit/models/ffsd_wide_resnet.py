@@ -1,0 +1,137 @@
+"""FFSD's Wide-ResNets for CIFAR-size images (Zagoruyko & Komodakis 2016, arXiv 1605.07146).
+
+Unlike those of `resnet.py` they activate before the convolutions (He et al. 2016, 1603.05027), may
+drop out between them, have biases, and stride in a block's second convolution. FFSD (2103.14473)
+does not divide them; here they are divided as the other Wide-ResNets.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from flax import linen as nn
+from jax import Array
+
+from jaxsplit.models import resnet
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, classify
+from jaxsplit.models.stochastic import Dropout
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One network: three stages of `blocks` blocks, the first `16 * widening` channels wide."""
+
+    arch: str
+    blocks: int
+    widening: int
+    dropout: float = 0.0  # of elements, between the convolutions of a block
+    splits: tuple[int, ...] = (1, 2, 4)  # the S that `divide` knows
+    image_size: int = 32
+
+
+PATTERNS = ("ffsd_wide_resnet{6n+4}_{k}",)
+
+
+def find(arch: str) -> Spec | None:
+    """The undivided network of that name, for any n and k of the pattern; else None."""
+    match = re.fullmatch(r"ffsd_wide_resnet([1-9]\d*)_([1-9]\d*)", arch)
+    if not match:
+        return None
+    depth, k = int(match[1]), int(match[2])
+    n, rest = divmod(depth - 4, 6)
+    if n < 1 or rest:
+        return None
+    return Spec(arch, n, k, dropout=0.3 if arch == "ffsd_wide_resnet28_10" else 0.0)
+
+
+_NAMES = ("16_2", "40_2", "28_10")
+SPECS: dict[str, Spec] = {s.arch: s for s in (find(f"ffsd_wide_resnet{n}") for n in _NAMES)}
+
+
+def divide(spec: Spec, num_networks: int) -> Spec:
+    """One of the S networks that replace `spec`: k / sqrt(S), dropout / S, as `resnet.divide`."""
+    s = num_networks
+    if s == 1:
+        return spec
+    return dataclasses.replace(
+        spec, widening=resnet.widening(spec.widening, s), dropout=spec.dropout / s
+    )
+
+
+class Block(nn.Module):
+    """BatchNorm, ReLU, 3x3, dropout, BatchNorm, ReLU, strided 3x3; plus the input itself."""
+
+    features: int
+    stride: int
+    dropout: float
+    axis_name: str | None = None
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
+        def conv(name, *args):
+            return Conv(self.features, *args, use_bias=True, dtype=self.dtype, name=name)
+
+        y = nn.relu(BatchNorm(self.axis_name, dtype=self.dtype, name="bn1")(x, train))
+        y = conv("conv1", 3)(y)
+        y = Dropout(self.dropout, name="dropout")(y, train, example_ids)
+        y = nn.relu(BatchNorm(self.axis_name, dtype=self.dtype, name="bn2")(y, train))
+        y = conv("conv2", 3, self.stride)(y)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = conv("shortcut", 1, self.stride)(x)
+        return x + y
+
+
+class WideResNet(nn.Module):
+    """float[B, H, W, C] -> (logits float[B, K], features).
+
+    `features`: the sums that end the stages, before any activation, as `stage1` ..., and `final`,
+    the map after the last BatchNorm and ReLU, which is pooled; float[B, h, w, c] each.
+    """
+
+    spec: Spec
+    num_classes: int
+    axis_name: str | None = None  # mesh axis of synchronised BatchNorm
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, example_ids: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        spec = self.spec
+        x = Conv(16, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
+        features = {}
+        for stage in (1, 2, 3):
+            for i in range(spec.blocks):
+                block = Block(
+                    16 * spec.widening * 2 ** (stage - 1),
+                    2 if stage > 1 and i == 0 else 1,
+                    spec.dropout,
+                    self.axis_name,
+                    self.dtype,
+                    name=f"stage{stage}_block{i + 1}",
+                )
+                x = block(x, train, example_ids)
+            features[f"stage{stage}"] = x
+        # The reference forgets faster here than in every other layer.
+        norm = BatchNorm(self.axis_name, momentum=0.1, dtype=self.dtype, name="final_bn")
+        x = nn.relu(norm(x, train))
+        features["final"] = x
+        return classify(x, self.num_classes, train=train), features
+
+
+def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
+    """The reference's name of a module here: (stage1_block2, conv1) -> layer1.1.conv1."""
+    first, *rest = path
+    outer = {"stem_conv": "conv1", "final_bn": "bn1", "head": "linear"}
+    if first in outer:
+        return outer[first]
+    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
+    if rest[0] == "shortcut":
+        rest = ["shortcut", "0"]
+    return ".".join([f"layer{stage}", str(int(block) - 1), *rest])
+
+
+def build(spec: Spec, num_classes: int, **fields) -> WideResNet:
+    """The module of a Spec; `fields`: axis_name, dtype."""
+    return WideResNet(spec, num_classes, **fields)

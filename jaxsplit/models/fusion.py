@@ -1,0 +1,91 @@
+"""FFSD's auxiliary modules, beside the backbones (Li et al. 2021, arXiv 2103.14473).
+
+`Fusion` classifies the students' last maps together, `TransFusion` is the leader's view of what
+these maps hold together, `SelfDistillation` brings a network's last map to the sizes of its earlier
+ones. All maps are NHWC; C channels of one network, M networks.
+"""
+
+import re
+from collections.abc import Sequence
+
+from flax import linen as nn
+from jax import Array
+
+from jaxsplit.models.layers import BatchNorm, Conv, ConvTranspose, Dtype, classify
+
+
+def _separable(module: nn.Module, x: Array, features: int, train: bool) -> Array:
+    """Depthwise 3x3, then 1x1, each with BatchNorm and ReLU; layers of the calling module."""
+    channels, axis_name, dtype = x.shape[-1], module.axis_name, module.dtype
+    x = Conv(channels, 3, groups=channels, dtype=dtype, name="conv1")(x)
+    x = nn.relu(BatchNorm(axis_name, dtype=dtype, name="bn1")(x, train))
+    x = Conv(features, 1, dtype=dtype, name="conv2")(x)
+    return nn.relu(BatchNorm(axis_name, dtype=dtype, name="bn2")(x, train))
+
+
+class Fusion(nn.Module):
+    """float[B, h, w, M * C], the students' maps concatenated -> (logits [B, K], fused map).
+
+    The fused map is float[B, h, w, features], with features = C; logits are at least float32.
+    """
+
+    features: int
+    num_classes: int
+    axis_name: str | None = None  # mesh axis of synchronised BatchNorm
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> tuple[Array, Array]:
+        x = _separable(self, x, self.features, train)
+        return classify(x, self.num_classes, train=train), x
+
+
+class TransFusion(nn.Module):
+    """float[B, h, w, C], the leader's map -> float[B, h, w, features], with features = M * C."""
+
+    features: int
+    axis_name: str | None = None
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        return _separable(self, x, self.features, train)
+
+
+class SelfDistillation(nn.Module):
+    """float[B, h, w, C] -> maps like those of the earlier stages, the coarsest first.
+
+    `features`: their channels. Map i is float[B, h * 2^(i+1), w * 2^(i+1), features[i]], a
+    transposed convolution of the one before it, BatchNorm, ReLU.
+    """
+
+    features: Sequence[int]
+    axis_name: str | None = None
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> list[Array]:
+        maps = []
+        for i, channels in enumerate(self.features, start=1):
+            x = ConvTranspose(channels, dtype=self.dtype, name=f"layer{i}_conv")(x)
+            x = BatchNorm(self.axis_name, dtype=self.dtype, name=f"layer{i}_bn")(x, train)
+            x = nn.relu(x)
+            maps.append(x)
+        return maps
+
+
+_TORCH_NAMES = {"conv1": "conv1", "bn1": "bn1", "conv2": "conv1_1", "bn2": "bn1_1", "head": "fc2"}
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """The reference's name of a layer of any module here: (layer1_bn,) -> layer0.norm."""
+    (layer,) = path
+    if match := re.fullmatch(r"layer(\d+)_(conv|bn)", layer):
+        kind = {"conv": "convtranpose", "bn": "norm"}[match[2]]  # the reference's spelling
+        return f"layer{int(match[1]) - 1}.{kind}"
+    return _TORCH_NAMES[layer]
+
+
+def trans_fusion_torch_name(path: tuple[str, ...]) -> str:
+    """As `torch_name`, in the leader's `state_dict`: (conv1,) -> trans_fusion_module.conv1."""
+    return f"trans_fusion_module.{torch_name(path)}"

@@ -1,0 +1,159 @@
+"""GoogLeNet for CIFAR-size images, as FFSD has it (Szegedy et al. 2015, arXiv 1409.4842).
+
+Against the paper: a stem of one 3x3 convolution at full resolution, BatchNorm (1502.03167) behind
+every convolution, two 3x3 in place of a 5x5, no auxiliary classifiers.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, classify, max_pool
+
+PAD = ((1, 1), (1, 1))
+
+
+class Widths(NamedTuple):
+    """Channels of an inception block; columns of Table 1 of the paper."""
+
+    one: int  # of the branch 1x1
+    three_reduced: int
+    three: int  # of 1x1, 3x3
+    five_reduced: int
+    five: int  # of 1x1, 3x3, 3x3
+    pool: int  # of max pool, 1x1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One GoogLeNet. Everything a module needs; it never sees S."""
+
+    arch: str
+    stem: int
+    stages: tuple[tuple[Widths, ...], ...]  # inception blocks; a max pool before all but the first
+    splits: tuple[int, ...]  # the S that `divide` knows
+    image_size: int = 32
+
+
+SPECS: dict[str, Spec] = {
+    "googlenet": Spec(
+        "googlenet",
+        192,
+        (
+            (Widths(64, 96, 128, 16, 32, 32), Widths(128, 128, 192, 32, 96, 64)),
+            (
+                Widths(192, 96, 208, 16, 48, 64),
+                Widths(160, 112, 224, 24, 64, 64),
+                Widths(128, 128, 256, 24, 64, 64),
+                Widths(112, 144, 288, 32, 64, 64),
+                Widths(256, 160, 320, 32, 128, 128),
+            ),
+            (Widths(256, 160, 320, 32, 128, 128), Widths(384, 192, 384, 48, 128, 128)),
+        ),
+        splits=(1, 2, 4),
+    )
+}
+
+
+def divide(spec: Spec, num_networks: int) -> Spec:
+    """One of the S networks that replace `spec`: all widths over sqrt(S), in multiples of 4.
+
+    A rule of our own, for FFSD divides nothing. It is what the table of divide and co-training
+    (arXiv 2011.14660) does to ResNets of 64 channels (44, 32, 24) and to those of 16 (12, 8).
+    """
+    if num_networks == 1:
+        return spec
+
+    def narrow(width: int) -> int:
+        return max(4, 4 * round(width / num_networks**0.5 / 4))
+
+    stages = tuple(tuple(Widths(*map(narrow, block)) for block in blocks) for blocks in spec.stages)
+    return dataclasses.replace(spec, stem=narrow(spec.stem), stages=stages)
+
+
+class Inception(nn.Module):
+    """Four branches side by side: float[B, H, W, C] -> float[B, H, W, sum of their widths]."""
+
+    widths: Widths
+    norm: type[BatchNorm]
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        w = self.widths
+        branches = {
+            "branch1": ((w.one, 1),),
+            "branch3": ((w.three_reduced, 1), (w.three, 3)),
+            "branch5": ((w.five_reduced, 1), (w.five, 3), (w.five, 3)),
+            "pool": ((w.pool, 1),),
+        }
+        ends = []
+        for branch, shapes in branches.items():
+            y = max_pool(x, 3, 1, PAD) if branch == "pool" else x
+            for i, (channels, kernel) in enumerate(shapes, start=1):
+                conv = Conv(
+                    channels, kernel, use_bias=True, dtype=self.dtype, name=f"{branch}_conv{i}"
+                )
+                y = nn.relu(self.norm(name=f"{branch}_bn{i}")(conv(y), train))
+            ends.append(y)
+        return jnp.concatenate(ends, axis=-1)
+
+
+class GoogLeNet(nn.Module):
+    """float[B, H, W, C] -> (logits float[B, K], features).
+
+    `features`: the output of every stage, in order, as `stage1` ..., and `final`, the map that is
+    pooled for the classifier; float[B, h, w, c] each. Logits are at least float32.
+    """
+
+    spec: Spec
+    num_classes: int
+    axis_name: str | None = None  # mesh axis of synchronised BatchNorm
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, example_ids: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        def norm(name):
+            return BatchNorm(self.axis_name, dtype=self.dtype, name=name)
+
+        x = Conv(self.spec.stem, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
+        x = nn.relu(norm("stem_bn")(x, train))
+        features = {}
+        for stage, blocks in enumerate(self.spec.stages, start=1):
+            if stage > 1:
+                x = max_pool(x, 3, 2, PAD)
+            for i, widths in enumerate(blocks, start=1):
+                x = Inception(widths, norm, self.dtype, name=f"stage{stage}_block{i}")(x, train)
+            features[f"stage{stage}"] = x
+        features["final"] = x
+        return classify(x, self.num_classes, train=train, example_ids=example_ids), features
+
+
+def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
+    """FFSD's name of a module here: (stage1_block2, branch3_conv2) -> inception_b3.branch3x3.3."""
+    first, *rest = module
+    if first == "head":
+        return "linear"
+    if first.startswith("stem"):
+        return f"pre_layers.{int(first == 'stem_bn')}"
+    stage, block = map(int, re.fullmatch(r"stage(\d+)_block(\d+)", first).groups())
+    # The paper numbers its stages from 3, counting both poolings of its stem.
+    inception = f"inception_{'abcde'[block - 1]}{stage + 2}"
+    branch, kind, i = re.fullmatch(r"(\w+)_(conv|bn)(\d)", rest[0]).groups()
+    index = 3 * (int(i) - 1) + (kind == "bn")  # a Sequential of conv, bn, relu ...
+    if branch == "pool":
+        return f"{inception}.branch_pool.{index + 1}"  # the pool is number 0
+    size = branch.removeprefix("branch")
+    return f"{inception}.branch{size}x{size}.{index}"
+
+
+def build(spec: Spec, num_classes: int, **fields) -> GoogLeNet:
+    """The module of a Spec; `fields`: axis_name, dtype."""
+    return GoogLeNet(spec, num_classes, **fields)

@@ -1,0 +1,50 @@
+"""ResNeXSt: ResNeXt with the split attention of ResNeSt (Zhang et al. 2020, arXiv 2004.08955).
+
+A family of divide and co-training (2011.14660). From ResNeSt it differs in the stem's max pool,
+which has no padding and covers the border, and in the 3x3 mean after the attention, which is in
+every block of stages 2 to 4. `<groups>x<d>d`: cardinal groups, each of d channels in stage 1.
+"""
+
+import dataclasses
+
+from jaxsplit.models.resnet import Spec, build
+from jaxsplit.models.senet import torch_name
+
+__all__ = ["SPECS", "build", "divide", "torch_name"]
+
+
+def _spec(depth: int, blocks: tuple[int, ...], groups: int, base_width: int, **fields) -> Spec:
+    return Spec(
+        f"resnexst{depth}_{groups}x{base_width}d",
+        blocks,
+        width=64,
+        stem=(64, 64, 128),
+        stem_pool="ceil",
+        groups=groups,
+        base_width=base_width,
+        radix=2,
+        pool_every=True,
+        zero_init=False,
+        splits=tuple(s for s in (1, 2, 4, 8) if s <= groups),
+        **fields,
+    )
+
+
+SPECS: dict[str, Spec] = {
+    spec.arch: spec
+    for spec in (
+        _spec(50, (3, 4, 6, 3), 4, 16),
+        _spec(50, (3, 4, 6, 3), 8, 16),
+        _spec(50, (3, 4, 6, 3), 4, 32),
+        _spec(101, (3, 4, 23, 3), 8, 32, dropout=0.1),
+    )
+}
+
+
+def divide(spec: Spec, num_networks: int) -> Spec:
+    """One of the S networks that replace `spec`: groups / S, dropout / sqrt(S)."""
+    return dataclasses.replace(
+        spec,
+        groups=spec.groups // num_networks,
+        dropout=spec.dropout / num_networks**0.5,
+    )

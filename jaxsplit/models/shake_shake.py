@@ -1,0 +1,162 @@
+"""Shake-Shake networks for CIFAR-size images: two residual branches, mixed at random in training.
+
+Gastaldi 2017 (arXiv 1705.07485), with a coefficient an example and others backwards ("S-S-I").
+Widths after dividing: divide and co-training (2011.14660), appendix.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, classify
+from jaxsplit.models.stochastic import ShakeShake
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One network. `width` is that of stage 1, doubled at every later stage."""
+
+    arch: str
+    width: int
+    splits: tuple[int, ...]  # the S that `divide` knows
+    blocks: tuple[int, ...] = (4, 4, 4)  # residual blocks of every stage
+    stem: int = 16  # channels of the first convolution
+    image_size: int = 32
+
+
+SPECS: dict[str, Spec] = {
+    f"shake_resnet26_2x{width}d": Spec(f"shake_resnet26_2x{width}d", width, splits)
+    for width, splits in (
+        # A width below 16 would be far from the cost that it replaces; see `divide`.
+        (32, (1, 2, 4)),
+        (64, (1, 2, 4, 8, 16)),
+        (96, (1, 2, 4, 8, 16)),
+    )
+}
+
+# A block that keeps its shape adds its input itself; the reference builds its shortcut all the same
+# and never runs it.
+TORCH_DEAD = (r"stage_[123]\.[123]\.shortcut\..*",)
+
+
+def divide(spec: Spec, num_networks: int) -> Spec:
+    """One of the S networks that replace `spec`; the first convolution stays.
+
+    The width is width / sqrt(S) to the nearest multiple of 8: of 96 that gives the published
+    64, 48, 32 and 24 for S = 2, 4, 8 and 16; of the other widths nothing is published.
+    """
+    return dataclasses.replace(spec, width=8 * round(spec.width / 8 / num_networks**0.5))
+
+
+class Branch(nn.Module):
+    """3x3 convolution, BatchNorm, ReLU, 3x3 convolution, BatchNorm."""
+
+    features: int
+    stride: int
+    norm: type[BatchNorm]
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = Conv(self.features, 3, self.stride, dtype=self.dtype, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x, train))
+        x = Conv(self.features, 3, dtype=self.dtype, name="conv2")(x)
+        return self.norm(name="bn2")(x, train)
+
+
+class Shortcut(nn.Module):
+    """Of a block that changes shapes: half of the channels each from two samples of the map.
+
+    Their places differ by one pixel down and right, also where the stride is 1.
+    """
+
+    features: int
+    stride: int
+    norm: type[BatchNorm]
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        shifted = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
+        halves = [
+            Conv(self.features // 2, 1, self.stride, dtype=self.dtype, name=name)(y)
+            for name, y in (("conv1", x), ("conv2", shifted))
+        ]
+        return self.norm(name="bn")(jnp.concatenate(halves, axis=-1), train)
+
+
+class Block(nn.Module):
+    """A residual block with the activation first and two branches."""
+
+    features: int
+    stride: int
+    norm: type[BatchNorm]
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
+        args = (self.features, self.stride, self.norm, self.dtype)
+        active = nn.relu(x)
+        branches = [Branch(*args, name=f"branch{i}")(active, train) for i in (1, 2)]
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = Shortcut(*args, name="shortcut")(active, train)
+        return x + ShakeShake(name="shake")(*branches, train, example_ids)
+
+
+class ShakeResNet(nn.Module):
+    """float[B, H, W, C] -> (logits float[B, K], features).
+
+    `features`: the output of every stage, in order, as `stage1` ..., before the next activation,
+    and `final`, the map that is pooled for the classifier. Logits are at least float32.
+    """
+
+    spec: Spec
+    num_classes: int
+    axis_name: str | None = None  # mesh axis of synchronised BatchNorm
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, example_ids: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        spec = self.spec
+
+        def norm(name):
+            return BatchNorm(self.axis_name, dtype=self.dtype, name=name)
+
+        x = Conv(spec.stem, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
+        x = norm("stem_bn")(x, train)  # the blocks begin with the activation
+
+        features = {}
+        for stage, blocks in enumerate(spec.blocks, start=1):
+            for i in range(blocks):
+                stride = 2 if stage > 1 and i == 0 else 1
+                width = spec.width * 2 ** (stage - 1)
+                name = f"stage{stage}_block{i + 1}"
+                x = Block(width, stride, norm, self.dtype, name=name)(x, train, example_ids)
+            features[f"stage{stage}"] = x
+        features["final"] = x = nn.relu(x)
+        return classify(x, self.num_classes, train=train), features
+
+
+_IN_BRANCH = {"conv1": 1, "bn1": 2, "conv2": 4, "bn2": 5}  # after relu; of relu, conv, bn ...
+
+
+def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
+    """The reference's name of a module: (stage1_block2, branch1, conv1) -> stage_1.1.branch1.1."""
+    first, *rest = module
+    if first in ("head", "stem_conv", "stem_bn"):
+        return {"head": "fc_out", "stem_conv": "conv_1", "stem_bn": "bn_1"}[first]
+    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
+    part, layer = rest
+    index = layer if part == "shortcut" else _IN_BRANCH[layer]
+    return f"stage_{stage}.{int(block) - 1}.{part}.{index}"
+
+
+def build(spec: Spec, num_classes: int, **fields) -> ShakeResNet:
+    """The module of a Spec; `fields`: axis_name, dtype."""
+    return ShakeResNet(spec, num_classes, **fields)
