@@ -1,8 +1,9 @@
 """What a run prints: its progress and the table at its end."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from jaxsplit.published import Result
 from jaxsplit.summary import Cost
 
 
@@ -49,7 +50,11 @@ class Progress:
 
 
 def results_table(
-    title: str, results: Mapping[str, float], costs: tuple[Cost, Cost], num_networks: int
+    title: str,
+    results: Mapping[str, float],
+    costs: tuple[Cost, Cost],
+    num_networks: int,
+    published: Sequence[Result] = (),
 ) -> str:
     """Text: a row for each network and what they answer together, with parameters and costs.
 
@@ -58,6 +63,7 @@ def results_table(
       results: of `evaluate`.
       costs: (one divided network, the undivided network).
       num_networks: S.
+      published: what the paper reached with the same, a line each below the table.
     """
     small, large = costs
     answers = [key.removesuffix("/top1") for key in results if key.endswith("/top1")]
@@ -87,4 +93,5 @@ def results_table(
         lines.append("  ".join(cells))
     if "disagreement" in results:
         lines.append(f"mean pairwise disagreement of the networks: {results['disagreement']:.2%}")
+    lines += [f"published: {result}" for result in published]
     return "\n".join(lines)

@@ -2,16 +2,25 @@
 
 Multiply-adds are counted in the traced program, so that no formula per model can go wrong: those of
 convolutions and matrix products, without biases, normalisation and pooling.
+
+python -m jaxsplit.summary --all          all architectures, divided in 1, 2 and 4
+python -m jaxsplit.summary --arch=NAME    some of them; NAME can be given again
 """
 
+import argparse
 import math
+import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxsplit import models
+from jaxsplit import models, published
+from jaxsplit.errors import ConfigError
+
+SPLITS = (1, 2, 4)  # of the table of all architectures
 
 
 class Cost(NamedTuple):
@@ -27,8 +36,10 @@ def cost(spec, *, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
     """Cost of the network of a Spec for images of (H, W, C); traces, never compiles."""
     module = models.build(spec, num_classes)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.result_type(float))
-    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
-    program = jax.make_jaxpr(lambda v, x: module.apply(v, x)[0])(variables, image)
+    # One trace gives the program and what it makes; tracing is what takes the time.
+    program, (_, variables) = jax.make_jaxpr(
+        lambda x: module.init_with_output(jax.random.key(0), x), return_shape=True
+    )(image)
     macs = Counter()
     _count(program.jaxpr, macs, 1, "")
     params = Counter()
@@ -76,20 +87,23 @@ def _module(stack: str) -> str:
     return names[1] if len(names) > 1 else "other"
 
 
-def stack_cost(arch: str, num_networks: int, **kwargs) -> tuple[Cost, Cost]:
-    """(one of the S divided networks, the undivided network)."""
-    return (
-        cost(models.divided(arch, num_networks), **kwargs),
-        cost(models.divided(arch, 1), **kwargs),
-    )
+def stack_cost(arch: str, num_networks: int, *, divide: bool = True, **kwargs) -> tuple[Cost, Cost]:
+    """(one of the S networks, the undivided network); not `divide`: all S are undivided."""
+    whole = cost(models.divided(arch, 1), **kwargs)
+    return cost(models.divided(arch, num_networks), **kwargs) if divide else whole, whole
 
 
-def table(arch: str, num_networks: int, **kwargs) -> str:
+def title(arch: str, num_networks: int, divide: bool = True) -> str:
+    """'resnet110 divided in 2', or '2 x resnet110' where every network is the whole."""
+    return f"{arch} divided in {num_networks}" if divide else f"{num_networks} x {arch}"
+
+
+def table(arch: str, num_networks: int, *, divide: bool = True, **kwargs) -> str:
     """Text: parameters and multiply-adds per layer group and of the whole, and undivided."""
-    small, large = stack_cost(arch, num_networks, **kwargs)
+    small, large = stack_cost(arch, num_networks, divide=divide, **kwargs)
     s = num_networks
     head = f"{'':14} {'parameters':>12} {'mult-adds':>15}"
-    lines = [f"{arch} divided in {s}, one network", head]
+    lines = [f"{title(arch, s, divide)}, one network", head]
     lines += [f"{g:14} {p:12,} {m:15,}" for g, (p, m) in small.groups.items()]
     lines += [
         f"{'one network':14} {small.params:12,} {small.macs:15,}",
@@ -113,4 +127,73 @@ def of_config(config) -> str:
     source = data.DATASETS[config.data.name]
     height, width, channels = source.image_shape
     shape = (config.data.image_size or height, config.data.image_size or width, channels)
-    return table(config.arch, config.split, num_classes=source.num_classes, image_shape=shape)
+    return table(
+        config.arch,
+        config.split,
+        divide=config.divide,
+        num_classes=source.num_classes,
+        image_shape=shape,
+    )
+
+
+def architectures() -> list[str]:
+    """Every architecture by its name; of those with free numbers the published ones."""
+    named = (arch for family in models.FAMILIES.values() for arch in family.SPECS)
+    return list(dict.fromkeys((*named, *(result.arch for result in published.RESULTS))))
+
+
+_ROW = "{:28} {:>2} {:>6} {:>7} {:>13} {:>15} {:>13} {:>15} {:>7} {:>7}"
+
+
+def rows(archs: Sequence[str]) -> Iterator[str]:
+    """Lines of the table of some architectures at every S of `SPLITS` that they have.
+
+    Those made for images of at most 64 pixels are counted with 100 classes, others with 1000.
+
+    Raises:
+      ConfigError: an unknown architecture; before the first line.
+    """
+    specs = [models.known(arch)[1] for arch in archs]
+    yield _ROW.format("", "", "", "", "one network", "", "all S", "", "ratio", "")
+    counts = ("parameters", "mult-adds")
+    yield _ROW.format("", "S", "pixels", "classes", *counts, *counts, "param.", "m-adds")
+    for spec in specs:
+        size = spec.image_size
+        fields = dict(num_classes=100 if size <= 64 else 1000, image_shape=(size, size, 3))
+        whole = cost(models.divided(spec.arch, 1), **fields)
+        for s in SPLITS:
+            if s not in spec.splits:
+                continue
+            one = whole if s == 1 else cost(models.divided(spec.arch, s), **fields)
+            yield _ROW.format(
+                spec.arch,
+                s,
+                size,
+                fields["num_classes"],
+                f"{one.params:,}",
+                f"{one.macs:,}",
+                f"{s * one.params:,}",
+                f"{s * one.macs:,}",
+                f"{s * one.params / whole.params:.3f}",
+                f"{s * one.macs / whole.macs:.3f}",
+            )
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; each line is printed as soon as it is known."""
+    parser = argparse.ArgumentParser(prog="python -m jaxsplit.summary", description="Size and cost")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--all", action="store_true", help="every architecture, in some minutes")
+    which.add_argument("--arch", action="append", metavar="NAME", help="one; can be given again")
+    flags = parser.parse_args(argv)
+    try:
+        for line in rows(architectures() if flags.all else flags.arch):
+            print(line.rstrip(), flush=True)
+    except ConfigError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

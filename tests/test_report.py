@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxsplit import report
+from jaxsplit import published, report
 from jaxsplit.summary import Cost
 
 VALUES = {
@@ -124,3 +124,16 @@ def test_a_single_network():
     lines = report.results_table("t", results("net0", count=8.0), (LARGE, LARGE), 1).splitlines()
     assert len(lines) == 3
     assert lines[2].split() == ["net0", "90.00", "99.00", "0.2500", "4,100", "210,000"]
+
+
+def test_published_results_stand_below():
+    same = dict(dataset="cifar100", method="cotrain", arch="wide_resnet40_10", split=2)
+    values = results("net0", "net1", "ensemble", disagreement=0.5)
+    text = report.results_table("t", values, (SMALL, LARGE), 2, published.find(**same))
+    assert text.splitlines()[-3:] == [
+        "mean pairwise disagreement of the networks: 50.00%",
+        "published: 85.72 % (300 epochs, batch 128, 32 pixels; best epoch on the test set)",
+        "published: 85.91 % (1800 epochs, batch 128, 32 pixels, weight decay by Eq. (6); "
+        "best epoch on the test set)",
+    ]
+    assert "published" not in report.results_table("t", values, (SMALL, LARGE), 2)

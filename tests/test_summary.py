@@ -128,3 +128,62 @@ def test_a_wrong_config_is_an_error():
     config.split = 3
     with pytest.raises(ConfigError, match="^split=3: wide_resnet16_4 can be divided in"):
         summary.of_config(config)
+
+
+# ---- The table of all architectures
+
+
+def test_all_architectures():
+    archs = summary.architectures()
+    assert len(set(archs)) == len(archs)
+    for arch in archs:
+        assert models.known(arch)[1].arch == arch
+    # Of those with free numbers the published ones.
+    wide = {a for a in archs if a.startswith("wide_resnet") and models.known(a)[1].image_size == 32}
+    assert wide == {"wide_resnet16_8", "wide_resnet28_10", "wide_resnet40_10"}
+    assert {"resnet50", "se_resnet152"} <= set(archs)
+
+
+def test_rows_come_one_by_one(monkeypatch):
+    """At every S of the table that the architecture has, with the images it was made for."""
+    spec = dataclasses.replace(resnet.SPECS["resnet110"], blocks=(1, 1, 1), splits=(1, 4))
+    monkeypatch.setitem(resnet.SPECS, "resnet110", spec)
+    rows = summary.rows(["resnet110", "resnet18"])
+    titles = [next(rows) for _ in range(2)]
+    assert titles[1].split() == ["S", "pixels", "classes", *["parameters", "mult-adds"] * 2] + [
+        "param.", "m-adds"
+    ]  # fmt: skip
+    shape = (32, 32, 3)
+    whole, small = (
+        summary.cost(models.divided("resnet110", s), num_classes=100, image_shape=shape)
+        for s in (1, 4)
+    )
+    one = [f"{whole.params:,}", f"{whole.macs:,}"]
+    assert next(rows).split() == ["resnet110", "1", "32", "100", *one, *one, "1.000", "1.000"]
+    cells = next(rows).split()
+    assert cells[:6] == ["resnet110", "4", "32", "100", f"{small.params:,}", f"{small.macs:,}"]
+    assert cells[6:8] == [f"{4 * small.params:,}", f"{4 * small.macs:,}"]
+    assert float(cells[8]) == pytest.approx(4 * small.params / whole.params, abs=5e-4)
+    assert float(cells[9]) == pytest.approx(4 * small.macs / whole.macs, abs=5e-4)
+    assert next(rows).split()[:4] == ["resnet18", "1", "224", "1000"]
+
+
+def test_command_line(capsys, monkeypatch):
+    assert summary.main(["--arch=wide_resnet10_1", "--arch=wide_resnet10_2"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in said[2:]}) == 1
+    assert [line.split()[:2] for line in said[2:]] == [
+        [f"wide_resnet10_{k}", str(s)] for k in (1, 2) for s in (1, 2, 4)
+    ]
+    monkeypatch.setattr(summary, "architectures", lambda: ["wide_resnet10_2"])
+    assert summary.main(["--all"]) == 0
+    assert capsys.readouterr().out.splitlines() == said[:2] + said[5:]
+
+
+def test_unknown_architecture_on_the_command_line(capsys):
+    """One line, before anything is counted."""
+    assert summary.main(["--arch=wide_resnet10_1", "--arch=resnet111"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: arch='resnet111': unknown; nearest are resnet11")

@@ -1,0 +1,16 @@
+"""CIFAR-100, by the published recipe of divide and co-training (arXiv 2011.14660).
+
+python main.py --config=configs/cifar100.py:arch=wide_resnet28_10,split=2 --workdir=runs/c100
+
+Arguments, all optional: arch, split (1: the undivided network alone), epochs (300; 1800 is the long
+recipe). `python -m jaxsplit.published cifar100` lists what was reached with which. The recipe has
+the CIFAR-10 policy of AutoAugment besides, which is not built yet. Not trained by us yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10
+
+
+def get_config(text: str = "") -> ConfigDict:
+    return cifar10.recipe(text, "cifar100", divide_weight_decay=False)
