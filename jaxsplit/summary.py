@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from jaxsplit import models, published
 from jaxsplit.errors import ConfigError
@@ -34,8 +35,12 @@ class Cost(NamedTuple):
 
 def cost(spec, *, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
     """Cost of the network of a Spec for images of (H, W, C); traces, never compiles."""
-    module = models.build(spec, num_classes)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.result_type(float))
+    return module_cost(models.build(spec, num_classes), image_shape)
+
+
+def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
+    """Cost of a Linen module for one input of `shape`, without a batch axis."""
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
     # One trace gives the program and what it makes; tracing is what takes the time.
     program, (_, variables) = jax.make_jaxpr(
         lambda x: module.init_with_output(jax.random.key(0), x), return_shape=True

@@ -1,8 +1,6 @@
 """FFSD's auxiliary modules: outputs, statistics and size of the reference, and under `vmap`."""
 
-import collections
 import json
-import math
 import re
 
 import jax
@@ -157,16 +155,7 @@ def test_leaders_second_output_is_the_references(parity, model):
 
 def size_and_cost(module, *shape: int) -> list[int]:
     """[parameters, elements of running statistics, multiply-adds] for one input of `shape`."""
-    shape = (1, *shape)
-    variables = shapes_of(module, *shape)
-    macs = collections.Counter()
-    program = jax.make_jaxpr(module.apply)(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-    summary._count(program.jaxpr, macs, 1, "")
-    elements = [
-        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables[kind]))
-        for kind in ("params", "batch_stats")
-    ]
-    return [*elements, sum(macs.values())]
+    return list(summary.module_cost(module, shape)[:3])
 
 
 def test_size_and_cost_are_the_references(parity):
