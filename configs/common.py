@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     # What is trained. `split` is S: the undivided network `arch` is replaced by S small ones.
     config.arch = "wide_resnet28_10"
     config.split = 4
+    config.divide = True  # False: each of the S networks is the whole `arch`
+    config.init_from = ""  # weights to start from: a workdir, its checkpoints/<step>, files
     config.method = "cotrain"  # single | independent | cotrain
 
     config.duration = "300 epochs"

@@ -1,6 +1,8 @@
 """Orbax checkpoints: items model, opt, config and data; the newest few and the best are kept."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -91,6 +93,24 @@ class Checkpoints:
         )
         self._manager.save(step, args=args, metrics=metrics, force=True)
 
+    def save_weights(
+        self, variables: dict, config: ConfigDict, origin: dict, metrics: dict | None = None
+    ) -> None:
+        """Saves weights that no training here led to, as step 0: no optimizer state.
+
+        Args:
+          variables: {'params', 'batch_stats'}.
+          config: what they are the networks of.
+          origin: where they come from, to be read by people.
+          metrics: known of them.
+        """
+        args = ocp.args.Composite(
+            model=ocp.args.StandardSave(variables),
+            config=ocp.args.JsonSave(config.to_dict()),
+            data=ocp.args.JsonSave({"step": 0, "origin": origin}),
+        )
+        self._manager.save(0, args=args, metrics=metrics, force=True)
+
     def steps(self) -> list[int]:
         """Those saved, oldest first."""
         return sorted(self._manager.all_steps())
@@ -161,18 +181,53 @@ class Checkpoints:
     def restore_model(self, step: int, like: TrainState) -> dict:
         """Only {'params', 'batch_stats'}, for evaluation.
 
+        Parts that the method of `like` does not have, such as an auxiliary module, are left out.
+
         Raises:
           ConfigError: they do not fit, or cannot be read.
         """
-        return self._restore(step, model=ocp.args.StandardRestore(like.variables)).model
+        with self._named_errors(step):
+            self._check_fits(step, "model", like.variables, parts=True)
+        return self.restore_some(step, like.variables)
+
+    def model_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """'params/stack/head/bias' -> shape, of all that the item `model` holds.
+
+        Raises:
+          ConfigError: it cannot be read.
+        """
+        with self._named_errors(step):
+            return self._saved_shapes(step, "model")
+
+    def restore_some(self, step: int, like: dict) -> dict:
+        """The arrays of the item `model` that `like`, a part of its tree, has.
+
+        Raises:
+          ConfigError: they do not fit, or cannot be read.
+        """
+        args = ocp.args.PyTreeRestore(
+            like,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+            partial_restore=True,
+        )
+        with (
+            self._named_errors(step),
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
+        ):
+            return reader.restore(self._folder / str(step) / "model", args=args)
 
     def _restore(self, step: int, **items: Any) -> Any:
-        try:
+        with self._named_errors(step):
             # Orbax itself finds some of what does not fit only while it reads, and reads on.
             for name, args in items.items():
                 if isinstance(args, ocp.args.StandardRestore):
                     self._check_fits(step, name, args.item)
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    @contextlib.contextmanager
+    def _named_errors(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # orbax raises bare Exception for damaged files
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(
@@ -180,10 +235,16 @@ class Checkpoints:
                 f"({reason[0][:200]})"
             ) from error
 
-    def _check_fits(self, step: int, name: str, like: Any) -> None:
+    def _saved_shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
         with ocp.StandardCheckpointer() as reader:
-            saved = reader.metadata(self._folder / str(step) / name).item_metadata.tree
-        have, need = _shapes(saved), _shapes(like)
+            return shapes(reader.metadata(self._folder / str(step) / item).item_metadata.tree)
+
+    def _check_fits(self, step: int, item: str, like: Any, parts: bool = False) -> None:
+        """`parts`: what is saved may hold more parts (params/<part>/...) than `like`."""
+        have, need = self._saved_shapes(step, item), shapes(like)
+        if parts:
+            wanted = {part_of(path) for path in need}
+            have = {path: shape for path, shape in have.items() if part_of(path) in wanted}
         for path in sorted(have.keys() | need.keys()):
             if have.get(path) != need.get(path):
                 raise ValueError(f"{path} has shape {have.get(path)}, should be {need.get(path)}")
@@ -200,7 +261,7 @@ def _opt_item(state: TrainState) -> dict:
     return {"opt_state": state.opt_state, "step": state.step, "key": state.key}
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """'params/stack/head/bias' -> shape."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
@@ -208,7 +269,19 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+def part_of(path: str) -> str:
+    """'stack' of 'params/stack/head/bias': which of a method's modules the array belongs to."""
+    return path.split("/")[1]
+
+
 def exists(workdir: str | pathlib.Path) -> bool:
     """Whether a workdir holds a checkpoint."""
     folder = pathlib.Path(workdir).expanduser() / FOLDER
     return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
+def weights_only(workdir: str | pathlib.Path) -> bool:
+    """Whether the newest checkpoint of a workdir lacks what training goes on from."""
+    folder = pathlib.Path(workdir).expanduser() / FOLDER
+    newest = max((p for p in folder.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    return not (newest / "opt").is_dir()

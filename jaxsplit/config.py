@@ -154,6 +154,15 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     )
 
 
+def spec(config: ConfigDict):
+    """The Spec of one of the networks that a config trains: `arch` divided, or whole.
+
+    Raises:
+      ConfigError: unknown architecture, or one that is not divided in that many.
+    """
+    return models.divided(config.arch, config.split if config.divide else 1)
+
+
 def check_field(field: str, value: Any) -> None:
     """Checks that `configs/common.py` has a field, or a group of fields, of that name.
 
@@ -208,7 +217,8 @@ def check(config: ConfigDict) -> None:
     one_of("dtype", DTYPES)
     one_of("batch_norm", stack.BATCH_NORMS)
     one_of("lowering", stack.LOWERINGS)
-    models.divided(config.arch, config.split)
+    need("split", "at least 1", config.divide or config.split >= 1)
+    spec(config)
     methods.check_split(config.method, config.split)
 
     need("seed", "0 or more", config.seed >= 0)

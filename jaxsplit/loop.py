@@ -18,16 +18,15 @@ from jaxsplit import (
     checkpoint,
     data,
     evaluate,
+    initial,
     methods,
     metrics,
-    models,
     optim,
     report,
     sharding,
     stack,
     state,
     step,
-    summary,
 )
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError, NonFiniteLossError
@@ -94,7 +93,7 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
     )
     plan = config_lib.plan(config, feed.steps_per_epoch)
     networks = stack.make(
-        models.divided(config.arch, config.split),
+        config_lib.spec(config),
         config.split,
         dataset.num_classes,
         mesh,
@@ -122,6 +121,8 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
 def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
     """Trains, or goes on with what `workdir` holds, and evaluates.
 
+    A new run starts from the weights that `config.init_from` names, if any: see `initial.read`.
+
     Args:
       config: see `configs/common.py`.
       workdir: gets config.json, metrics.jsonl, TensorBoard files and checkpoints/.
@@ -136,16 +137,28 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
       NonFiniteLossError: the loss became NaN or infinite; nothing saved was overwritten.
     """
     exp = build(config)
+    start = None
+    if config.init_from and not checkpoint.exists(workdir):
+        # Read before anything is written; a run that is resumed no longer needs it.
+        start = initial.read(config, exp.state_shapes().variables)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
     with contextlib.ExitStack() as at_end:
-        return _train(exp, config_lib.prepare_workdir(workdir), at_end.callback)
+        return _train(exp, config_lib.prepare_workdir(workdir), start, at_end.callback)
 
 
 def _train(
-    exp: Experiment, workdir: pathlib.Path, at_end: Callable[[Callable[[], None]], Any]
+    exp: Experiment,
+    workdir: pathlib.Path,
+    init_from: initial.Start | None,
+    at_end: Callable[[Callable[[], None]], Any],
 ) -> dict[str, float]:
     config = exp.config
     if checkpoint.exists(workdir):
+        if checkpoint.weights_only(workdir):
+            raise ConfigError(
+                f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
+                f"them in another workdir with --init_from={workdir}"
+            )
         old = config_lib.load(workdir)
         config_lib.check_identity(old, config, workdir)
         _check_longer(old, exp, workdir)
@@ -154,7 +167,7 @@ def _train(
     if chief:
         config_lib.save(config, workdir)
 
-    # ---- State: new, or the newest checkpoint
+    # ---- State: new, perhaps with weights of another run, or the newest checkpoint
     checkpoints = checkpoint.Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
     )
@@ -165,7 +178,12 @@ def _train(
         train_state = checkpoints.restore(start, exp.state_shapes())
     else:
         train_state = state.init(
-            exp.method, exp.optimizer, config.seed, exp.dataset.image_shape, mesh
+            exp.method,
+            exp.optimizer,
+            config.seed,
+            exp.dataset.image_shape,
+            mesh,
+            init_from.taken if init_from else None,
         )
 
     # ---- Data: small sets lie on the device, large ones stream
@@ -183,6 +201,8 @@ def _train(
     progress = report.Progress(total=plan.total_steps, start=start, active=chief)
     at_end(progress.close)
     progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
+    if init_from:
+        progress.line(init_from.note)
     if start < plan.total_steps:
         began = time.time()
         batch = _put(exp, next(batches))
@@ -223,7 +243,7 @@ def _train(
         if evaluates:
             results = _evaluate(exp, train_state.variables, exp.eval_split)
             writer.write(done, results)
-            progress.line(f"step {done}: {_brief(exp, results)}")
+            progress.line(f"step {done}: {report.brief(exp, results)}")
             saves |= results[exp.best_metric] > best_value
             best_value = max(best_value, results[exp.best_metric])
         if saves:
@@ -243,7 +263,7 @@ def _train(
     results["step"] = float(train_state.step)
     results |= _best(exp, checkpoints)
     if chief:
-        print(_tables(exp, results, f"step {plan.total_steps}, the last"), flush=True)
+        print(report.tables(exp, results, f"step {plan.total_steps}, the last"), flush=True)
     return results
 
 
@@ -279,7 +299,7 @@ def evaluate_checkpoint(
     checkpoints.close()
     if jax.process_index() == 0:
         kind = which if which in ("latest", "best") else "chosen"
-        print(_tables(exp, results, f"step {found}, the {kind}"), flush=True)
+        print(report.tables(exp, results, f"step {found}, the {kind}"), flush=True)
     return results
 
 
@@ -361,42 +381,6 @@ def _best(exp: Experiment, checkpoints: checkpoint.Checkpoints) -> dict[str, flo
         return {}
     at, values = best
     return {"best/step": float(at), f"best/{exp.best_metric}": values[exp.best_metric]}
-
-
-def _brief(exp: Experiment, results: dict[str, float]) -> str:
-    split, answer = exp.eval_split[0], exp.method.answer
-    return (
-        f"{split} {answer} top-1 {results[f'{split}/{answer}/top1']:.2%}, "
-        f"NLL {results[f'{split}/{answer}/nll']:.4f}"
-    )
-
-
-def _tables(exp: Experiment, results: dict[str, float], which: str) -> str:
-    """The table of every evaluated split, and how `best` was chosen."""
-    config = exp.config
-    costs = summary.stack_cost(
-        config.arch,
-        config.split,
-        num_classes=exp.dataset.num_classes,
-        image_shape=exp.dataset.image_shape,
-    )
-    tables = []
-    for split in ("validation", "test"):
-        if f"{split}/count" not in results:
-            continue
-        title = (
-            f"{config.data.name} {split} ({results[f'{split}/count']:.0f} images), "
-            f"{config.arch} divided in {config.split}, {config.method}; checkpoint {which}"
-        )
-        part = {k.split("/", 1)[1]: v for k, v in results.items() if k.startswith(f"{split}/")}
-        tables.append(report.results_table(title, part, costs, config.split))
-    if "best/step" in results:
-        set_name = "training part held out" if exp.eval_split[0] == "validation" else "test set"
-        tables.append(
-            f"best: step {results['best/step']:.0f}, {exp.method.answer} top-1 "
-            f"{results[f'best/{exp.best_metric}']:.2%}, chosen on the {set_name}"
-        )
-    return "\n\n".join(tables)
 
 
 class _Clock:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 
+from jaxsplit import published, summary
 from jaxsplit.published import Result
 from jaxsplit.summary import Cost
 
@@ -95,3 +96,53 @@ def results_table(
         lines.append(f"mean pairwise disagreement of the networks: {results['disagreement']:.2%}")
     lines += [f"published: {result}" for result in published]
     return "\n".join(lines)
+
+
+def brief(exp, results: Mapping[str, float]) -> str:
+    """Accuracy and NLL of an evaluation of a `loop.Experiment`, in a line."""
+    split, answer = exp.eval_split[0], exp.method.answer
+    return (
+        f"{split} {answer} top-1 {results[f'{split}/{answer}/top1']:.2%}, "
+        f"NLL {results[f'{split}/{answer}/nll']:.4f}"
+    )
+
+
+def tables(exp, results: Mapping[str, float], which: str) -> str:
+    """The table of every evaluated split of a `loop.Experiment`, and how `best` was chosen.
+
+    Args:
+      exp: the experiment.
+      results: of `evaluate`, with the name of the split before each.
+      which: checkpoint, in words.
+    """
+    config = exp.config
+    costs = summary.stack_cost(
+        config.arch,
+        config.split,
+        divide=config.divide,
+        num_classes=exp.dataset.num_classes,
+        image_shape=exp.dataset.image_shape,
+    )
+    parts = []
+    for split in ("validation", "test"):
+        if f"{split}/count" not in results:
+            continue
+        title = (
+            f"{config.data.name} {split} ({results[f'{split}/count']:.0f} images), "
+            f"{summary.title(config.arch, config.split, config.divide)}, {config.method}; "
+            f"checkpoint {which}"
+        )
+        values = {k.split("/", 1)[1]: v for k, v in results.items() if k.startswith(f"{split}/")}
+        same = dict(
+            dataset=config.data.name, method=config.method, arch=config.arch, split=config.split
+        )
+        # The paper's are test figures of networks that were divided.
+        reached = published.find(**same) if split == "test" and config.divide else ()
+        parts.append(results_table(title, values, costs, config.split, reached))
+    if "best/step" in results:
+        set_name = "training part held out" if exp.eval_split[0] == "validation" else "test set"
+        parts.append(
+            f"best: step {results['best/step']:.0f}, {exp.method.answer} top-1 "
+            f"{results[f'best/{exp.best_metric}']:.2%}, chosen on the {set_name}"
+        )
+    return "\n\n".join(parts)

@@ -38,20 +38,26 @@ def init(
     seed: int,
     image_shape: tuple[int, int, int],
     sharding: Sharding,
+    taken: dict | None = None,
 ) -> TrainState:
-    """A new state on the mesh, for images of (H, W, C); the same on any mesh."""
+    """A new state on the mesh, for images of (H, W, C); the same on any mesh.
 
-    def make() -> TrainState:
-        return _make(method, optimizer, seed, image_shape)
+    `taken`: a tree like the variables that holds arrays to start from, and None for those to draw.
+    """
+
+    def make(taken: dict | None) -> TrainState:
+        return _make(method, optimizer, seed, image_shape, taken)
 
     options = _FAST_COMPILE.get(jax.default_backend())
-    out = shardings(jax.eval_shape(make), optimizer, sharding)
-    return jax.jit(make, out_shardings=out, compiler_options=options)()
+    out = shardings(jax.eval_shape(make, taken), optimizer, sharding)
+    return jax.jit(make, out_shardings=out, compiler_options=options)(taken)
 
 
-def _make(method, optimizer, seed, image_shape) -> TrainState:
+def _make(method, optimizer, seed, image_shape, taken=None) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = method.init(init_key, image_shape)
+    if taken is not None:
+        variables = jax.tree.map(lambda drawn, t: drawn if t is None else t, variables, taken)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -1,24 +1,50 @@
-"""PyTorch `state_dict`s of the reference systems as variables of our backbones.
+"""PyTorch weights of the reference systems as weights of our networks.
+
+python -m jaxsplit.torch_import CHECKPOINT... --config=configs/<name>.py --workdir=runs/<name>
+
+makes a workdir that `python main.py --mode=eval` evaluates and `--init_from` starts from.
+
+Files: `.npz` and `.safetensors`, whose keys are names of a `state_dict`; anything else is read by
+PyTorch, which the extra `torch` installs, and without running code that it holds.
+Layouts:
+  {'state_dict': ..., 'epoch', 'best_acc1'}, names `models.<i>.<name>`   divide and co-training
+  {'weight': ...}, one file a network; the leader's holds its trans-fusion module besides   FFSD
+  a `state_dict` of one network alone
+each with or without the prefix `module.` of DataParallel. An .npz that has keys `state/<name>` is a
+test fixture: its other keys are no weights.
 
 Every tensor is consumed exactly once, except the written-down dead ones; anything missing, left
 over or of another shape is an error that names it.
 """
 
+import pathlib
+import pickle
 import re
-from collections.abc import Mapping
-from typing import Any
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import app
+from ml_collections import ConfigDict
 
-from jaxsplit import models
+from jaxsplit import checkpoint, data, models, summary
+from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
+from jaxsplit.models import fusion
 
 DEAD = (r".*\.num_batches_tracked",)  # counters that no computation reads
+TRANS_FUSION = "trans_fusion_module."  # prefix of the module that FFSD's leader holds
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _STATS = {"mean": "running_mean", "var": "running_var"}
+
+State = Mapping[str, np.ndarray]  # a `state_dict`
+
+
+# ---- One network: names and layouts of its tensors
 
 
 def state_dict_names(spec, variables: Mapping[str, Any]) -> Any:
@@ -26,11 +52,14 @@ def state_dict_names(spec, variables: Mapping[str, Any]) -> Any:
     family, _ = models.known(spec.arch)
     if not hasattr(family, "torch_name"):
         raise ConfigError(f"arch={spec.arch!r}: PyTorch has no names for its tensors")
+    return _names(lambda module: family.torch_name(spec, module), variables)
 
+
+def _names(torch_name: Callable[[tuple[str, ...]], str], variables: Mapping[str, Any]) -> Any:
     def name(path, _):
         collection, *module, leaf = (p.key for p in path)
         table = _LEAVES if collection == "params" else _STATS
-        return f"{family.torch_name(spec, tuple(module))}.{table[leaf]}"
+        return f"{torch_name(tuple(module))}.{table[leaf]}"
 
     return jax.tree.map_with_path(name, variables)
 
@@ -42,30 +71,326 @@ def to_jax(value: np.ndarray, path) -> np.ndarray:
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def from_state_dict(spec, state: Mapping[str, np.ndarray], num_classes: int, dtype=np.float32):
+def from_state_dict(
+    spec, state: State, num_classes: int, dtype=np.float32, *, channels: int = 3
+) -> dict:
     """Variables {'params', 'batch_stats'} of one network from its PyTorch `state_dict`.
 
     Raises:
       ConfigError: tensors missing, left over or of another shape; all are named.
     """
-    module = models.build(spec, num_classes)
-    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.result_type(float))
-    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+    (variables,) = from_state_dicts(spec, [state], num_classes, dtype, channels=channels)
+    return variables
+
+
+def from_state_dicts(
+    spec, states: Sequence[State], num_classes: int, dtype=np.float32, *, channels: int = 3
+) -> list[dict]:
+    """`from_state_dict` of several networks of one Spec."""
+    shapes = _shapes(models.build(spec, num_classes), spec.image_size, channels)
     names = state_dict_names(spec, shapes)
+    dead = (*DEAD, *getattr(models.known(spec.arch)[0], "TORCH_DEAD", ()))
+    return [_take(spec.arch, names, shapes, state, dead, dtype) for state in states]
+
+
+def trans_fusion(state: State, dtype=np.float32) -> dict:
+    """Variables of FFSD's trans-fusion module from the leader's tensors of that module.
+
+    Raises:
+      ConfigError: as `from_state_dict`.
+    """
+    what = "the trans-fusion module"
+    sizes = [value.shape[0] for value in state.values() if np.ndim(value) == 4]
+    if len(sizes) != 2:  # one convolution of C channels, one of M * C
+        raise ConfigError(f"{what} has {len(sizes)} convolutions, should have 2")
+    channels, features = sorted(sizes)
+    shapes = _shapes(fusion.TransFusion(features), 8, channels)
+    names = _names(fusion.trans_fusion_torch_name, shapes)
+    return _take(what, names, shapes, state, DEAD, dtype)
+
+
+def _shapes(module, size: int, channels: int) -> dict:
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.result_type(float))
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+
+
+def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) -> dict:
+    """The tensors of `state` in the tree of `names` and `shapes`."""
     wanted = jax.tree.leaves(names)
     assert len(set(wanted)) == len(wanted), "two of our tensors read the same one"
     missing = sorted(set(wanted) - set(state))
-    dead = (*DEAD, *getattr(models.known(spec.arch)[0], "TORCH_DEAD", ()))
     extra = [n for n in set(state) - set(wanted) if not any(re.fullmatch(d, n) for d in dead)]
     if missing or extra:
         raise ConfigError(
-            f"state_dict does not fit {spec.arch}: missing {missing}, left over {sorted(extra)}"
+            f"state_dict does not fit {what}: missing {_some(missing)}, "
+            f"left over {_some(sorted(extra))}"
         )
 
     def take(path, name, shape):
         value = to_jax(np.asarray(state[name]), path).astype(dtype)
         if value.shape != shape.shape:
-            raise ConfigError(f"{name}: shape {value.shape} where {spec.arch} has {shape.shape}")
+            raise ConfigError(f"{name}: shape {value.shape} where {what} has {shape.shape}")
         return value
 
     return jax.tree.map_with_path(take, names, shapes)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"{names[:6]}{more}"
+
+
+# ---- Files
+
+
+class Weights(NamedTuple):
+    """What checkpoint files hold."""
+
+    networks: list[State]
+    trans_fusion: State  # of FFSD's leader; else empty
+    arch: str = ""  # as the file says; "": it does not
+    epoch: float | None = None
+    top1: float | None = None  # share of the test set that they answer right together
+
+
+def read(paths: Sequence[str | pathlib.Path]) -> Weights:
+    """The networks of one file; of several that hold one network each, in their order.
+
+    Raises:
+      ConfigError: a file that is missing, damaged or holds something else.
+    """
+    files = [_read_file(pathlib.Path(path).expanduser()) for path in paths]
+    if len(files) == 1:
+        return files[0]
+    for path, file in zip(paths, files, strict=True):
+        if len(file.networks) != 1 or file.trans_fusion:
+            holds = "a leader" if file.trans_fusion else f"{len(file.networks)} networks"
+            raise ConfigError(f"{path}: holds {holds}; each of several files must hold one network")
+    return Weights([file.networks[0] for file in files], {}, files[0].arch)
+
+
+def _read_file(path: pathlib.Path) -> Weights:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
+    try:
+        content = readers.get(path.suffix, _read_torch)(path)
+    except ConfigError:
+        raise
+    except Exception as error:  # libraries raise many kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason[:200]})") from error
+    facts = content if isinstance(content, Mapping) else {}
+    for key in ("state_dict", "weight"):
+        if isinstance(facts.get(key), Mapping):
+            content = facts[key]
+            break
+    else:
+        facts = {}
+    if not isinstance(content, Mapping) or not content:
+        raise ConfigError(f"{path}: holds no state_dict")
+    if odd := [str(k) for k, v in content.items() if not hasattr(v, "shape")]:
+        raise ConfigError(f"{path}: holds no state_dict: no tensors are {_some(odd)}")
+    state = {name: _to_numpy(value) for name, value in content.items()}
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    leader = {n: v for n, v in state.items() if n.startswith(TRANS_FUSION)}
+    networks = _networks(path, {n: v for n, v in state.items() if n not in leader})
+    return Weights(
+        networks,
+        leader,
+        arch=str(facts.get("arch") or ""),
+        epoch=_number(facts.get("epoch")),
+        top1=None if (percent := _number(facts.get("best_acc1"))) is None else percent / 100,
+    )
+
+
+def _networks(path: pathlib.Path, state: State) -> list[State]:
+    """One `state_dict` a network of names `models.<i>.<name>`; else the whole is one network."""
+    networks: dict[int, dict[str, np.ndarray]] = {}
+    outside = []
+    for name, value in state.items():
+        if match := re.fullmatch(r"models\.(\d+)\.(.+)", name):
+            networks.setdefault(int(match[1]), {})[match[2]] = value
+        else:
+            outside.append(name)
+    if not networks:
+        return [state]
+    if outside:
+        raise ConfigError(f"{path}: tensors that belong to no models.<i>: {_some(outside)}")
+    if sorted(networks) != list(range(len(networks))):
+        raise ConfigError(f"{path}: networks are numbered {sorted(networks)}, should be from 0")
+    return [networks[i] for i in range(len(networks))]
+
+
+def _read_npz(path: pathlib.Path) -> State:
+    if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and say so
+        raise ConfigError(f"{path}: cannot be read as a checkpoint (it is no .npz file)")
+    with np.load(path, allow_pickle=False) as arrays:
+        state = dict(arrays)
+    fixture = {k.removeprefix("state/"): v for k, v in state.items() if k.startswith("state/")}
+    return fixture or state
+
+
+def _read_safetensors(path: pathlib.Path) -> State:
+    try:
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise _needs(path, "safetensors", "or convert it to .npz") from None
+    return load_file(path)
+
+
+def _read_torch(path: pathlib.Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise _needs(path, "PyTorch", "or convert it to .npz or .safetensors") from None
+    # Accuracies are often scalars of numpy, which PyTorch does not know to be harmless.
+    scalar = np.float64(0).__reduce__()[0]
+    known = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
+    known += [type(np.dtype(t)) for t in (np.float32, np.float64, np.int64)]
+    try:
+        with torch.serialization.safe_globals(known):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it holds {found[1]}, and only tensors are loaded: save its state_dict alone"
+        else:
+            reason = "PyTorch did not write it, or it is damaged"
+        raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+
+
+def _needs(path: pathlib.Path, library: str, other: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: to read it install {library}, which the extra `torch` brings "
+        f"(pip install -e '.[torch]'), {other}"
+    )
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last: a tensor of several
+        return None
+
+
+def _to_numpy(value) -> np.ndarray:
+    if hasattr(value, "detach"):  # a tensor of PyTorch; numpy has no bfloat16
+        value = value.detach()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    return np.asarray(value)
+
+
+# ---- All networks of a config
+
+
+def to_variables(config: ConfigDict, weights: Weights, num_classes: int | None = None) -> dict:
+    """{'params', 'batch_stats'} by part: `stack` [S, ...], and `trans_fusion` of a leader.
+
+    `num_classes` None: as many as the weights have.
+
+    Raises:
+      ConfigError: weights of another architecture, S, number of classes or of image channels.
+    """
+    spec, source = config_lib.spec(config), data.DATASETS[config.data.name]
+    _check_networks(config, weights)
+    classes = _num_classes(spec, weights.networks[0])
+    if num_classes is not None and classes not in (None, num_classes):
+        raise ConfigError(
+            f"the checkpoint's networks have {classes} classes, "
+            f"data.name={config.data.name!r} has {num_classes}"
+        )
+    networks = from_state_dicts(
+        spec, weights.networks, classes or source.num_classes, channels=source.image_shape[2]
+    )
+    parts = {"stack": jax.tree.map(lambda *x: np.stack(x), *networks)}
+    if weights.trans_fusion:
+        parts["trans_fusion"] = trans_fusion(weights.trans_fusion)
+    return {
+        collection: {part: tree[collection] for part, tree in parts.items()}
+        for collection in ("params", "batch_stats")
+    }
+
+
+def _check_networks(config: ConfigDict, weights: Weights) -> None:
+    n = len(weights.networks)
+    # What is a part of our name is a variant of it (`resnet18` in `ffsd_resnet18`): tensors decide.
+    variant = re.search(rf"(^|_){re.escape(weights.arch)}(_|$)", config.arch)
+    other = _is_known(weights.arch) and not variant
+    if n != config.split or other:
+        of = f" of {weights.arch}" if weights.arch else ""
+        raise ConfigError(
+            f"the checkpoint holds {n} network{'s' * (n > 1)}{of}, "
+            f"config has split={config.split}, arch={config.arch!r}"
+        )
+    if weights.trans_fusion and config.split != 1:
+        raise ConfigError(
+            f"the checkpoint holds a leader with its trans-fusion module, which is one network; "
+            f"config has split={config.split}"
+        )
+
+
+def _is_known(arch: str) -> bool:
+    try:
+        return bool(models.known(arch))
+    except ConfigError:
+        return False
+
+
+def _num_classes(spec, state: State) -> int | None:
+    """Of a network's classifier; None: it has none of that name, as `from_state_dict` will say."""
+    head = state_dict_names(spec, {"params": {"head": {"bias": 0}}})["params"]["head"]["bias"]
+    return len(state[head]) if np.ndim(state.get(head, 0)) == 1 else None
+
+
+def import_checkpoint(
+    config: ConfigDict, paths: Sequence[str | pathlib.Path], workdir: str | pathlib.Path
+) -> Weights:
+    """Makes a workdir whose checkpoint, step 0, holds the weights of PyTorch files.
+
+    The accuracy that the file says it had on the test set makes it the best checkpoint. Training
+    cannot go on from it, as there is no optimizer state, but start from it: `config.init_from`.
+
+    Raises:
+      ConfigError: bad files or config, or a workdir that holds checkpoints.
+    """
+    config_lib.check(config)
+    if checkpoint.exists(workdir):
+        raise ConfigError(f"workdir={str(workdir)!r}: holds checkpoints already; choose another")
+    weights = read(paths)
+    variables = to_variables(config, weights, data.DATASETS[config.data.name].num_classes)
+    folder = config_lib.prepare_workdir(workdir)
+    config_lib.save(config, folder)
+    metrics = {}
+    if weights.top1 is not None:
+        metrics[f"test/{'ensemble' if config.split > 1 else 'net0'}/top1"] = weights.top1
+    checkpoints = checkpoint.Checkpoints(folder, best_metric=next(iter(metrics), ""))
+    origin = {"files": [str(path) for path in paths], "epoch": weights.epoch}
+    checkpoints.save_weights(variables, config, origin, metrics or None)
+    checkpoints.close()
+    return weights
+
+
+def main(argv: list[str]) -> None:
+    """The command; `argv`: its name and the files."""
+    from jaxsplit import cli
+
+    with cli.errors_in_one_line():
+        if not cli.WORKDIR.value or len(argv) < 2:
+            raise ConfigError("files and --workdir must be given: CHECKPOINT... --workdir=DIR")
+        config, workdir = cli.CONFIG.value, cli.WORKDIR.value
+        weights = import_checkpoint(config, argv[1:], workdir)
+        what = summary.title(config.arch, config.split, config.divide)
+        what += " with its trans-fusion module" * bool(weights.trans_fusion)
+        if weights.epoch is not None:
+            what += f", epoch {weights.epoch:g}"
+        if weights.top1 is not None:
+            what += f", test top-1 {weights.top1:.2%} as the file says"
+        print(f"imported {what}, into {workdir}")
+        print(f"evaluate: python main.py --mode=eval --workdir={workdir}")
+
+
+if __name__ == "__main__":
+    from jaxsplit import cli
+
+    app.run(main, flags_parser=lambda argv: cli.parse(argv, files=True))

@@ -209,6 +209,49 @@ def test_a_state_of_another_architecture(opened, tmp_path, other, reason):
     assert len(message.splitlines()) == 1
 
 
+def test_evaluation_leaves_parts_of_other_methods_alone(opened, tmp_path):
+    """Whole parts only: a part that the method has must be as it is there."""
+    state = make_state(1, parts=("stack", "fusion"))
+    checkpoints = opened()
+    checkpoints.save(state, common.get_config(), 100)
+    checkpoints.wait()
+    stack = make_state(1)
+    got = checkpoints.restore_model(1, like(stack))
+    assert got.keys() == stack.variables.keys()
+    for collection, parts in got.items():
+        assert parts.keys() == {"stack"}
+        assert_same(parts["stack"], state.variables[collection]["stack"])
+    with pytest.raises(ConfigError, match="batch_stats/fusion/mean has shape"):
+        checkpoints.restore(1, like(stack))  # training needs all
+    narrow = make_state(1, features=3)
+    with pytest.raises(ConfigError, match="batch_stats/stack/mean has shape"):
+        checkpoints.restore_model(1, like(narrow))
+    del stack.params["stack"]["bias"]
+    with pytest.raises(ConfigError, match="params/stack/bias has shape .* should be None"):
+        checkpoints.restore_model(1, like(stack))
+
+
+def test_weights_only(opened, tmp_path):
+    state = make_state(1)
+    variables = jax.tree.map(np.asarray, state.variables)
+    checkpoints = opened()
+    checkpoints.save_weights(variables, common.get_config(), {"files": ["a"]}, {METRIC: 0.25})
+    checkpoints.wait()
+    assert checkpoint.weights_only(tmp_path)
+    assert checkpoints.find("latest") == checkpoints.find("best") == 0
+    assert checkpoints.best() == (0, {METRIC: 0.25})
+    assert_same(checkpoints.restore_model(0, like(state)), variables)
+    saved = json.loads((tmp_path / "checkpoints" / "0" / "data" / "metadata").read_text())
+    assert saved == {"step": 0, "origin": {"files": ["a"]}}
+    sizes = checkpoints.model_shapes(0)
+    assert sizes["params/stack/kernel"] == (2, 3, 4) and len(sizes) == 3
+    part = like(state).params["stack"]["bias"]
+    got = checkpoints.restore_some(0, {"params": {"stack": {"bias": part}}})
+    assert_same(got, {"params": {"stack": {"bias": variables["params"]["stack"]["bias"]}}})
+    save(checkpoints, 10)
+    assert not checkpoint.weights_only(tmp_path)  # the newest counts, by number
+
+
 def test_a_damaged_checkpoint(opened, tmp_path):
     checkpoints = opened()
     save(checkpoints, 1)

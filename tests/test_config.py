@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 
 from configs import common, digits_wrn16_4_x4
 from jaxsplit import config as config_lib
-from jaxsplit import loop, optim
+from jaxsplit import loop, models, optim
 from jaxsplit.errors import ConfigError
 
 EXPERIMENTS = sorted(
     path.stem
     for path in pathlib.Path(common.__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "common", "saved")
+    if path.stem not in ("__init__", "arguments", "common", "saved")
 )
 
 
@@ -207,18 +207,25 @@ def test_there_are_experiments():
     assert {
         "digits_wrn16_4_x4",
         "imagenet_seresnet101_x4",
-        "cifar10_wrn28_10_x4",
-        "cifar100_wrn28_10_x2",
-        "cifar100_resnet110_x2",
         "fashion_mnist_wrn16_4_x4",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "imagenet",
     } <= set(EXPERIMENTS)
 
 
 WRONG = [  # fields changed, how the message begins, what else it says
-    (dict(arch="resnext1"), "arch='resnext1': unknown", ["resnet110", "wide_resnet{6n+4}_{k}"]),
-    (dict(arch="wide_resnet17_4"), "arch='wide_resnet17_4': unknown", ["wide_resnet{6n+4}_{k}"]),
+    (dict(arch="resnext1"), "arch='resnext1': unknown; nearest are ", ["resnet18"]),
+    (
+        dict(arch="wide_resnet17_4"),
+        "arch='wide_resnet17_4': unknown; nearest are ",
+        ["wide_resnet{6n+4}_{k}"],
+    ),
     (dict(split=3), "split=3: wide_resnet16_4 can be divided in", ["1, 2, 4, 8, 16"]),
     (dict(split=0), "split=0: ", ["1, 2, 4, 8, 16"]),
+    (dict(divide=False, split=0), "split=0: must be at least 1", []),
+    (dict(divide=False, arch="resnext1"), "arch='resnext1': unknown", []),
     (dict(split=-4), "split=-4: ", ["1, 2, 4, 8, 16"]),
     (dict(split=1), "split=1: must be 2 or more with method='cotrain'", []),
     (dict(method="mutual"), "method='mutual': must be one of", ["single", "cotrain"]),
@@ -261,7 +268,9 @@ WRONG = [  # fields changed, how the message begins, what else it says
 
 
 @pytest.mark.parametrize(
-    "fields, start, parts", WRONG, ids=[f"{k}={v}" for f, _, _ in WRONG for k, v in f.items()]
+    "fields, start, parts",
+    WRONG,
+    ids=[",".join(f"{k}={v}" for k, v in f.items()) for f, _, _ in WRONG],
 )
 def test_wrong_value(fields, start, parts):
     message = message_of(lambda: config_lib.check(changed(**fields)))
@@ -339,6 +348,18 @@ def test_type_of_a_field_cannot_change():
         changed(batch_size="64")
     with pytest.raises(TypeError):
         changed(duration=300)
+
+
+def test_networks_divided_or_whole():
+    whole, half = (models.divided("wide_resnet16_4", s) for s in (1, 2))
+    assert config_lib.spec(changed(split=2)) == half != whole
+    for split in (1, 2, 3):  # also a number that the architecture is not divided in
+        config = changed(split=split, divide=False, method="independent" if split > 1 else "single")
+        config_lib.check(config)
+        assert config_lib.spec(config) == whole
+    built = loop.build(changed(split=2, divide=False, mesh__data=1)).state_shapes().params["stack"]
+    assert built["stem_conv1"]["kernel"].shape[0] == 2
+    assert built["stage1_block1"]["conv1"]["kernel"].shape[-1] == whole.width == 64
 
 
 # ---- Workdirs

@@ -14,10 +14,9 @@ from ml_collections import ConfigDict
 from tfds_fixtures import write_imagenet, write_small
 
 from configs import common
-from jaxsplit import augment, checkpoint, loop, metrics, optim, report, step, summary
+from jaxsplit import augment, checkpoint, loop, metrics, models, optim, report, step, summary
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError, NonFiniteLossError
-from jaxsplit.models import resnet, senet
 
 ENSEMBLE = "test/ensemble/top1"
 
@@ -434,10 +433,10 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_bo
 
 # ---- Every config: its whole network traced, a shallow one trained
 
-DATA = {  # config: the data set that it reads
-    "cifar10_wrn28_10_x4": "cifar10",
-    "cifar100_wrn28_10_x2": "cifar100",
-    "cifar100_resnet110_x2": "cifar100",
+DATA = {  # config, and its arguments: the data set that it reads
+    "cifar10": "cifar10",
+    "cifar100:arch=resnet110,split=2": "cifar100",
+    "svhn:split=2": "svhn_cropped",
     "fashion_mnist_wrn16_4_x4": "fashion_mnist",
     "imagenet_seresnet101_x4": "imagenet2012",
 }
@@ -453,9 +452,15 @@ def prepared(tmp_path_factory):
     return folder
 
 
+def config_of(name: str) -> ConfigDict:
+    """What --config=configs/<name> stands for; with or without arguments behind a colon."""
+    module, *arguments = name.split(":")
+    return importlib.import_module(f"configs.{module}").get_config(*arguments)
+
+
 def small_run(name: str, folder) -> ConfigDict:
     """The config of that name with small batches of small images on one device."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = config_of(name)
     config.data.dir = str(folder)
     config.batch_size = config.eval.batch_size = 4
     config.mesh.data = 1
@@ -468,12 +473,10 @@ def small_run(name: str, folder) -> ConfigDict:
 
 def make_shallow(name: str, monkeypatch) -> None:
     """Leaves one block a stage, and Wide-ResNets narrow: fast to compile."""
-    arch = importlib.import_module(f"configs.{name}").get_config().arch
-    family = senet if arch.startswith("se_") else resnet
+    arch = config_of(name).arch
+    family, spec = models.known(arch)
     fields = dict(width=32) if arch.startswith("wide") else {}
-    spec = dataclasses.replace(
-        family.find(arch), blocks=(1,) * len(family.find(arch).blocks), **fields
-    )
+    spec = dataclasses.replace(spec, blocks=(1,) * len(spec.blocks), **fields)
     monkeypatch.setitem(family.SPECS, arch, spec)
 
 

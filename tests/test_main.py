@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
-from jaxsplit import checkpoint, loop, optim
+from jaxsplit import checkpoint, cli, loop, optim
 from jaxsplit import config as config_lib
 
 # ml_collections loads config files by a function that Python warns of.
@@ -39,7 +39,7 @@ def run(monkeypatch):
             monkeypatch.setattr(sys, "argv", ["main.py", *args])
             before = set(flags.FLAGS)
             try:
-                main.main(main.parse(sys.argv))
+                main.main(cli.parse(sys.argv))
             finally:
                 for name in set(flags.FLAGS) - before:
                     delattr(flags.FLAGS, name)
@@ -135,11 +135,44 @@ def test_a_finished_workdir_is_resumed_without_config(trained, run, capsys):
     assert f"resumed at step 2 in {workdir}" in said and "mean pairwise disagreement" in said
 
 
+def test_init_from(trained, run, tmp_path, monkeypatch):
+    workdir, _ = trained
+    seen = []
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda *args: seen.append(args))
+    new = f"--workdir={tmp_path / 'new'}"
+    run(*TINY, new, f"--init_from={workdir}")
+    run(*TINY, new, "--config.init_from=of the config")
+    (config, where), (other, _) = seen
+    assert (config.init_from, where) == (str(workdir), str(tmp_path / "new"))
+    assert other.init_from == "of the config"
+
+
+def test_bad_init_from(trained, refused, tmp_path):
+    workdir, _ = trained
+    new = f"--workdir={tmp_path / 'new'}"
+    line = refused(*TINY, new, f"--init_from={workdir}", "--config.split=4")
+    assert line == (
+        f"init_from='{workdir}': holds wide_resnet10_1 divided in 2, "
+        "config has wide_resnet10_1 divided in 4"
+    )
+    line = refused(*TINY, new, "--init_from=missing.pth")
+    assert line == "init_from='missing.pth': missing.pth: no such file"
+    line = refused(f"--workdir={workdir}", "--init_from=missing.pth")
+    assert line.startswith(f"workdir='{workdir}': holds another experiment; changed are init_from:")
+    assert not (tmp_path / "new").exists()
+
+
 def test_summary(run, capsys):
     run("--mode=summary", DIGITS, "--config.split=2")
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "wide_resnet16_4 divided in 2, one network"
     assert [line.split()[0] for line in said[-4:]] == ["one", "all", "undivided", "ratio"]
+    run("--mode=summary", DIGITS, "--config.split=3", "--config.divide=False")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "3 x wide_resnet16_4, one network"
+    one, whole, undivided, ratio = (line.split()[-1] for line in said[-4:])
+    assert one == undivided and ratio == "3.000"
+    assert int(whole.replace(",", "")) == 3 * int(one.replace(",", ""))
 
 
 @pytest.mark.parametrize(
@@ -283,6 +316,10 @@ def test_shorter_duration(refused, trained):
     [
         ((DIGITS, "--config.arc=x"), "error: arc='x': no such field in configs/common.py"),
         ((DIGITS, "--config.split=3"), "error: split=3: wide_resnet16_4 can be divided in 1, 2"),
+        (
+            (f"--config={ROOT}/configs/cifar100.py:split=3",),
+            "error: split=3: wide_resnet28_10 can be divided in 1, 2",
+        ),
         (("--mode=eval",), "error: workdir='{}': holds no readable config.json"),
     ],
 )

@@ -2,9 +2,11 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from configs import cifar100
 from jaxsplit import published, report
 from jaxsplit.summary import Cost
 
@@ -137,3 +139,28 @@ def test_published_results_stand_below():
         "best epoch on the test set)",
     ]
     assert "published" not in report.results_table("t", values, (SMALL, LARGE), 2)
+
+
+def test_tables_of_an_experiment(monkeypatch):
+    """The published figure stands under that of the test set of the same experiment only."""
+    monkeypatch.setattr(report.summary, "stack_cost", lambda *_, **__: (SMALL, LARGE))
+    config = cifar100.get_config("arch=resnet110,split=2")
+    exp = SimpleNamespace(
+        config=config,
+        dataset=SimpleNamespace(num_classes=100, image_shape=(32, 32, 3)),
+        eval_split=("validation", None),
+        method=SimpleNamespace(answer="ensemble"),
+        best_metric="validation/ensemble/top1",
+    )
+    values = results("net0", "ensemble", count=10.0)
+    both = {f"{split}/{k}": v for split in ("validation", "test") for k, v in values.items()}
+    both |= {"best/step": 7.0, "best/validation/ensemble/top1": 0.75}
+    validation, test, best = report.tables(exp, both, "step 9, the last").split("\n\n")
+    assert validation.startswith("cifar100 validation (10 images), resnet110 divided in 2, cotrain")
+    assert test.startswith("cifar100 test (10 images), resnet110 divided in 2, cotrain; checkpoint")
+    assert "published" not in validation
+    assert test.splitlines()[-1].startswith("published: 81.68 % (300 epochs, batch 128")
+    assert best == "best: step 7, ensemble top-1 75.00%, chosen on the training part held out"
+    config.divide = False
+    whole = report.tables(exp, both, "step 9, the last")
+    assert "2 x resnet110" in whole and "published" not in whole

@@ -1,14 +1,29 @@
-"""`state_dict`s of the reference systems: names, layouts, and errors that name the tensor."""
+"""PyTorch weights: names, layouts, files, workdirs made from them, errors that name the tensor.
 
+What only PyTorch itself can show is collected where it is installed (the extra `torch`); elsewhere
+the files of that format are read by a stand-in for `torch.load`.
+"""
+
+import argparse
 import dataclasses
+import importlib.util
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+from safetensors.numpy import save_file
+from torch_states import numbered, random_variables, state_of
 
-from jaxsplit import models, torch_import
+from configs import digits_wrn16_4_x4
+from jaxsplit import checkpoint, cli, loop, models, torch_import
+from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
-from jaxsplit.models import resnet, senet
+from jaxsplit.models import fusion, resnet, senet
 
 K = 5
 SPECS = {
@@ -26,28 +41,10 @@ SPECS = {
 COUNTER = "layer0.1.num_batches_tracked"  # what no computation reads
 
 
-def shapes_of(spec):
-    module = models.build(spec, K)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
-
-
 def random_state(spec) -> tuple[dict, dict]:
     """(variables, the `state_dict` that PyTorch would have for them)."""
-    rng = np.random.default_rng(0)
-    shapes = shapes_of(spec)
-    variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
-    state = {}
-    names = torch_import.state_dict_names(spec, variables)
-    for name, value in zip(jax.tree.leaves(names), jax.tree.leaves(variables), strict=True):
-        # ndim alone tells the layouts: kernels of convolutions have 4 axes, that of the head 2.
-        if value.ndim == 4:
-            value = np.einsum("hwio->oihw", value)
-        elif value.ndim == 2:
-            value = np.einsum("io->oi", value)
-        state[name] = np.ascontiguousarray(value)
-    assert len(state) == len(jax.tree.leaves(shapes))
-    return variables, state
+    variables = random_variables(spec, K)
+    return variables, state_of(spec, variables)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -148,3 +145,465 @@ def test_another_number_of_classes_is_an_error():
     _, state = random_state(spec)
     with pytest.raises(ConfigError, match="^fc.(weight|bias): shape"):
         torch_import.from_state_dict(spec, state, K + 1)
+
+
+def test_many_tensors_are_counted_not_listed():
+    spec = SPECS["resnet"]
+    _, state = random_state(spec)
+    with pytest.raises(
+        ConfigError, match=r"missing \[('[\w.]+', ){5}'[\w.]+'\] and \d+ more, left over"
+    ):
+        torch_import.from_state_dict(spec, {"fc.bias": state["fc.bias"]}, K)
+
+
+# ---- Files
+
+
+TORCH = importlib.util.find_spec("torch") is not None
+ROOT = pathlib.Path(checkpoint.__file__).parent.parent
+DIGITS = f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}"
+TINY = dict(arch="wide_resnet10_1", split=2, batch_size=16, duration="2 steps")
+
+
+def tiny(**fields):
+    """The digits config with two small networks on one device."""
+    config = digits_wrn16_4_x4.get_config()
+    config.mesh.data = 1
+    for name, value in (TINY | fields).items():
+        setattr(config, name, value)
+    return config
+
+
+def networks(n: int, config=None, classes: int = 10) -> list[dict]:
+    """Random `state_dict`s of the networks of a config, each another."""
+    spec = config_lib.spec(config or tiny())
+    return [state_of(spec, random_variables(spec, classes, 1, seed)) for seed in range(n)]
+
+
+@pytest.fixture(params=["stand-in", *["torch"] * TORCH])
+def save(request, monkeypatch, tmp_path):
+    """A function that writes what PyTorch would save, by PyTorch where there is one."""
+    contents = {}
+
+    def tensors(value):
+        import torch
+
+        if isinstance(value, dict):
+            return {k: tensors(v) for k, v in value.items()}
+        return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+
+    def save_(name: str, content) -> pathlib.Path:
+        path = tmp_path / name
+        if request.param == "torch":
+            import torch
+
+            torch.save(tensors(content), path)
+        else:
+            path.touch()
+            contents[path] = content
+        return path
+
+    if request.param == "stand-in":
+        monkeypatch.setattr(torch_import, "_read_torch", contents.__getitem__)
+    return save_
+
+
+def assert_states(got, wanted) -> None:
+    assert len(got) == len(wanted)
+    for g, w in zip(got, wanted, strict=True):
+        assert g.keys() == w.keys()
+        for name in w:
+            assert isinstance(g[name], np.ndarray)
+            np.testing.assert_array_equal(g[name], w[name])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_divide_and_cotraining_layout(save, prefix):
+    states = networks(2)
+    content = {
+        "epoch": 300,
+        "arch": "wide_resnet10_1",
+        "state_dict": numbered(states, prefix),
+        "best_acc1": np.float64(76.5),
+        "optimizer": {"param_groups": [{"lr": 0.1}]},
+    }
+    weights = torch_import.read([save("model.pth.tar", content)])
+    assert_states(weights.networks, states)
+    assert (weights.arch, weights.epoch, weights.top1) == ("wide_resnet10_1", 300, 0.765)
+    assert not weights.trans_fusion
+
+
+def test_ffsd_layout(save):
+    """A file a network; their order is that of the arguments."""
+    states = networks(3)
+    paths = [save(f"model{i}.pth", {"weight": states[i]}) for i in range(3)]
+    weights = torch_import.read([paths[2], paths[0], paths[1]])
+    assert_states(weights.networks, [states[2], states[0], states[1]])
+    assert (weights.arch, weights.epoch, weights.top1) == ("", None, None)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_plain_layout(save, prefix):
+    (state,) = networks(1)
+    weights = torch_import.read([save("net.pt", {prefix + k: v for k, v in state.items()})])
+    assert_states(weights.networks, [state])
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_npz_and_safetensors(tmp_path, many):
+    states = networks(1 + many)
+    content = numbered(states) if many else states[0]
+    np.savez(tmp_path / "a.npz", **content)
+    save_file(content, tmp_path / "a.safetensors")
+    for name in ("a.npz", "a.safetensors"):
+        assert_states(torch_import.read([tmp_path / name]).networks, states)
+
+
+def test_npz_of_a_fixture(tmp_path):
+    (state,) = networks(1)
+    fixture = {f"state/{name}": value for name, value in state.items()}
+    np.savez(tmp_path / "a.npz", **fixture, **{"meta/arch": "x", "x": np.zeros(3)})
+    assert_states(torch_import.read([tmp_path / "a.npz"]).networks, [state])
+    np.savez(tmp_path / "b.npz", **state, x=np.zeros(3))  # only there are other keys no weights
+    assert "x" in torch_import.read([tmp_path / "b.npz"]).networks[0]
+
+
+def leader(channels: int = 32, networks_: int = 3) -> tuple[dict, dict]:
+    """(variables, tensors) of a trans-fusion module."""
+    module = fusion.TransFusion(networks_ * channels)
+    x = jax.ShapeDtypeStruct((1, 8, 8, channels), "float32")
+    rng = np.random.default_rng(7)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), x)
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    params, stats = variables["params"], variables["batch_stats"]
+    state = {}
+    for ours, theirs in (("1", "1"), ("2", "1_1")):
+        kernel = params[f"conv{ours}"]["kernel"]
+        state[f"trans_fusion_module.conv{theirs}.weight"] = np.einsum("hwio->oihw", kernel)
+        bn, prefix = f"bn{ours}", f"trans_fusion_module.bn{theirs}"
+        state[f"{prefix}.weight"] = params[bn]["scale"]
+        state[f"{prefix}.bias"] = params[bn]["bias"]
+        state[f"{prefix}.running_mean"] = stats[bn]["mean"]
+        state[f"{prefix}.running_var"] = stats[bn]["var"]
+        state[f"{prefix}.num_batches_tracked"] = np.int64(3)
+    return variables, {name: np.asarray(value) for name, value in state.items()}
+
+
+def test_leader(save, tmp_path, capsys):
+    """Its module becomes a part of the checkpoint that `single`, which has none, leaves alone."""
+    config = tiny(split=1, method="single")
+    (state,) = networks(1, config)
+    wanted, module = leader()
+    path = save("modelleader_best.pth", {"weight": state | module})
+    torch_import.import_checkpoint(config, [path], tmp_path / "run")
+    with_module = checkpoint.Checkpoints(tmp_path / "run", read_only=True)
+    names = with_module.model_shapes(0)
+    assert names["params/trans_fusion/conv2/kernel"] == (1, 1, 32, 96)
+    assert names["params/stack/head/kernel"] == (1, 64, 10)
+    like = {k: {"trans_fusion": v} for k, v in wanted.items()}
+    got = with_module.restore_some(0, like)
+    jax.tree.map(np.testing.assert_array_equal, got, like)
+    exp = loop.build(config)
+    variables = with_module.restore_model(0, exp.state_shapes())
+    assert variables["params"].keys() == variables["batch_stats"].keys() == {"stack"}
+    with_module.close()
+    torch_import.import_checkpoint(
+        config, [save("student.pth", {"weight": state})], tmp_path / "without"
+    )
+    results = [loop.evaluate_checkpoint(config, tmp_path / w) for w in ("run", "without")]
+    assert results[0] == results[1] and results[0]["test/net0/nll"] > 0
+
+
+def test_bad_leader(save, tmp_path):
+    config = tiny(split=1, method="single")
+    (state,) = networks(1, config)
+    _, module = leader()
+    run = tmp_path / "run"
+    gone = dict(module)
+    del gone["trans_fusion_module.bn1.bias"]
+    path = save("a.pth", {"weight": state | gone})
+    with pytest.raises(ConfigError, match=r"missing \['trans_fusion_module.bn1.bias'\]"):
+        torch_import.import_checkpoint(config, [path], run)
+    path = save("b.pth", {"weight": numbered([state] * 2) | module})
+    with pytest.raises(ConfigError, match="leader with its trans-fusion module.*has split=2"):
+        torch_import.import_checkpoint(tiny(), [path], run)
+    path = save("c.pth", {"weight": state | module})
+    with pytest.raises(ConfigError, match="c.pth: holds a leader; each of several files must"):
+        torch_import.read([path, path])
+    path = save("d.pth", {"weight": state | {"trans_fusion_module.conv1.weight": np.zeros(3)}})
+    with pytest.raises(ConfigError, match="the trans-fusion module has 0 convolutions"):
+        torch_import.import_checkpoint(config, [path], run)
+    assert not run.exists()
+
+
+def test_what_is_no_checkpoint(save, tmp_path):
+    def message(path) -> str:
+        with pytest.raises(ConfigError) as caught:
+            torch_import.read([path])
+        assert len(str(caught.value).splitlines()) == 1
+        assert str(caught.value).startswith(f"{path}: ")
+        return str(caught.value).removeprefix(f"{path}: ")
+
+    assert message(tmp_path / "none.pth") == message(tmp_path) == "no such file"
+    for content in ({}, [1, 2], {"state_dict": {}}):
+        assert message(save("a.pth", content)) == "holds no state_dict"
+    numbers = message(save("a.pth", {"epoch": 3, "best": 0.5}))
+    assert numbers == "holds no state_dict: no tensors are ['epoch', 'best']"
+    states = networks(2)
+    odd = numbered(states) | {"extra.weight": np.zeros(2)}
+    wanted = "tensors that belong to no models.<i>: ['extra.weight']"
+    assert message(save("a.pth", {"state_dict": odd})) == wanted
+    gap = {k.replace("models.1", "models.3"): v for k, v in numbered(states).items()}
+    assert message(save("a.pth", gap)) == "networks are numbered [0, 3], should be from 0"
+    two = save("two.pth", numbered(states))
+    with pytest.raises(ConfigError, match="two.pth: holds 2 networks; each of several files must"):
+        torch_import.read([two, two])
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", *["pth"] * TORCH])
+def test_damaged_files(tmp_path, kind):
+    (state,) = networks(1)
+    path = tmp_path / f"a.{kind}"
+    if kind == "npz":
+        np.savez(path, **state)
+    elif kind == "safetensors":
+        save_file(state, path)
+    else:
+        import torch
+
+        torch.save({name: torch.from_numpy(value) for name, value in state.items()}, path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:5], whole[: len(whole) // 2], b"<html>not found</html>\n"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            torch_import.read([path])
+        assert str(caught.value).startswith(f"{path}: cannot be read as a checkpoint (")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_npz_of_objects_runs_nothing(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.array([argparse.Namespace()], object))
+    with pytest.raises(ConfigError, match="a.npz: cannot be read as a checkpoint .*pickle"):
+        torch_import.read([tmp_path / "a.npz"])
+
+
+@pytest.mark.parametrize(
+    "library, name", [("torch", "a.pth"), ("torch", "a.pth.tar"), ("safetensors", "a.safetensors")]
+)
+def test_a_library_that_is_not_installed(tmp_path, monkeypatch, library, name):
+    for module in ("torch", "safetensors", "safetensors.numpy"):
+        if module.startswith(library):
+            monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigError) as caught:
+        torch_import.read([tmp_path / name])
+    message = str(caught.value)
+    assert f"{name}: to read it install " in message and "pip install -e '.[torch]'" in message
+    assert message.endswith("or convert it to .npz" + " or .safetensors" * (library == "torch"))
+
+
+if TORCH:
+
+    def test_objects_in_a_file_of_pytorch_are_not_loaded(tmp_path):
+        import torch
+
+        torch.save({"args": argparse.Namespace(), "state_dict": {}}, tmp_path / "a.pth")
+        with pytest.raises(ConfigError, match="holds argparse.Namespace, and only tensors"):
+            torch_import.read([tmp_path / "a.pth"])
+
+    def test_half_precision(tmp_path):
+        import torch
+
+        values = torch.tensor([1.5, -2.0])
+        content = {"a": values.bfloat16(), "b": values.half(), "c": torch.tensor(7)}
+        torch.save(content, tmp_path / "a.pth")
+        (state,) = torch_import.read([tmp_path / "a.pth"]).networks
+        assert state["a"].tolist() == state["b"].tolist() == [1.5, -2.0] and state["c"] == 7
+
+
+# ---- A workdir from a file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(results, `state_dict` of every network) of a run of two steps on the digits."""
+    workdir = tmp_path_factory.mktemp("trained")
+    config = tiny()
+    results = loop.train_and_evaluate(config, workdir)
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    variables = checkpoints.restore_model(2, loop.build(config).state_shapes())
+    checkpoints.close()
+    stack = {collection: parts["stack"] for collection, parts in variables.items()}
+    states = []
+    for i in range(2):
+        one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), stack)
+        states.append(state_of(config_lib.spec(config), one))
+    return results, states
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A function that runs the command with arguments, in this process, as the shell would."""
+
+    def run_(*args: str) -> None:
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            # The flags of a config's fields are made from sys.argv, by ml_collections.
+            monkeypatch.setattr(sys, "argv", ["torch_import.py", *args])
+            before = set(flags.FLAGS)
+            try:
+                torch_import.main(cli.parse(sys.argv, files=True))
+            finally:
+                for name in set(flags.FLAGS) - before:
+                    delattr(flags.FLAGS, name)
+        flags.FLAGS.mark_as_parsed()
+
+    return run_
+
+
+OVERRIDES = (
+    DIGITS,
+    "--config.arch=wide_resnet10_1",
+    "--config.split=2",
+    "--config.batch_size=16",
+    "--config.mesh.data=1",
+)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize("layout", ["splitnet", "parallel", "ffsd", "npz", "safetensors"])
+def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run, tmp_path, capsys):
+    results, states = trained
+    counters = {"layer0.1.num_batches_tracked": np.array(2)}
+    states = [state | counters for state in states]
+    if layout == "ffsd":
+        paths = [save(f"model{i}.pth", {"weight": state}) for i, state in enumerate(states)]
+    elif layout in ("npz", "safetensors"):
+        paths = [tmp_path / f"a.{layout}"]
+        content = {name: np.asarray(value) for name, value in numbered(states).items()}
+        np.savez(paths[0], **content) if layout == "npz" else save_file(content, paths[0])
+    else:
+        content = numbered(states, "module." * (layout == "parallel"))
+        paths = [
+            save("a.pth.tar", {"state_dict": content, "epoch": 3, "best_acc1": np.array(12.5)})
+        ]
+    workdir = tmp_path / "run"
+    run(*map(str, paths), *OVERRIDES, f"--workdir={workdir}")
+    said = capsys.readouterr().out
+    facts = ", epoch 3, test top-1 12.50% as the file says"
+    facts *= layout in ("splitnet", "parallel")
+    assert said.startswith(f"imported wide_resnet10_1 divided in 2{facts}, into {workdir}\n")
+    config = config_lib.load(workdir)
+    assert (config.arch, config.split, config.data.name) == ("wide_resnet10_1", 2, "digits")
+    got = loop.evaluate_checkpoint(config, workdir)
+    for key in ("ensemble/top1", "net0/nll", "net1/nll", "ensemble/nll", "disagreement"):
+        assert got[f"test/{key}"] == results[f"test/{key}"], key
+    assert got["step"] == 0
+    if facts:
+        assert loop.evaluate_checkpoint(config, workdir, "best")["best/test/ensemble/top1"] == 0.125
+        assert "best: step 0, ensemble top-1 12.50%" in capsys.readouterr().out
+    else:
+        with pytest.raises(ConfigError, match="checkpoint='best'.* one of: 0"):
+            loop.evaluate_checkpoint(config, workdir, "best")
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """A function that runs the command, which must end with status 2, and returns its one line."""
+
+    def refused_(*args) -> str:
+        with pytest.raises(SystemExit) as caught:
+            run(*map(str, args))
+        assert caught.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        return line.removeprefix("error: ")
+
+    return refused_
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_bad_input_of_the_command(refused, tmp_path):
+    npz, workdir = tmp_path / "a.npz", f"--workdir={tmp_path / 'run'}"
+    np.savez(npz, **numbered(networks(2)))
+    assert refused(npz, workdir) == "config: must be given: --config=configs/<name>.py"
+    must = "files and --workdir must be given: CHECKPOINT... --workdir=DIR"
+    assert refused(npz, *OVERRIDES) == refused(*OVERRIDES, workdir) == must
+    assert refused(npz, *OVERRIDES, workdir, "--config.splt=3").startswith("splt='3': no such")
+    assert refused(npz, *OVERRIDES, workdir, "--force").startswith("Unknown command line flag")
+    assert refused(npz, *OVERRIDES, workdir, "--config.split=3").startswith("split=3: ")
+    assert refused(tmp_path / "b.npz", *OVERRIDES, workdir) == f"{tmp_path / 'b.npz'}: no such file"
+    assert refused(npz, *OVERRIDES, workdir, "--config.split=4") == (
+        "the checkpoint holds 2 networks, config has split=4, arch='wide_resnet10_1'"
+    )
+    line = refused(npz, *OVERRIDES, workdir, "--config.data.name=cifar100")
+    assert line == "the checkpoint's networks have 10 classes, data.name='cifar100' has 100"
+    line = refused(npz, *OVERRIDES, workdir, "--config.arch=resnet110")
+    assert line.startswith("state_dict does not fit resnet110: missing ['layer1.0.bn3.bias', ")
+    line = refused(npz, *OVERRIDES, workdir, "--config.data.name=cifar10")  # three channels
+    assert line.startswith("layer0.0.weight: shape (3, 3, 1, 16) where wide_resnet10_1 has (3, 3,")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_architecture_or_split_names_both(save):
+    def refused(config, **content) -> str:
+        with pytest.raises(ConfigError) as caught:
+            torch_import.import_checkpoint(config, [save("a.pth", content)], "unused")
+        return str(caught.value)
+
+    states = networks(2)
+    assert refused(tiny(split=4), arch="resnet110", state_dict=numbered(states)) == (
+        "the checkpoint holds 2 networks of resnet110, config has split=4, arch='wide_resnet10_1'"
+    )
+    # Other networks of the same tensors' shapes are found by what the file says.
+    assert refused(tiny(), arch="wide_resnet10_2", state_dict=numbered(states)) == (
+        "the checkpoint holds 2 networks of wide_resnet10_2, config has split=2, "
+        "arch='wide_resnet10_1'"
+    )
+    single = tiny(split=1, method="single")
+    assert refused(single, arch="resnet164", state_dict=states[0]).startswith(
+        "the checkpoint holds 1 network of resnet164, config has split=1"
+    )
+
+
+def test_a_name_that_is_no_other_network_is_no_error():
+    states = networks(2)
+    for arch in ("", "ours", "wide_resnet10"):
+        weights = torch_import.Weights(states, {}, arch=arch)
+        assert torch_import.to_variables(tiny(), weights, 10)["params"].keys() == {"stack"}
+
+
+def test_whole_networks(tmp_path):
+    """config.divide=False: each of the S networks has the width of the whole."""
+    config = tiny(arch="wide_resnet10_2", divide=False)
+    np.savez(tmp_path / "a.npz", **numbered(networks(2, config)))
+    torch_import.import_checkpoint(config, [tmp_path / "a.npz"], tmp_path / "run")
+    with pytest.raises(ConfigError, match="does not fit wide_resnet10_2: .* left over"):
+        torch_import.import_checkpoint(
+            tiny(arch="wide_resnet10_2"), [tmp_path / "a.npz"], tmp_path / "other"
+        )
+
+
+def test_nothing_is_overwritten_nor_trained_on(tmp_path):
+    config = tiny()
+    np.savez(tmp_path / "a.npz", **numbered(networks(2)))
+    run = tmp_path / "run"
+    torch_import.import_checkpoint(config, [tmp_path / "a.npz"], run)
+    before = sorted(run.rglob("*"))
+    with pytest.raises(ConfigError, match="holds checkpoints already; choose another"):
+        torch_import.import_checkpoint(config, [tmp_path / "a.npz"], run)
+    with pytest.raises(ConfigError, match=f"holds weights only, .* --init_from={run}$"):
+        loop.train_and_evaluate(config, run)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_the_command_in_the_shell(tmp_path):
+    np.savez(tmp_path / "a.npz", **numbered(networks(2)))
+    command = [sys.executable, "-m", "jaxsplit.torch_import", str(tmp_path / "a.npz"), *OVERRIDES]
+    command += ["--workdir", str(tmp_path / "run")]
+    for status, out in ((0, "imported wide_resnet10_1 divided in 2, into "), (2, "")):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == status, done.stderr
+        assert done.stdout.startswith(out) and bool(done.stdout) == bool(out)
+        assert len(done.stderr.splitlines()) == (status == 2), done.stderr

@@ -12,6 +12,7 @@ and, where it has them,
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,18 @@ def known(arch: str):
     """
     family, spec = _find(arch)
     if spec is None:
-        near = difflib.get_close_matches(arch, names(), n=3, cutoff=0.0)
+        near = sorted(names(), key=lambda name: _distance(name, arch))[:3]
         raise ConfigError(f"arch={arch!r}: unknown; nearest are {', '.join(near)}")
     return family, spec
+
+
+def _distance(name: str, wanted: str) -> tuple[float, bool, float]:
+    """First by the words of a name, then patterns, then by its numbers."""
+
+    def unlike(a: str, b: str) -> float:
+        return -difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
+
+    def words(text: str) -> str:
+        return re.sub(r"\{.*?\}|\d+", "0", text.lower())
+
+    return unlike(words(name), words(wanted)), "{" not in name, unlike(name, wanted)

@@ -1,0 +1,68 @@
+"""What the command line programs share: flags of a config and a workdir, errors of one line."""
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+# TensorFlow, which writes the TensorBoard files, prints notices unless told not to.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from configs import saved  # noqa: E402
+from jaxsplit import config as config_lib  # noqa: E402
+from jaxsplit.errors import ConfigError, NonFiniteLossError  # noqa: E402
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(), --config.field=value overrides; default: the workdir's"
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints")
+
+
+def parse(argv: list[str], *, files: bool = False) -> list[str]:
+    """Parses the flags; wrong ones are one line and exit status 2.
+
+    `files`: of a program that makes a workdir from files. Returns its name and those.
+    """
+    given = config_lib.flags_given(argv)
+    try:
+        config_lib.check_overrides(given)
+        if not pathlib.Path(given.get("config", __file__).partition(":")[0]).is_file():
+            raise ConfigError(f"config={given['config']!r}: must be a file with get_config()")
+        if "config" not in given and given.get("workdir") and not files:
+            # The workdir's own config, which can be overridden like any other.
+            config_lib.load(given["workdir"])
+            argv = [argv[0], f"--config={saved.__file__}:{given['workdir']}", *argv[1:]]
+        rest = flags.FLAGS(argv)
+        if rest[1:] and not files:
+            raise ConfigError(f"unknown argument {rest[1]!r}")
+        if CONFIG.value is None:
+            raise ConfigError("config: must be given: --config=configs/<name>.py")
+        return rest
+    except (flags.Error, ConfigError, OSError) as error:
+        _fail(error, 2)
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Ends the program at bad input (status 2) and at a loss that is not finite (status 1)."""
+    logging.set_verbosity(logging.ERROR)  # jax and orbax tell much
+    try:
+        yield
+    except (ConfigError, NonFiniteLossError) as error:
+        _fail(error, 2 if isinstance(error, ConfigError) else 1)
+
+
+def _fail(error: Exception, status: int) -> None:
+    """Ends with one line, without a traceback, unless it is that of a bug in a config file."""
+    text = str(error).strip()
+    last = " ".join(text.splitlines()[-1].split())
+    # Of an error in a config file absl keeps the traceback as text; its last line says what.
+    ours = last.removeprefix(f"{ConfigError.__module__}.{ConfigError.__qualname__}: ")
+    text = text if "Traceback" in text and ours == last else ours
+    print("error:", text, file=sys.stderr, flush=True)
+    sys.exit(status)
