@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxsplit import models, published
+from jaxsplit import conv, models, published
 from jaxsplit.errors import ConfigError
 
 SPLITS = (1, 2, 4)  # of the table of all architectures
@@ -42,9 +42,11 @@ def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
     """Cost of a Linen module for one input of `shape`, without a batch axis."""
     image = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
     # One trace gives the program and what it makes; tracing is what takes the time.
-    program, (_, variables) = jax.make_jaxpr(
+    trace = jax.make_jaxpr(
         lambda x: module.init_with_output(jax.random.key(0), x), return_shape=True
-    )(image)
+    )
+    with conv.grouped_lowering():  # plain convolutions, on every backend
+        program, (_, variables) = trace(image)
     macs = Counter()
     _count(program.jaxpr, macs, 1, "")
     params = Counter()

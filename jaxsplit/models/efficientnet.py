@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 
 from jaxsplit.conv import Padding
 from jaxsplit.models.layers import BatchNorm, Conv, Dtype, SqueezeExcite, classify
@@ -72,9 +72,6 @@ class Spec:
     divisor: int = 8  # of all channels
     strides: tuple[int, ...] = (2, 1, 2, 2, 2, 1, 2, 1)  # of stem and stages
     padding: Literal["same", "symmetric"] = "same"  # TensorFlow's, or (k - 1) / 2 on every side
-    # "same" padding depends on the size of the map. 0: its own; else that in images of so many
-    # pixels, whatever comes, as PyTorch code that fixes its padding when it builds the network.
-    padding_size: int = 0
     splits: tuple[int, ...] = (1, 2, 4)  # the S that `divide` knows
 
     @property
@@ -232,28 +229,18 @@ class EfficientNet(nn.Module):
         self, x: Array, train: bool = False, example_ids: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         spec = self.spec
-        side = spec.padding_size
 
         def norm(name):
             # PyTorch's momentum is 0.01 in both variants.
             return BatchNorm(self.axis_name, 0.99, 1e-3, self.dtype, name=name)
 
-        def pad(kernel: int, stride: int) -> Padding | None:
-            """Of the next convolution that strides."""
-            nonlocal side
-            if spec.padding == "symmetric":
-                return None
-            if not spec.padding_size:
-                return "SAME"
-            pads = lax.padtype_to_pads((side, side), (kernel, kernel), (stride, stride), "SAME")
-            side = -(-side // stride)
-            return tuple(pads)
-
+        # None: (k - 1) / 2 on every side.
+        padding = "SAME" if spec.padding == "same" else None
         stem, *widths, last = spec.channels
         stem_stride, *strides = spec.strides
-        x = ConvNorm(
-            norm, stem, 3, stem_stride, pad(3, stem_stride), dtype=self.dtype, name="stem_conv"
-        )(x, train)
+        x = ConvNorm(norm, stem, 3, stem_stride, padding, dtype=self.dtype, name="stem_conv")(
+            x, train
+        )
         features = {}
         for stage, blocks in enumerate(spec.blocks, start=1):
             kernel = KERNELS[stage - 1]
@@ -265,7 +252,7 @@ class EfficientNet(nn.Module):
                     EXPANSIONS[stage - 1],
                     kernel,
                     stride,
-                    pad(kernel, stride),
+                    padding,
                     spec.drop_paths[stage - 1],
                     spec.drop_unit,
                     self.dtype,
