@@ -3,15 +3,16 @@
 python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits
 python main.py --mode=eval --workdir=runs/digits --checkpoint=best
 python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py
+python main.py --mode=show_views --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits
 python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/tuned --init_from=runs/other
 """
 
 from absl import app, flags
 
-from jaxsplit import cli, loop, summary
+from jaxsplit import cli, loop, show, summary
 from jaxsplit.errors import ConfigError
 
-_MODE = flags.DEFINE_string("mode", "train", "train, eval or summary")
+_MODE = flags.DEFINE_string("mode", "train", "train, eval, summary or show_views")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "For eval: latest, best or a step")
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
@@ -31,6 +32,7 @@ MODES = {
     "train": _train,
     "eval": lambda config: loop.evaluate_checkpoint(config, cli.WORKDIR.value, _CHECKPOINT.value),
     "summary": lambda config: print(summary.of_config(config)),
+    "show_views": lambda config: print(show.views(config, cli.WORKDIR.value)),
 }
 
 
@@ -40,6 +42,8 @@ def main(_: list[str]) -> None:
             raise ConfigError(f"mode={_MODE.value!r}: must be one of {', '.join(MODES)}")
         if _MODE.value != "summary" and not cli.WORKDIR.value:
             raise ConfigError(f"workdir: must be given with --mode={_MODE.value}")
+        if _MODE.value != "train" and _INIT_FROM.value is not None:
+            raise ConfigError(f"init_from: only with --mode=train, not {_MODE.value}")
         MODES[_MODE.value](cli.CONFIG.value)
 
 

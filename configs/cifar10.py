@@ -3,8 +3,8 @@
 python main.py --config=configs/cifar10.py:arch=wide_resnet28_10,split=4 --workdir=runs/c10
 
 Arguments, all optional: arch, split (1: the undivided network alone), epochs (300; 1800 is the long
-recipe). `python -m jaxsplit.published cifar10` lists what was reached with which. The recipe has
-the CIFAR-10 policy of AutoAugment besides, which is not built yet. Not trained by us yet.
+recipe). `python -m jaxsplit.published cifar10` lists what was reached with which. Not trained by us
+yet.
 """
 
 from ml_collections import ConfigDict
@@ -52,5 +52,6 @@ def recipe(text: str, dataset: str, *, divide_weight_decay: bool) -> ConfigDict:
 
 def get_config(text: str = "") -> ConfigDict:
     config = recipe(text, "cifar10", divide_weight_decay=True)
+    config.augment.autoaugment = "cifar10"
     config.augment.erase_area = (0.125, 0.2)
     return config

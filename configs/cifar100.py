@@ -3,8 +3,9 @@
 python main.py --config=configs/cifar100.py:arch=wide_resnet28_10,split=2 --workdir=runs/c100
 
 Arguments, all optional: arch, split (1: the undivided network alone), epochs (300; 1800 is the long
-recipe). `python -m jaxsplit.published cifar100` lists what was reached with which. The recipe has
-the CIFAR-10 policy of AutoAugment besides, which is not built yet. Not trained by us yet.
+recipe). `python -m jaxsplit.published cifar100` lists what was reached with which. AutoAugment is a
+flag of the original command line, off by default: --config.augment.autoaugment=cifar10. Not trained
+by us yet.
 """
 
 from ml_collections import ConfigDict

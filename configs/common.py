@@ -37,42 +37,78 @@ def get_config() -> ConfigDict:
     config.cotrain.views = "different"  # different | same: what the S networks see of one image
 
     config.data = ConfigDict()
-    config.data.name = "cifar10"  # a name in jaxsplit.data.DATASETS
+    # One of jaxsplit.data.DATASETS, or any other image classification set of tfds in data.dir.
+    config.data.name = "cifar10"
     config.data.dir = "~/tensorflow_datasets"  # where prepared data lies; digits need none
+    config.data.download = False  # tfds downloads and prepares what is not in data.dir
     config.data.image_size = 0  # pixels fed to the networks; 0: as the data set has them
+    config.data.mean = ()  # of each channel, in 0..1; empty: those of the data set, or ImageNet's
+    config.data.std = ()
     config.data.validation = 0.0  # share of the training set held out; `best` is chosen on it
+    # auto: images of one size lie on the device whole up to the limit, others are streamed.
+    config.data.resident = "auto"  # auto | device | stream
+    config.data.resident_limit = 2048  # MiB of training pixels; svhn_cropped has 1771
+    config.data.on_bad_record = "error"  # error | skip: left out, counted as data/bad_records
     config.data.threads = 8  # decoding threads of a streamed data set
     config.data.scale_min = 0.1  # smallest share of the area that a random-resized crop takes
 
     config.augment = ConfigDict()
-    config.augment.crop_padding = 4  # pixels of zeros around the image before the random crop
+    config.augment.crop_padding = 4  # pixels around the image before the random crop; 0: no crop
+    config.augment.crop_mode = "zeros"  # zeros | reflect: what the padding holds
+    config.augment.random_resized_crop = False  # instead, in memory; streamed images always are
     config.augment.flip = True
+    config.augment.autoaugment = ""  # '' | cifar10 | svhn | imagenet
+    config.augment.randaugment = ""  # instead: 'rand-m9-mstd0.5'; see augment/policies.py
+    config.augment.resample = "reference"  # of both | nearest: faster, every map takes one pixel
     config.augment.erase_prob = 0.0  # random erasing, after normalisation, with zeros
     config.augment.erase_area = (0.0625, 0.1)  # share of the image
     config.augment.erase_aspect = (0.99, 1.0)  # height / width
+    config.augment.cutout = 0  # side in pixels of a square of zeros, after normalisation; 0 is off
     config.augment.mixup = 0.2  # alpha of Beta(alpha, alpha); one lambda a step; 0 is off
+    config.augment.cutmix = 0.0  # alpha of CutMix; one box a step; 0 is off
+    config.augment.mix_switch = 0.5  # where both are on: probability of CutMix in a step
 
     config.optim = ConfigDict()
-    config.optim.name = "sgd"  # stochastic gradient descent, Nesterov momentum
+    config.optim.name = "sgd"  # sgd | adam (L2 decay) | adamw | rmsprop | rmsprop_tf
     config.optim.lr = 0.1  # at `base_batch_size`; scaled linearly by batch_size
     config.optim.base_batch_size = 128
-    config.optim.momentum = 0.9
-    config.optim.nesterov = True
+    config.optim.momentum = 0.9  # sgd, rmsprop, rmsprop_tf
+    config.optim.nesterov = True  # sgd only
+    config.optim.beta1 = 0.9  # adam, adamw
+    config.optim.beta2 = 0.999
+    config.optim.alpha = 0.9  # rmsprop, rmsprop_tf: decay of the mean of squares
+    config.optim.centered = False  # rmsprop, rmsprop_tf: divide by the deviation, not the root
+    config.optim.eps = 1e-8  # all but sgd; in rmsprop_tf inside the root
     config.optim.weight_decay = 1e-4
     config.optim.decay_norm = True  # the scales of BatchNorm decay, as in the reference
     config.optim.divide_weight_decay = False  # Eq. (6): weight_decay * exp(1/S - 1)
+    config.optim.clip_norm = 0.0  # of the gradient of each network; 0: not clipped
+    config.optim.accumulate = 1  # parts that a batch is cut in, one after another; saves memory
 
     config.schedule = ConfigDict()
-    config.schedule.name = "cosine"  # cosine | step
+    config.schedule.name = "cosine"  # cosine | step | polynomial | htd | exponential
     config.schedule.warmup = "20 epochs"  # linear, from warmup_lr to lr
     config.schedule.warmup_lr = 5e-3  # warmup_lr and end_lr, too, are at base_batch_size
     config.schedule.end_lr = 1e-4  # floor of the whole curve
     config.schedule.milestones = ("100 epochs", "225 epochs")  # step only
     config.schedule.factor = 0.1  # step only
+    config.schedule.power = 0.9  # polynomial only
+    config.schedule.htd_lower = -6.0  # htd (hyperbolic tangent decay) only: from where on its
+    config.schedule.htd_upper = 3.0  # curve to where
+    config.schedule.decay_factor = 0.97  # exponential only, and so the next two
+    config.schedule.decay_every = "0.8 epochs"
+    config.schedule.staircase = True  # False: falls at every step
+
+    # Decay of an average of the weights and BatchNorm statistics over the steps, such as 0.9999. It
+    # is what is evaluated, and what a checkpoint's networks are. 0: the weights themselves.
+    config.ema = 0.0
 
     # ---- Runtime fields: they may change when a workdir is resumed. Of those above only data.dir,
-    # data.threads and a longer `duration` may.
+    # .download, .resident, .resident_limit, .on_bad_record, .threads and a longer `duration` may.
     config.lowering = "auto"  # auto | dense | unrolled | grouped: how the stack of networks lowers
+    # Stages whose blocks keep only their input and are computed again in the backward pass: less
+    # memory for one more forward pass of theirs. '' none | 'all' | names, as 'stage1,stage2'.
+    config.remat = ""
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the batch; -1: all that are left
     config.mesh.net = 1  # groups of devices that share out the S networks; must divide S

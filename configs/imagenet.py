@@ -5,9 +5,8 @@ python main.py --config=configs/imagenet.py:arch=resnext101_64x4d,split=2 --work
 
 Arguments, all optional: arch, split (1: the undivided network alone), epochs (120).
 `python -m jaxsplit.published imagenet2012` lists what was reached with which. Needs imagenet2012
-prepared by tensorflow-datasets as array_record. Not built yet, and so left out: RandAugment (of
-SE-ResNet-50, ResNeXSt, SENet-113, SE-ResNeXt-101 B and EfficientNet), and RMSprop as TensorFlow has
-it with an exponential schedule (EfficientNet). Not trained by us yet.
+prepared as array_record: `python -m jaxsplit.data.prepare imagenet2012 --source=...`. Not trained
+by us yet.
 """
 
 from ml_collections import ConfigDict
@@ -17,8 +16,29 @@ from configs import arguments
 BATCH_SIZE = 256
 # Their rate is that of 256 images, in proportion; the others keep theirs in published runs of 128.
 SCALED_RATE = ("se_resnext101_64x4d_B", "senet113", "resnexst101_8x32d")
-# EfficientNet's size -> probability of random erasing; 0.5 elsewhere.
-ERASE_PROB = {"b0": 0.2, "b1": 0.2, "b2": 0.3, "b3": 0.3, "b4": 0.4, "b5": 0.4}
+# Architecture -> magnitude of RandAugment; 0 (none) elsewhere.
+MAGNITUDE = {
+    "se_resnet50": 6,
+    "resnexst50_4x16d": 6,
+    "resnexst50_8x16d": 6,
+    "resnexst50_4x32d": 6,
+    "resnexst101_8x32d": 9,
+    "senet113": 9,
+    "se_resnext101_64x4d_B": 9,
+}
+# EfficientNet's size -> (magnitude, probability of random erasing).
+EFFICIENTNET = {
+    "b0": (4, 0.2),
+    "b1": (4, 0.2),
+    "b2": (5, 0.3),
+    "b3": (6, 0.3),
+    "b4": (6, 0.4),
+    "b5": (7, 0.4),
+    "b6": (8, 0.5),
+    "b7": (9, 0.5),
+    "b8": (9, 0.5),
+    "l2": (9, 0.5),
+}
 
 
 def get_config(text: str = "") -> ConfigDict:
@@ -40,12 +60,18 @@ def get_config(text: str = "") -> ConfigDict:
     config.optim.weight_decay = 5e-5 if arch == "resnet50" else 1e-4
     config.schedule.warmup = arguments.part(5, 100, epochs)
     config.schedule.end_lr = 1e-5
+    magnitude = MAGNITUDE.get(arch, 0)
     if arch.startswith("efficientnet"):
-        config.augment.erase_prob = ERASE_PROB.get(arch[len("efficientnet") :][:2], 0.5)
+        magnitude, config.augment.erase_prob = EFFICIENTNET[arch.removeprefix("efficientnet")[:2]]
         config.augment.mixup = 0.0
+        config.optim.name = "rmsprop_tf"
+        config.optim.eps = 1e-3
         config.optim.lr = 0.256
         config.optim.weight_decay = 1e-5
+        config.schedule.name = "exponential"  # 0.97 every 0.8 epochs
         config.schedule.warmup_lr = 1e-6
+    if magnitude:
+        config.augment.randaugment = f"rand-m{magnitude}-mstd0.5"
     if arch in SCALED_RATE:
         config.optim.lr *= config.batch_size / BATCH_SIZE
     config.optim.base_batch_size = config.batch_size  # the rates above are those of this batch

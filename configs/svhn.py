@@ -3,8 +3,7 @@
 python main.py --config=configs/svhn.py:arch=wide_resnet16_8,split=4 --workdir=runs/svhn
 
 Arguments, all optional: arch, split (1: the undivided network alone), epochs (200). No accuracy was
-published. The recipe has the SVHN policy of AutoAugment besides, which is not built yet. Not
-trained by us yet.
+published. Not trained by us yet.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ def get_config(text: str = "") -> ConfigDict:
     )
     config = begun.config
     config.cotrain.warmup = arguments.part(40, 200, begun.epochs)
+    config.augment.autoaugment = "svhn"
     config.augment.erase_prob = 0.5
     config.augment.erase_area = (0.125, 0.25)
     config.augment.erase_aspect = (0.9, 1.1)

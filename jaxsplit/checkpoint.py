@@ -163,7 +163,8 @@ class Checkpoints:
             model=ocp.args.StandardRestore(like.variables),
             opt=ocp.args.StandardRestore(_opt_item(like)),
         )
-        return TrainState(**items.model, **items.opt)
+        model = items.model if like.ema is None else {"ema": items.model}
+        return TrainState(**model, **items.opt)
 
     def check_data(self, step: int, train_examples: int) -> None:
         """Makes sure that the training set is as large as when the checkpoint was saved.
@@ -258,7 +259,9 @@ class Checkpoints:
 
 
 def _opt_item(state: TrainState) -> dict:
-    return {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+    """What only training needs; the trained variables, too, where the model is their average."""
+    item = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+    return item if state.ema is None else item | state.raw
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:

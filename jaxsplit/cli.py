@@ -29,6 +29,11 @@ def parse(argv: list[str], *, files: bool = False) -> list[str]:
     `files`: of a program that makes a workdir from files. Returns its name and those.
     """
     given = config_lib.flags_given(argv)
+    if {"help", "h", "helpshort"} & given.keys():
+        main = sys.modules["__main__"]
+        print(f"{main.__doc__}\n{flags.FLAGS.main_module_help()}")
+        print(flags.FLAGS.module_help(sys.modules[__name__]))
+        sys.exit()
     try:
         config_lib.check_overrides(given)
         if not pathlib.Path(given.get("config", __file__).partition(":")[0]).is_file():
@@ -44,6 +49,9 @@ def parse(argv: list[str], *, files: bool = False) -> list[str]:
             raise ConfigError("config: must be given: --config=configs/<name>.py")
         return rest
     except (flags.Error, ConfigError, OSError) as error:
+        if "get_config() takes 0 positional arguments" in str(error):
+            path, _, text = given["config"].partition(":")
+            error = ConfigError(f"config={given['config']!r}: {path} takes no arguments ({text!r})")
         _fail(error, 2)
 
 

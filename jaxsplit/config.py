@@ -16,26 +16,33 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from jaxsplit import augment, data, losses, methods, models, optim, stack
+from jaxsplit import augment, data, losses, methods, models, optim, schedules, stack
 from jaxsplit.errors import ConfigError
 
 CONFIG_FILE = "config.json"
 # Fields, or groups of them, that may change when a workdir is resumed.
 RUNTIME = (
     "lowering",
+    "remat",
     "mesh",
     "eval.batch_size",
     "eval.every",
     "log_every",
     "checkpoint",
     "data.dir",
+    "data.download",
+    "data.resident",
+    "data.resident_limit",
+    "data.on_bad_record",
     "data.threads",
     "duration",  # it may only grow
+    "init_from",  # not read again; the run's own checkpoints go on
 )
 # Fields that are durations, or several, besides `duration`.
 DURATIONS = (
     "schedule.warmup",
     "schedule.milestones",
+    "schedule.decay_every",
     "cotrain.warmup",
     "log_every",
     "eval.every",
@@ -52,16 +59,22 @@ class Duration:
     value: float
     unit: str
 
-    def steps(self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None) -> int:
-        """In steps; `total_steps` is what percent refers to."""
+    def steps(self, **fields: int | None) -> int:
+        """In whole steps; `fields` as of `exact_steps`."""
+        return round(self.exact_steps(**fields))
+
+    def exact_steps(
+        self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None
+    ) -> float:
+        """In steps and parts of them; `total_steps` is what percent refers to."""
         if self.unit == "percent":
             if total_steps is None:
                 raise ConfigError(
                     f"duration='{self.value:g}%': must be in steps, epochs or examples"
                 )
-            return round(self.value / 100 * total_steps)
+            return self.value / 100 * total_steps
         per_unit = {"steps": 1, "epochs": steps_per_epoch, "examples": 1 / batch_size}
-        return round(self.value * per_unit[self.unit])
+        return self.value * per_unit[self.unit]
 
 
 def parse_duration(field: str, text: str) -> Duration:
@@ -95,25 +108,35 @@ class Plan:
     warmup_steps: int
     cotrain_warmup_steps: int
     milestones_steps: tuple[int, ...]
+    decay_every_steps: float  # of an exponential schedule; not always whole
     log_every: int
     eval_every: int
     checkpoint_every: int
     eval_batch_size: int
     lr_scale: float  # batch_size / base_batch_size; of the whole learning-rate curve
 
-    def schedule(self, config: ConfigDict) -> optim.Schedule:
+    def schedule(self, config: ConfigDict) -> schedules.Schedule:
         """step -> learning rate."""
+        its, total = config.schedule, self.total_steps
+        own = {
+            "cosine": dict(total_steps=total),
+            "step": dict(milestones_steps=self.milestones_steps, factor=its.factor),
+            "polynomial": dict(total_steps=total, power=its.power),
+            "htd": dict(total_steps=total, lower=its.htd_lower, upper=its.htd_upper),
+            "exponential": dict(
+                total_steps=total,
+                factor=its.decay_factor,
+                every_steps=self.decay_every_steps,
+                staircase=its.staircase,
+            ),
+        }
         fields = dict(
             lr=config.optim.lr * self.lr_scale,
             warmup_steps=self.warmup_steps,
             warmup_lr=config.schedule.warmup_lr * self.lr_scale,
             end_lr=config.schedule.end_lr * self.lr_scale,
         )
-        if config.schedule.name == "cosine":
-            fields |= dict(total_steps=self.total_steps)
-        elif config.schedule.name == "step":
-            fields |= dict(milestones_steps=self.milestones_steps, factor=config.schedule.factor)
-        return optim.schedule(config.schedule.name, **fields)
+        return schedules.make(its.name, **fields, **own.get(its.name, {}))
 
 
 def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
@@ -123,10 +146,10 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
       ConfigError: a duration that is malformed or no step long.
     """
 
+    units = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
+
     def steps(field: str, text: str, total: int | None, at_least: int = 0) -> int:
-        n = parse_duration(field, text).steps(
-            batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, total_steps=total
-        )
+        n = parse_duration(field, text).steps(**units, total_steps=total)
         if field == "duration" and n < 1:
             raise ConfigError(f"duration={text!r}: must be at least one step")
         return max(n, at_least)
@@ -136,7 +159,7 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     if warmup > total:
         raise ConfigError(
             f"schedule.warmup={config.schedule.warmup!r}: must not be longer than "
-            f"duration={config.duration!r}"
+            f"duration={config.duration!r}; '5%' is a share of it"
         )
     return Plan(
         steps_per_epoch=steps_per_epoch,
@@ -146,6 +169,9 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
         milestones_steps=tuple(
             steps("schedule.milestones", m, total) for m in config.schedule.milestones
         ),
+        decay_every_steps=parse_duration(
+            "schedule.decay_every", config.schedule.decay_every
+        ).exact_steps(**units, total_steps=total),
         log_every=steps("log_every", config.log_every, total, 1),
         eval_every=steps("eval.every", config.eval.every, total, 1),
         checkpoint_every=steps("checkpoint.every", config.checkpoint.every, total, 1),
@@ -161,6 +187,11 @@ def spec(config: ConfigDict):
       ConfigError: unknown architecture, or one that is not divided in that many.
     """
     return models.divided(config.arch, config.split if config.divide else 1)
+
+
+def shared_view(config: ConfigDict) -> bool:
+    """Whether all networks see one view of an image."""
+    return config.split == 1 or (config.method == "cotrain" and config.cotrain.views == "same")
 
 
 def check_field(field: str, value: Any) -> None:
@@ -208,8 +239,9 @@ def check(config: ConfigDict) -> None:
         need(field, f"one of {', '.join(names)}", given[field] in names)
 
     one_of("method", methods.METHODS)
-    one_of("data.name", data.DATASETS)
-    one_of("schedule.name", optim.SCHEDULES)
+    one_of("data.resident", data.RESIDENT)
+    one_of("data.on_bad_record", data.ON_BAD_RECORD)
+    one_of("schedule.name", schedules.SCHEDULES)
     one_of("optim.name", optim.OPTIMIZERS)
     one_of("cotrain.loss", methods.cotrain.LOSSES)
     one_of("cotrain.views", COTRAIN_VIEWS)
@@ -218,12 +250,15 @@ def check(config: ConfigDict) -> None:
     one_of("batch_norm", stack.BATCH_NORMS)
     one_of("lowering", stack.LOWERINGS)
     need("split", "at least 1", config.divide or config.split >= 1)
-    spec(config)
+    models.remat_stages(spec(config), config.remat)
     methods.check_split(config.method, config.split)
 
     need("seed", "0 or more", config.seed >= 0)
     for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
         need(field, "at least 1", given[field] >= 1)
+    parts = config.optim.accumulate
+    fits = parts >= 1 and config.batch_size % parts == 0
+    need("optim.accumulate", f"a divisor of batch_size={config.batch_size}", fits)
     need("eval.batch_size", "0 (as batch_size) or more", config.eval.batch_size >= 0)
     need("optim.lr", "positive", config.optim.lr > 0)
     for field in (
@@ -231,15 +266,23 @@ def check(config: ConfigDict) -> None:
         "schedule.end_lr",
         "optim.weight_decay",
         "augment.mixup",
+        "augment.cutmix",
         "cotrain.weight",
         "cotrain.floor",
     ):
         need(field, "0 or more", given[field] >= 0)
+    need("augment.mix_switch", "in [0, 1]", 0 <= config.augment.mix_switch <= 1)
+    need("ema", "in [0, 1)", 0 <= config.ema < 1)
     need("label_smoothing", "in [0, 1)", 0 <= config.label_smoothing < 1)
     need("data.validation", "in [0, 1)", 0 <= config.data.validation < 1)
     need("data.scale_min", "in (0, 1]", 0 < config.data.scale_min <= 1)
     need("data.image_size", "0 (as the data set) or more", config.data.image_size >= 0)
-    need("schedule.factor", "in (0, 1]", 0 < config.schedule.factor <= 1)
+    need("data.resident_limit", "0 or more MiB", config.data.resident_limit >= 0)
+    for field in ("schedule.factor", "schedule.decay_factor"):
+        need(field, "in (0, 1]", 0 < given[field] <= 1)
+    need("schedule.power", "above 0", config.schedule.power > 0)
+    lower, upper = config.schedule.htd_lower, config.schedule.htd_upper
+    need("schedule.htd_lower", f"below schedule.htd_upper={upper}", lower < upper)
     # How long an epoch is, and so which duration is longer, only the data tells: see `plan`.
     total = parse_duration("duration", config.duration)
     need("duration", "in steps, epochs or examples", total.unit != "percent")
@@ -252,8 +295,14 @@ def check(config: ConfigDict) -> None:
     for field in ("augment.erase_area", "augment.erase_aspect"):
         pair = given[field]
         need(field, "two numbers, least and most", len(pair) == 2 and all(map(_is_number, pair)))
-    source = data.DATASETS[config.data.name]
-    augment.pipeline(config.augment, source.mean, source.std, streamed=False)
+    source = data.source(config.data)
+    augment.pipeline(
+        config.augment,
+        source.mean,
+        source.std,
+        streamed=False,
+        scale_min=config.data.scale_min,
+    )
     optim.build(config.optim, lambda step: config.optim.lr, {}, config.split)
 
 

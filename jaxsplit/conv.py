@@ -37,7 +37,6 @@ def conv(
     strides: Sequence[int] = (1, 1),
     padding: Padding = "SAME",
     groups: int = 1,
-    lhs_dilation: Sequence[int] = (1, 1),
 ) -> Array:
     """2-D convolution (cross-correlation, as in every deep learning library).
 
@@ -47,14 +46,13 @@ def conv(
       strides: of the window.
       padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
       groups: channel groups of one network (ResNeXt; C for depthwise).
-      lhs_dilation: of the input (transposed convolutions).
 
     Returns:
       float[B, H', W', C'].
     """
-    strides, lhs_dilation = tuple(strides), tuple(lhs_dilation)
+    strides = tuple(strides)
     no_padding = isinstance(padding, str) or all(tuple(p) == (0, 0) for p in padding)
-    plain = groups == 1 and no_padding and lhs_dilation == (1, 1)
+    plain = groups == 1 and no_padding
     dense = not _grouped.get()
     if dense and plain and kernel.shape[:2] == (1, 1):
         if strides != (1, 1):
@@ -63,10 +61,9 @@ def conv(
 
     # ceil(n / stride) is the size of the output, or about; it is the input of the backward pass.
     sizes = zip(x.shape[1:3], strides, kernel.shape[:2], strict=True)
-    small = lhs_dilation == (1, 1) and any(-(-n // s) < k for n, s, k in sizes)
+    small = any(-(-n // s) < k for n, s, k in sizes)
     if dense and jax.default_backend() == "cpu":
-        depthwise = groups > 1 and groups == x.shape[-1] == kernel.shape[-1]
-        if depthwise and lhs_dilation == (1, 1):
+        if groups > 1 and groups == x.shape[-1] == kernel.shape[-1]:
             return _depthwise_sum(x, kernel, strides, padding)
         if small:
             return _patch_product(x, kernel, strides, padding, groups)
@@ -77,7 +74,6 @@ def conv(
             kernel,
             strides,
             padding,
-            lhs_dilation=lhs_dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
         )

@@ -36,19 +36,21 @@ def read(config: ConfigDict, like: dict) -> Start:
     """
     paths = [pathlib.Path(path).expanduser() for path in config.init_from.split(",")]
     try:
-        if len(paths) == 1 and paths[0].is_dir():
+        if len(paths) > 1 or paths[0].is_file():
+            return _from_files(config, paths, like)
+        if paths[0].is_dir() or _step(paths[0]):
             return _from_run(config, paths[0], like)
-        return _from_files(config, paths, like)
+        raise ConfigError("no such workdir, checkpoint or file")
     except ConfigError as error:
         raise ConfigError(f"init_from={config.init_from!r}: {error}") from None
 
 
 def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     which = "latest"
-    if path.parent.name == checkpoint.FOLDER and path.name.isdecimal():
+    if _step(path):
         path, which = path.parent.parent, path.name
     if not checkpoint.exists(path):
-        raise ConfigError("holds no checkpoints")
+        raise ConfigError("holds no checkpoints; must be a workdir or its checkpoints/<step>")
     other = config_lib.load(path)
     if (config_lib.spec(other), other.split) != (config_lib.spec(config), config.split):
         theirs, ours = (summary.title(c.arch, c.split, c.divide) for c in (other, config))
@@ -61,6 +63,11 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     arrays = flatten_dict(checkpoints.restore_some(step, some), sep="/")
     checkpoints.close()
     return _start(f"checkpoint {step} of {path}", like, arrays, differences)
+
+
+def _step(path: pathlib.Path) -> bool:
+    """Whether a path is a workdir's checkpoints/<step>."""
+    return path.parent.name == checkpoint.FOLDER and path.name.isdecimal()
 
 
 def _from_files(config: ConfigDict, paths: list[pathlib.Path], like: dict) -> Start:

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jaxsplit import (
@@ -23,6 +26,7 @@ from jaxsplit import (
     metrics,
     optim,
     report,
+    schedules,
     sharding,
     stack,
     state,
@@ -46,7 +50,7 @@ class Experiment:
     sharding: sharding.Sharding
     method: methods.Method
     optimizer: optax.GradientTransformation
-    schedule: optim.Schedule
+    schedule: schedules.Schedule
     eval_step: Callable[[dict, dict], dict[str, jax.Array]]
 
     @property
@@ -62,7 +66,13 @@ class Experiment:
         return f"{self.eval_split[0]}/{self.method.answer}/top1"
 
     def state_shapes(self) -> state.TrainState:
-        return state.shapes(self.method, self.optimizer, self.dataset.image_shape, self.sharding)
+        return state.shapes(
+            self.method,
+            self.optimizer,
+            self.dataset.image_shape,
+            self.sharding,
+            averaged=self.config.ema > 0,
+        )
 
 
 def build(config: ConfigDict, *, training: bool = True) -> Experiment:
@@ -80,11 +90,13 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
         num_networks=config.split,
         batch_size=config.batch_size if training else None,
     )
+    if training:
+        step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)
     dataset = data.load(config.data)
     feed = data.train_feed(
         dataset,
         batch_size=config.batch_size,
-        num_views=1 if _shared_view(config) else config.split,
+        num_views=1 if config_lib.shared_view(config) else config.split,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -100,6 +112,7 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
         lowering=config.lowering,
         batch_norm=config.batch_norm,
         dtype=config.dtype,
+        remat=config.remat,
     )
     method = methods.make(config, plan, networks)
     schedule = plan.schedule(config)
@@ -162,6 +175,7 @@ def _train(
         old = config_lib.load(workdir)
         config_lib.check_identity(old, config, workdir)
         _check_longer(old, exp, workdir)
+        config.init_from = old.init_from  # what the run did start from
     plan, mesh = exp.plan, exp.sharding
     chief = jax.process_index() == 0
     if chief:
@@ -184,6 +198,7 @@ def _train(
             exp.dataset.image_shape,
             mesh,
             init_from.taken if init_from else None,
+            averaged=config.ema > 0,
         )
 
     # ---- Data: small sets lie on the device, large ones stream
@@ -204,6 +219,7 @@ def _train(
     if init_from:
         progress.line(init_from.note)
     if start < plan.total_steps:
+        progress.line("compiling the training step")
         began = time.time()
         batch = _put(exp, next(batches))
         train_step, empty = _compile(exp, train_state, resident, batch)
@@ -234,6 +250,7 @@ def _train(
             values = {f"train/{k}": v for k, v in metrics.means(totals).items()}
             values["lr"] = float(exp.schedule(done - 1))
             values["images_per_second"] = int(totals.count) * config.batch_size / clock.lap()
+            values |= _bad_records(exp)
             writer.write(done, values)
             progress.training(done, done / plan.steps_per_epoch, values)
             totals = empty
@@ -299,7 +316,9 @@ def evaluate_checkpoint(
     checkpoints.close()
     if jax.process_index() == 0:
         kind = which if which in ("latest", "best") else "chosen"
-        print(report.tables(exp, results, f"step {found}, the {kind}"), flush=True)
+        imported = checkpoint.weights_only(workdir)
+        text = report.tables(exp, results, f"step {found}, the {kind}", imported=imported)
+        print(text, flush=True)
     return results
 
 
@@ -307,36 +326,72 @@ def _compile(exp: Experiment, train_state, resident: dict, batch: dict):
     """The compiled training step, and empty totals for its metrics."""
     config = exp.config
     streamed = exp.feed.resident is None
-    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, streamed=streamed)
+    ops = augment.pipeline(
+        config.augment,
+        exp.dataset.mean,
+        exp.dataset.std,
+        streamed=exp.feed.cropped,
+        scale_min=config.data.scale_min,
+    )
     inputs = step.make_inputs(
         exp.sharding,
         ops,
         num_networks=config.split,
-        shared_view=_shared_view(config),
+        shared_view=config_lib.shared_view(config),
         streamed=streamed,
         mixup=config.augment.mixup,
+        cutmix=config.augment.cutmix,
+        mix_switch=config.augment.mix_switch,
     )
-    train_step = step.make_train_step(exp.method, exp.optimizer, inputs)
+    train_step = step.make_train_step(
+        exp.method,
+        exp.optimizer,
+        inputs,
+        accumulate=config.optim.accumulate,
+        sharding=exp.sharding,
+        ema=config.ema,
+    )
     _, shapes = jax.eval_shape(train_step, train_state, metrics.empty(), resident, batch)
     totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
     everywhere = exp.sharding.named(exp.sharding.replicated)
     where = state.shardings(train_state, exp.optimizer, exp.sharding)
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(where, everywhere))
-    return jitted.lower(train_state, totals, resident, batch).compile(), totals
+    lowered = jitted.lower(train_state, totals, resident, batch)
+    return lowered.compile(compiler_options=stack.compiler_options(config.remat)), totals
 
 
 def _put(exp: Experiment, batch: dict) -> dict:
     """A host batch on the mesh."""
     mesh = exp.sharding
-    views = mesh.shared_view if _shared_view(exp.config) else mesh.views
-    return {
-        name: mesh.put_local(value, views if name == "images" else mesh.batch)
+    shared = config_lib.shared_view(exp.config)
+    views = mesh.shared_view if shared else mesh.views
+    cropped = exp.feed.cropped
+    placed = {
+        name: mesh.put_local(value, views if name == "images" and cropped else mesh.batch)
         for name, value in batch.items()
     }
+    if "images" in placed and not cropped:
+        # One image for all networks; it is copied where it is used rather than sent S times.
+        copy = _copies(1 if shared else exp.config.split, mesh.named(views))
+        placed["images"] = copy(placed["images"])
+    return placed
 
 
-def _shared_view(config: ConfigDict) -> bool:
-    return config.split == 1 or (config.method == "cotrain" and config.cotrain.views == "same")
+@functools.lru_cache
+def _copies(num_views: int, where: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    """[B, ...] -> [num_views, B, ...], jitted."""
+    return jax.jit(
+        lambda images: jnp.broadcast_to(images[None], (num_views, *images.shape)),
+        out_shardings=where,
+    )
+
+
+def _bad_records(exp: Experiment) -> dict[str, float]:
+    """data/bad_records: those that were left out since the run was started or resumed."""
+    if exp.config.data.on_bad_record != "skip":
+        return {}
+    here = np.asarray(exp.feed.bad_records)
+    return {"data/bad_records": float(np.sum(multihost_utils.process_allgather(here)))}
 
 
 def _check_longer(old: ConfigDict, exp: Experiment, workdir: pathlib.Path) -> None:

@@ -184,4 +184,5 @@ def pairwise_disagreement(logits: Array) -> Array:
         return jnp.zeros(logits.shape[1], dtype)
     votes = jax.nn.one_hot(logits.argmax(-1), classes, dtype=dtype).sum(0)
     agreeing = (votes * (votes - 1)).sum(-1)  # ordered pairs
-    return 1 - agreeing / (networks * (networks - 1))
+    pairs = networks * (networks - 1)
+    return (pairs - agreeing) / pairs  # 1 - agreeing / pairs may round to less than 0

@@ -1,136 +1,22 @@
-"""Learning-rate schedules, weight decay by parameter path, and optimizers.
+"""Optimizers, weight decay by parameter path, and clipping per network.
 
-Schedules are functions of the step only; all their lengths are in steps and all their rates are
-already scaled to the batch size. Parameters are told apart by the name of their leaf, never by
-`ndim`: in a stack of networks every leaf carries a leading network axis.
+Parameters are told apart by the name of their leaf, never by `ndim`: in a stack of networks every
+leaf carries a leading network axis. Rates come from `schedules`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxsplit.errors import ConfigError
+from jaxsplit.schedules import Schedule
 
-Schedule = Callable[[jax.Array | int], jax.Array]
 PyTree = Any
-
-
-def _warmed(
-    after: Schedule, lr: float, warmup_steps: int, warmup_lr: float, end_lr: float
-) -> Schedule:
-    """`after` behind a linear warm-up, both never below `end_lr`."""
-
-    def schedule(step: jax.Array | int) -> jax.Array:
-        step = jnp.asarray(step)
-        rate = after(step)
-        if warmup_steps > 0:
-            share = step.astype(jnp.float32) / np.float32(warmup_steps)
-            rate = jnp.where(step <= warmup_steps, warmup_lr + (lr - warmup_lr) * share, rate)
-        return jnp.maximum(rate, np.float32(end_lr))
-
-    return schedule
-
-
-def cosine(
-    *,
-    lr: float,
-    total_steps: int,
-    warmup_steps: int = 0,
-    warmup_lr: float = 0.0,
-    end_lr: float = 0.0,
-) -> Schedule:
-    """Linear warm-up, then half a cosine (arXiv 1608.03983) from `lr` to 0, floored by `end_lr`.
-
-    With W = `warmup_steps`: for step <= W it is warmup_lr + (lr - warmup_lr) * step / W, then
-    lr / 2 * (1 + cos(pi * (step - W) / (total_steps - W))). The floor holds in the warm-up too.
-    A run ends at `total_steps`; past it the cosine would rise again, as the reference's does.
-
-    Args:
-        lr: highest rate.
-        total_steps: steps of the whole run, warm-up included.
-        warmup_steps: W, inclusive. Negative: no warm-up, and the curve starts |W| steps in (what
-            the reference does with -1 epochs).
-        warmup_lr: rate at step 0 of a warm-up.
-        end_lr: smallest rate anywhere.
-
-    Returns:
-        step (int, may be traced) -> float32[].
-
-    Raises:
-        ConfigError: the warm-up is longer than the run.
-    """
-    if warmup_steps > total_steps:
-        raise ConfigError(
-            f"schedule.warmup='{warmup_steps} steps': must not exceed the {total_steps} steps "
-            "of the run (duration)"
-        )
-    # 1 + cos(pi * t) = 2 * sin(pi / 2 * (1 - t))**2: no cancellation near the end, and the steps
-    # that remain are an exact integer, so float32 is enough for any length.
-    angle = np.float32(math.pi / 2 / max(total_steps - warmup_steps, 1))
-
-    def after(step: jax.Array) -> jax.Array:
-        remaining = (total_steps - step).astype(jnp.float32)
-        return np.float32(lr) * jnp.square(jnp.sin(remaining * angle))
-
-    return _warmed(after, lr, warmup_steps, warmup_lr, end_lr)
-
-
-def step(
-    *,
-    lr: float,
-    milestones_steps: Sequence[int],
-    factor: float,
-    warmup_steps: int = 0,
-    warmup_lr: float = 0.0,
-    end_lr: float = 0.0,
-) -> Schedule:
-    """Linear warm-up, then lr * factor ** (milestones reached), floored by `end_lr`.
-
-    Args:
-        lr: highest rate.
-        milestones_steps: the steps from which each further factor holds, rising.
-        factor: in (0, 1].
-        warmup_steps: length of the warm-up, inclusive; it hides milestones within it.
-        warmup_lr: rate at step 0 of a warm-up.
-        end_lr: smallest rate anywhere.
-
-    Returns:
-        step (int, may be traced) -> float32[].
-
-    Raises:
-        ConfigError: the milestones do not rise, or `factor` is outside (0, 1].
-    """
-    milestones = np.asarray(milestones_steps, np.int32)
-    if (np.diff(milestones) <= 0).any():
-        raise ConfigError(f"schedule.milestones={milestones.tolist()} (in steps): must rise")
-    if not 0 < factor <= 1:
-        raise ConfigError(f"schedule.factor={factor}: must be in (0, 1]")
-    rates = np.asarray([lr * factor**k for k in range(len(milestones) + 1)], np.float32)
-
-    def after(step: jax.Array) -> jax.Array:
-        reached = (step >= jnp.asarray(milestones)).sum()
-        return jnp.asarray(rates)[reached]
-
-    return _warmed(after, lr, warmup_steps, warmup_lr, end_lr)
-
-
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"cosine": cosine, "step": step}
-
-
-def schedule(name: str, **kwargs: Any) -> Schedule:
-    """The schedule called `name`, made from the keywords of its factory in `SCHEDULES`.
-
-    Raises:
-        ConfigError: no such schedule.
-    """
-    if name not in SCHEDULES:
-        raise ConfigError(f"schedule.name={name!r}: must be one of {', '.join(SCHEDULES)}")
-    return SCHEDULES[name](**kwargs)
+STACK = "stack"  # the part of a method's parameters whose leaves are [S, ...]
 
 
 def decay_mask(params: PyTree, *, decay_norm: bool) -> PyTree:
@@ -168,6 +54,30 @@ def divided_weight_decay(weight_decay: float, num_networks: int) -> float:
     return weight_decay * math.exp(1 / num_networks - 1)
 
 
+def clip_by_network_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales the gradient of every network whose norm over all its leaves exceeds `max_norm`.
+
+    Each network of the part `stack` has its own norm, so that networks do not slow each other down;
+    any other part is clipped as one. With `max_norm` / norm a gradient comes to exactly `max_norm`.
+
+    Args:
+        max_norm: above 0.
+    """
+
+    def clip(part: str, tree: PyTree) -> PyTree:
+        leaves = jax.tree.leaves(tree)
+        first = 1 if part == STACK else 0
+        square = sum(jnp.square(x).sum(tuple(range(first, x.ndim))) for x in leaves)
+        scale = max_norm / jnp.maximum(jnp.sqrt(square), max_norm)  # [S] or []; NaN stays NaN
+
+        def scaled(x: jax.Array) -> jax.Array:
+            return x * scale.reshape(scale.shape + (1,) * (x.ndim - first)).astype(x.dtype)
+
+        return jax.tree.map(scaled, tree)
+
+    return optax.stateless(lambda updates, _: {p: clip(p, tree) for p, tree in updates.items()})
+
+
 def sgd(
     lr_schedule: Schedule,
     *,
@@ -194,29 +104,184 @@ def sgd(
     Raises:
         ConfigError: momentum out of range, or Nesterov without it.
     """
-    if not 0 <= momentum < 1:
-        raise ConfigError(f"optim.momentum={momentum}: must be in [0, 1)")
+    _in_unit("momentum", momentum)
     if nesterov and not momentum:
         raise ConfigError("optim.nesterov=True: needs an optim.momentum above 0")
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
-        optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity(),
+        _trace(momentum, nesterov),
         optax.scale_by_learning_rate(lr_schedule),
     )
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd}
+def adam(
+    lr_schedule: Schedule,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float,
+    mask: PyTree,
+    decoupled: bool = False,
+) -> optax.GradientTransformation:
+    """Adam (arXiv 1412.6980) as PyTorch defines it: the decay is an L2 term in the gradient.
+
+    Args:
+        lr_schedule: step -> rate.
+        beta1, beta2: decay of the averages of the gradient and of its square, in [0, 1).
+        eps: added to the root of the second.
+        weight_decay: coefficient; see `decoupled`.
+        mask: tree of bool like the parameters.
+        decoupled: AdamW (arXiv 1711.05101): w -= lr * weight_decay * w instead.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    _in_unit("beta1", beta1)
+    _in_unit("beta2", beta2)
+    _positive_eps(eps)
+    decay = optax.add_decayed_weights(weight_decay, mask=mask)
+    scale = _scale_by_adam(beta1, beta2, eps)
+    pieces = (scale, decay) if decoupled else (decay, scale)
+    return optax.chain(*pieces, optax.scale_by_learning_rate(lr_schedule))
+
+
+def adamw(lr_schedule: Schedule, **fields: Any) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101): `adam` with decoupled weight decay."""
+    return adam(lr_schedule, decoupled=True, **fields)
+
+
+def rmsprop(
+    lr_schedule: Schedule,
+    *,
+    alpha: float = 0.9,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    centered: bool = False,
+    weight_decay: float,
+    mask: PyTree,
+) -> optax.GradientTransformation:
+    """RMSprop as PyTorch defines it.
+
+    g' = g + weight_decay * w where `mask`; s = alpha * s + (1 - alpha) * g'^2 from s = 0;
+    v = momentum * v + g' / (sqrt(s) + eps); w -= lr * v.
+
+    Args:
+        lr_schedule: step -> rate.
+        alpha: decay of the average of squares, in [0, 1).
+        eps: above 0.
+        momentum: in [0, 1); 0 keeps no buffer.
+        centered: s less the square of the average gradient.
+        weight_decay: coefficient of the L2 term in the gradient.
+        mask: tree of bool like the parameters.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    scale = _scale_by_rms(alpha, eps, centered, initial_scale=0.0, eps_in_sqrt=False)
+    _in_unit("momentum", momentum)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        scale,
+        _trace(momentum),
+        optax.scale_by_learning_rate(lr_schedule),
+    )
+
+
+def rmsprop_tf(
+    lr_schedule: Schedule,
+    *,
+    alpha: float = 0.9,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    centered: bool = False,
+    weight_decay: float,
+    mask: PyTree,
+) -> optax.GradientTransformation:
+    """RMSprop as TensorFlow 1 defines it, with which EfficientNet was trained.
+
+    As `rmsprop`, but s starts at 1, eps is inside the root, and the rate inside the momentum:
+    v = momentum * v + lr * g' / sqrt(s + eps); w -= v. Arguments as of `rmsprop`.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    scale = _scale_by_rms(alpha, eps, centered, initial_scale=1.0, eps_in_sqrt=True)
+    _in_unit("momentum", momentum)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        scale,
+        optax.scale_by_learning_rate(lr_schedule),
+        _trace(momentum),
+    )
+
+
+def _scale_by_rms(
+    alpha: float, eps: float, centered: bool, **fields: Any
+) -> optax.GradientTransformation:
+    _in_unit("alpha", alpha)
+    _positive_eps(eps)
+    return (optax.scale_by_stddev if centered else optax.scale_by_rms)(alpha, eps, **fields)
+
+
+def _scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, but right to the last digits in float32.
+
+    There 1 - beta2 ** n loses up to four of seven digits in the first steps.
+    """
+    plain = optax.scale_by_adam(beta1, beta2, eps)
+
+    def correction(beta: float, n: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """1 - beta ** n, without cancellation."""
+        return -jnp.expm1(n.astype(dtype) * (math.log(beta) if beta else -math.inf))
+
+    def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None):
+        n = state.count + 1
+        mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, beta2, 2)
+
+        def scaled(m: jax.Array, v: jax.Array) -> jax.Array:
+            root = jnp.sqrt(v / correction(beta2, n, v.dtype))
+            return m / correction(beta1, n, m.dtype) / (root + eps)
+
+        return jax.tree.map(scaled, mu, nu), optax.ScaleByAdamState(n, mu, nu)
+
+    return optax.GradientTransformation(plain.init, update)
+
+
+def _trace(momentum: float, nesterov: bool = False) -> optax.GradientTransformation:
+    return optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()
+
+
+def _in_unit(field: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"optim.{field}={value}: must be in [0, 1)")
+
+
+def _positive_eps(eps: float) -> None:
+    if not eps > 0:
+        raise ConfigError(f"optim.eps={eps}: must be above 0")
+
+
+# name -> (factory, the fields of config.optim that are its own)
+OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[str, ...]]] = {
+    "sgd": (sgd, ("momentum", "nesterov")),
+    "adam": (adam, ("beta1", "beta2", "eps")),
+    "adamw": (adamw, ("beta1", "beta2", "eps")),
+    "rmsprop": (rmsprop, ("alpha", "eps", "momentum", "centered")),
+    "rmsprop_tf": (rmsprop_tf, ("alpha", "eps", "momentum", "centered")),
+}
 
 
 def build(
     optim_config: Any, lr_schedule: Schedule, params: PyTree, num_networks: int
 ) -> optax.GradientTransformation:
-    """The optimizer that `config.optim` describes.
+    """The optimizer that `config.optim` describes: clipping, if any, then what `name` says.
 
     Args:
         optim_config: `config.optim`; read by attribute. Its learning rate is not used.
         lr_schedule: step -> rate, already scaled to the batch size.
-        params: nested dicts of arrays or shapes; only their paths matter.
+        params: {part: ...} of arrays or shapes; only their paths matter.
         num_networks: S of the divided network, for Eq. (6).
 
     Raises:
@@ -232,10 +297,18 @@ def build(
         raise ConfigError(f"optim.weight_decay={weight_decay}: must be 0 or more")
     if optim_config.divide_weight_decay:
         weight_decay = divided_weight_decay(weight_decay, num_networks)
-    return OPTIMIZERS[optim_config.name](
+    if optim_config.clip_norm < 0:
+        raise ConfigError(
+            f"optim.clip_norm={optim_config.clip_norm}: must be 0 (no clipping) or more"
+        )
+    factory, own = OPTIMIZERS[optim_config.name]
+    optimizer = factory(
         lr_schedule,
-        momentum=optim_config.momentum,
-        nesterov=optim_config.nesterov,
         weight_decay=weight_decay,
         mask=decay_mask(params, decay_norm=optim_config.decay_norm),
+        **{field: getattr(optim_config, field) for field in own},
     )
+    if not optim_config.clip_norm:
+        return optimizer
+    # The gradient of the loss is clipped; a decay that is part of the gradient comes after.
+    return optax.chain(clip_by_network_norm(optim_config.clip_norm), optimizer)

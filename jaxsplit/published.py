@@ -5,6 +5,7 @@ lists of checkpoints; both chose the best epoch on the test set. The configs tak
 crop and decay from here. `python -m jaxsplit.published [DATASET ...]` prints the table.
 """
 
+import argparse
 import sys
 from dataclasses import dataclass
 from statistics import mean
@@ -198,11 +199,16 @@ def table(results: tuple[Result, ...] = RESULTS) -> str:
 
 def main(argv: list[str]) -> int:
     """Prints the whole table, or that of some data sets."""
-    for name in argv:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxsplit.published", description="What the papers report"
+    )
+    parser.add_argument("datasets", nargs="*", metavar="DATASET", help=", ".join(_TABLES))
+    names = parser.parse_args(argv).datasets
+    for name in names:
         if name not in _TABLES:
             print(f"error: {name!r}: must be one of {', '.join(_TABLES)}", file=sys.stderr)
             return 2
-    print(table(tuple(r for r in RESULTS if not argv or r.dataset in argv)))
+    print(table(tuple(r for r in RESULTS if not names or r.dataset in names)))
     return 0
 
 

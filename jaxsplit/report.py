@@ -107,13 +107,14 @@ def brief(exp, results: Mapping[str, float]) -> str:
     )
 
 
-def tables(exp, results: Mapping[str, float], which: str) -> str:
+def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = False) -> str:
     """The table of every evaluated split of a `loop.Experiment`, and how `best` was chosen.
 
     Args:
       exp: the experiment.
       results: of `evaluate`, with the name of the split before each.
       which: checkpoint, in words.
+      imported: the checkpoint holds what was said of its accuracy where it was trained.
     """
     config = exp.config
     costs = summary.stack_cost(
@@ -140,9 +141,10 @@ def tables(exp, results: Mapping[str, float], which: str) -> str:
         reached = published.find(**same) if split == "test" and config.divide else ()
         parts.append(results_table(title, values, costs, config.split, reached))
     if "best/step" in results:
-        set_name = "training part held out" if exp.eval_split[0] == "validation" else "test set"
-        parts.append(
-            f"best: step {results['best/step']:.0f}, {exp.method.answer} top-1 "
-            f"{results[f'best/{exp.best_metric}']:.2%}, chosen on the {set_name}"
-        )
+        best = f"{exp.method.answer} top-1 {results[f'best/{exp.best_metric}']:.2%}"
+        chosen = "training part held out" if exp.eval_split[0] == "validation" else "test set"
+        if imported:
+            parts.append(f"the imported files say: {best}")
+        else:
+            parts.append(f"best: step {results['best/step']:.0f}, {best}, chosen on the {chosen}")
     return "\n\n".join(parts)

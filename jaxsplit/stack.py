@@ -138,11 +138,12 @@ def make(
     lowering: str = "auto",
     batch_norm: str = "local",
     dtype: str | None = None,
+    remat: str = "",
 ) -> Stack:
     """A stack of S networks of the (divided) Spec.
 
     Raises:
-      ConfigError: unknown lowering or batch_norm.
+      ConfigError: unknown lowering or batch_norm, or stages of `remat`.
     """
     choose_lowering(lowering, num_networks)
     if batch_norm not in BATCH_NORMS:
@@ -150,8 +151,23 @@ def make(
     synced = batch_norm == "sync"
     # None computes in the type of the input, so that float64 stays float64.
     dtype = None if dtype in (None, "float32") else jnp.dtype(dtype)
-    module = models.build(spec, num_classes, axis_name=DATA if synced else None, dtype=dtype)
+    module = models.build(
+        spec,
+        num_classes,
+        axis_name=DATA if synced else None,
+        dtype=dtype,
+        remat=models.remat_stages(spec, remat),
+    )
     return Stack(module, num_networks, sharding, lowering, synced)
+
+
+def compiler_options(remat: str) -> dict[str, str] | None:
+    """What a training step with `remat` is to be compiled with (`compiler_options` of jax.jit)."""
+    if not remat or jax.default_backend() != "cpu":
+        return None
+    # XLA's CPU compiler drops the barriers that hold the recomputation back until it is needed, and
+    # then finds the same computation twice and keeps its first result, as without `remat`.
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def _network_keys(key: Array, first: int | Array, n: int) -> Array:

@@ -19,17 +19,28 @@ _FAST_COMPILE = {
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes from step to step, and the key that all randomness is folded from."""
+    """All that changes from step to step, and the key that all randomness is folded from.
+
+    `ema`: an exponential moving average of parameters and BatchNorm statistics over the steps, a
+    tree {'params', 'batch_stats'}, or None where none is kept.
+    """
 
     step: Array  # int32[], steps done
     params: dict
     batch_stats: dict
     opt_state: Any
     key: Array  # uint32[2], raw key data; constant
+    ema: dict | None = None
+
+    @property
+    def raw(self) -> dict:
+        """The variables that are trained."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict:
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What is evaluated, and saved as the networks: the average where one is kept."""
+        return self.raw if self.ema is None else self.ema
 
 
 def init(
@@ -39,21 +50,24 @@ def init(
     image_shape: tuple[int, int, int],
     sharding: Sharding,
     taken: dict | None = None,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
     """A new state on the mesh, for images of (H, W, C); the same on any mesh.
 
     `taken`: a tree like the variables that holds arrays to start from, and None for those to draw.
+    `averaged`: with an `ema`, which starts as the variables.
     """
 
     def make(taken: dict | None) -> TrainState:
-        return _make(method, optimizer, seed, image_shape, taken)
+        return _make(method, optimizer, seed, image_shape, averaged, taken)
 
     options = _FAST_COMPILE.get(jax.default_backend())
     out = shardings(jax.eval_shape(make, taken), optimizer, sharding)
     return jax.jit(make, out_shardings=out, compiler_options=options)(taken)
 
 
-def _make(method, optimizer, seed, image_shape, taken=None) -> TrainState:
+def _make(method, optimizer, seed, image_shape, averaged, taken=None) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = method.init(init_key, image_shape)
     if taken is not None:
@@ -64,6 +78,8 @@ def _make(method, optimizer, seed, image_shape, taken=None) -> TrainState:
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
         key=jax.random.key_data(key),
+        # Arrays of their own: a state is donated to the step, and none can be given twice.
+        ema=jax.tree.map(jnp.copy, variables) if averaged else None,
     )
 
 
@@ -72,10 +88,12 @@ def shapes(
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     sharding: Sharding,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
     """The state as ShapeDtypeStructs with shardings; nothing is computed."""
 
-    state = jax.eval_shape(lambda: _make(method, optimizer, 0, image_shape))
+    state = jax.eval_shape(lambda: _make(method, optimizer, 0, image_shape, averaged))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         state,
@@ -96,17 +114,17 @@ def shardings(
             out[part] = jax.tree.map(lambda _, where=where: where, leaves)
         return out
 
-    params = of_parts(state.params)
+    raw = {collection: of_parts(tree) for collection, tree in state.raw.items()}
     return TrainState(
         step=everywhere,
-        params=params,
-        batch_stats=of_parts(state.batch_stats),
+        **raw,
         opt_state=optax.tree_utils.tree_map_params(
             optimizer,
             lambda _, s: s,
             state.opt_state,
-            params,
+            raw["params"],
             transform_non_params=lambda _: everywhere,
         ),
         key=everywhere,
+        ema=None if state.ema is None else raw,
     )

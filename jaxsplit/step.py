@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
 from jaxsplit import augment, losses, metrics
 from jaxsplit.augment.ops import Op
+from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method, network_names
 from jaxsplit.sharding import Sharding, first_example, first_network, fold_in_data
 from jaxsplit.state import TrainState
@@ -22,6 +24,8 @@ def make_inputs(
     shared_view: bool,
     streamed: bool,
     mixup: float,
+    cutmix: float = 0.0,
+    mix_switch: float = 0.5,
 ) -> Callable[[dict, dict, Array], dict]:
     """(resident, batch, key) -> what a method's `loss` takes; each device makes its own part.
 
@@ -32,6 +36,8 @@ def make_inputs(
       shared_view: all networks see one view of an image.
       streamed: a batch holds images and labels, not indices into the resident split.
       mixup: alpha; 0 is off.
+      cutmix: alpha; 0 is off.
+      mix_switch: where both are on, probability of CutMix in a step.
 
     Returns:
       A function of `resident` ({'images': uint8[N, H, W, C], 'labels': int32[N]}, or {}), `batch`
@@ -55,11 +61,19 @@ def make_inputs(
             first_network=0 if shared_view else first_network(num_views),
             first_example=first_example(labels.shape[0]),
         )
-        if not mixup:
+        if not (mixup or cutmix):
             return {"views": views, "labels": labels}
         # Images are paired within a device's part of the batch: nothing crosses devices.
         pair_key = fold_in_data(pair_key)
-        views, partner, lam = augment.mixup(lam_key, pair_key, views, labels, mixup)
+        views, partner, lam = augment.mixup_or_cutmix(
+            lam_key,
+            pair_key,
+            views,
+            labels,
+            mixup_alpha=mixup,
+            cutmix_alpha=cutmix,
+            switch=mix_switch,
+        )
         return {"views": views, "labels": labels, "partner": partner, "lam": lam}
 
     if streamed:
@@ -67,28 +81,84 @@ def make_inputs(
     else:
         batch_spec = {"index": sharding.batch}
     out_spec = {"views": views_spec, "labels": sharding.batch}
-    if mixup:
+    if mixup or cutmix:
         out_spec |= {"partner": sharding.batch, "lam": sharding.replicated}
     return sharding.map(local, (sharding.replicated, batch_spec, sharding.replicated), out_spec)
+
+
+def check_accumulate(accumulate: int, batch_size: int, sharding: Sharding) -> None:
+    """Makes sure that each device's part of a batch can be cut in `accumulate` equal parts.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    local = batch_size // sharding.data_devices
+    if accumulate < 1 or local % accumulate:
+        raise ConfigError(
+            f"optim.accumulate={accumulate}: must divide the {local} images of a device "
+            f"(batch_size={batch_size} over mesh.data={sharding.data_devices})"
+        )
 
 
 def make_train_step(
     method: Method,
     optimizer: optax.GradientTransformation,
     inputs: Callable[[dict, dict, Array], dict],
+    *,
+    accumulate: int = 1,
+    sharding: Sharding | None = None,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, metrics.Totals, dict, dict], tuple[TrainState, metrics.Totals]]:
-    """(state, totals, resident, batch) -> (new state, totals with this step's metrics)."""
+    """(state, totals, resident, batch) -> (new state, totals with this step's metrics).
+
+    With `accumulate` = k the batch is cut in k micro-batches, whose forward and backward passes run
+    one after another: the memory of one (but on CPU), the mean of their gradients and metrics.
+    Views and mixing are drawn for the whole batch before, so that they do not depend on k.
+    BatchNorm takes the statistics of each micro-batch in turn, and dropout other noise for each.
+
+    Args:
+      method: its loss is a mean over the batch.
+      optimizer: of all parameters.
+      inputs: of `make_inputs`.
+      accumulate: k; divides each device's part of the batch.
+      sharding: the mesh; needed where k > 1.
+      ema: decay of the average of parameters and statistics in `state.ema` (Polyak averaging, as
+        timm's ModelEmaV2: ema = decay * ema + (1 - decay) * new, buffers too); 0 where there is
+        none.
+    """
+
+    def gradients(params, stats, batch, key, progress):
+        def loss(params):
+            return method.loss({"params": params, "batch_stats": stats}, batch, key, progress)
+
+        (value, (stats, values)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return grads, stats, value, values
+
+    def accumulated(params, stats, batch, key, progress):
+        def add(carry, micro):
+            total, stats = carry
+            i, batch = micro
+            micro_key = jax.random.fold_in(key, i)
+            grads, stats, *outs = gradients(params, stats, batch, micro_key, progress)
+            return (jax.tree.map(jnp.add, total, grads), stats), outs
+
+        batches = cut_batch(batch, accumulate, sharding)
+        start = (jax.tree.map(jnp.zeros_like, params), stats)
+        # On CPU a convolution's backward pass is 100 times slower within a loop; and so all of them
+        # are written out, which saves no memory there.
+        unroll = jax.default_backend() == "cpu"
+        numbers = jnp.arange(accumulate)
+        (total, stats), outs = jax.lax.scan(add, start, (numbers, batches), unroll=unroll)
+        value, values = jax.tree.map(lambda x: x.mean(0), outs)
+        return jax.tree.map(lambda x: x / accumulate, total), stats, value, values
 
     def train_step(state, totals, resident, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         input_key, network_key = jax.random.split(key)
         batch = inputs(resident, batch, input_key)
-
-        def loss(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            return method.loss(variables, batch, network_key, state.step)
-
-        (value, (stats, values)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        grads, stats, value, values = (gradients if accumulate == 1 else accumulated)(
+            state.params, state.batch_stats, batch, network_key, state.step
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = state.replace(
             step=state.step + 1,
@@ -96,11 +166,47 @@ def make_train_step(
             batch_stats=stats,
             opt_state=opt_state,
         )
+        if ema:
+            new = new.replace(ema=optax.incremental_update(new.raw, state.ema, 1 - ema))
         # The norm overflows long before the weights do, so that no diverged state is saved.
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
         return new, metrics.add(totals, values, finite, state.step)
 
     return train_step
+
+
+def cut_batch(batch: dict, parts: int, sharding: Sharding) -> dict:
+    """What `make_inputs` made, in equal parts on a new leading axis; nothing crosses devices.
+
+    Args:
+      batch: `views` [S or 1, B, ...], scalars, which all parts get, and arrays [B, ...].
+      parts: divides each device's part of the batch.
+      sharding: the mesh.
+
+    Returns:
+      `views` [parts, S or 1, B / parts, ...], the others [parts, B / parts, ...] or [parts].
+    """
+
+    def spec(name: str, x: Array) -> P:
+        if x.ndim == 0:
+            return sharding.replicated
+        if name != "views":
+            return sharding.batch
+        return sharding.shared_view if x.shape[0] == 1 else sharding.views
+
+    def cut(name: str, x: Array) -> Array:
+        if x.ndim == 0:
+            return jnp.broadcast_to(x, (parts,))
+        axis = int(name == "views")
+        shape = (*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    specs = {name: spec(name, x) for name, x in batch.items()}
+    return sharding.map(
+        lambda batch: {name: cut(name, x) for name, x in batch.items()},
+        (specs,),
+        {name: P(None, *spec) for name, spec in specs.items()},
+    )(batch)
 
 
 def make_eval_step(

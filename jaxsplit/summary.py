@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxsplit import conv, models, published
+from jaxsplit import conv, models
 from jaxsplit.errors import ConfigError
 
 SPLITS = (1, 2, 4)  # of the table of all architectures
@@ -56,7 +56,6 @@ def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
     by_module = Counter()
     for name, n in macs.items():
         by_module[_group(name)] += n
-    assert by_module.keys() <= params.keys(), f"multiply-adds outside of any layer: {by_module}"
     order = [*by_module, *(g for g in params if g not in by_module)]  # as the data flows
     groups = {g: (params[g], by_module[g]) for g in order}
     return Cost(sum(params.values()), stats, sum(macs.values()), groups)
@@ -101,7 +100,9 @@ def stack_cost(arch: str, num_networks: int, *, divide: bool = True, **kwargs) -
 
 
 def title(arch: str, num_networks: int, divide: bool = True) -> str:
-    """'resnet110 divided in 2', or '2 x resnet110' where every network is the whole."""
+    """'resnet110 divided in 2'; '2 x resnet110' where every network is the whole; 'resnet110'."""
+    if num_networks == 1:
+        return arch
     return f"{arch} divided in {num_networks}" if divide else f"{num_networks} x {arch}"
 
 
@@ -122,31 +123,31 @@ def table(arch: str, num_networks: int, *, divide: bool = True, **kwargs) -> str
 
 
 def of_config(config) -> str:
-    """`table` of what a config would train, for the images of its data set.
+    """`table` of what a config would train, for the images of its data set; `curves` below it.
 
     Raises:
       ConfigError: a wrong value.
     """
     from jaxsplit import config as config_lib
-    from jaxsplit import data
+    from jaxsplit import curves, data
 
     config_lib.check(config)
-    source = data.DATASETS[config.data.name]
+    source = data.source(config.data)
     height, width, channels = source.image_shape
     shape = (config.data.image_size or height, config.data.image_size or width, channels)
-    return table(
+    costs = table(
         config.arch,
         config.split,
         divide=config.divide,
         num_classes=source.num_classes,
         image_shape=shape,
     )
+    return f"{costs}\n\n{curves.of_config(config)}"
 
 
 def architectures() -> list[str]:
-    """Every architecture by its name; of those with free numbers the published ones."""
-    named = (arch for family in models.FAMILIES.values() for arch in family.SPECS)
-    return list(dict.fromkeys((*named, *(result.arch for result in published.RESULTS))))
+    """Every architecture by its name; of those with free numbers the reference's."""
+    return [arch for family in models.FAMILIES.values() for arch in family.SPECS]
 
 
 _ROW = "{:28} {:>2} {:>6} {:>7} {:>13} {:>15} {:>13} {:>15} {:>7} {:>7}"

@@ -38,6 +38,16 @@ from jaxsplit.models import fusion
 DEAD = (r".*\.num_batches_tracked",)  # counters that no computation reads
 TRANS_FUSION = "trans_fusion_module."  # prefix of the module that FFSD's leader holds
 
+# What FFSD calls some of its networks -> their names here.
+FFSD_NAMES = {
+    "wideresnet1602": "ffsd_wide_resnet16_2",
+    "wideresnet4002": "ffsd_wide_resnet40_2",
+    "wideresnet2810": "ffsd_wide_resnet28_10",
+    "densenet": "densenet40_12",
+    "resnet18": "ffsd_resnet18",
+    "resnet34": "ffsd_resnet34",
+}
+
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _STATS = {"mean": "running_mean", "var": "running_var"}
 
@@ -84,13 +94,20 @@ def from_state_dict(
 
 
 def from_state_dicts(
-    spec, states: Sequence[State], num_classes: int, dtype=np.float32, *, channels: int = 3
+    spec,
+    states: Sequence[State],
+    num_classes: int,
+    dtype=np.float32,
+    *,
+    channels: int = 3,
+    what: str = "",
 ) -> list[dict]:
-    """`from_state_dict` of several networks of one Spec."""
+    """`from_state_dict` of several networks of one Spec; `what` is that, for messages."""
     shapes = _shapes(models.build(spec, num_classes), spec.image_size, channels)
     names = state_dict_names(spec, shapes)
     dead = (*DEAD, *getattr(models.known(spec.arch)[0], "TORCH_DEAD", ()))
-    return [_take(spec.arch, names, shapes, state, dead, dtype) for state in states]
+    what = what or spec.arch
+    return [_take(what, names, shapes, state, dead, dtype) for state in states]
 
 
 def trans_fusion(state: State, dtype=np.float32) -> dict:
@@ -127,10 +144,16 @@ def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) ->
         )
 
     def take(path, name, shape):
-        value = to_jax(np.asarray(state[name]), path).astype(dtype)
-        if value.shape != shape.shape:
-            raise ConfigError(f"{name}: shape {value.shape} where {what} has {shape.shape}")
-        return value
+        value = np.asarray(state[name])
+        wanted = shape.shape  # with its axes as the file has them
+        if path[-1].key == "kernel":
+            *window, inputs, outputs = wanted
+            wanted = (outputs, inputs, *window)
+        if value.shape != wanted:
+            raise ConfigError(f"{name}: shape {value.shape} where {what} has {wanted}")
+        if not (value.dtype.kind in "fiu" and np.isfinite(value).all()):
+            raise ConfigError(f"{name}: {value.dtype} values that are not all finite numbers")
+        return to_jax(value, path).astype(dtype)
 
     return jax.tree.map_with_path(take, names, shapes)
 
@@ -166,10 +189,15 @@ def read(paths: Sequence[str | pathlib.Path]) -> Weights:
         if len(file.networks) != 1 or file.trans_fusion:
             holds = "a leader" if file.trans_fusion else f"{len(file.networks)} networks"
             raise ConfigError(f"{path}: holds {holds}; each of several files must hold one network")
+    archs = {file.arch for file in files}
+    if len(archs) > 1:
+        raise ConfigError(f"the files hold networks of different kinds: {', '.join(sorted(archs))}")
     return Weights([file.networks[0] for file in files], {}, files[0].arch)
 
 
 def _read_file(path: pathlib.Path) -> Weights:
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a directory, must be a file of PyTorch weights")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
@@ -179,7 +207,10 @@ def _read_file(path: pathlib.Path) -> Weights:
         raise
     except Exception as error:  # libraries raise many kinds for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason[:200]})") from error
+        if "PytorchStreamReader" in reason:  # of a file that is not complete it writes much more
+            reason = "it is incomplete or damaged"
+        reason = reason if len(reason) <= 200 else f"{reason[:200]} ..."
+        raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     facts = content if isinstance(content, Mapping) else {}
     for key in ("state_dict", "weight"):
         if isinstance(facts.get(key), Mapping):
@@ -292,17 +323,26 @@ def to_variables(config: ConfigDict, weights: Weights, num_classes: int | None =
     Raises:
       ConfigError: weights of another architecture, S, number of classes or of image channels.
     """
-    spec, source = config_lib.spec(config), data.DATASETS[config.data.name]
+    spec, source = config_lib.spec(config), data.source(config.data)
     _check_networks(config, weights)
     classes = _num_classes(spec, weights.networks[0])
     if num_classes is not None and classes not in (None, num_classes):
         raise ConfigError(
-            f"the checkpoint's networks have {classes} classes, "
-            f"data.name={config.data.name!r} has {num_classes}"
+            f"the checkpoint's networks have {classes} classes, data.name={config.data.name!r} has "
+            f"{num_classes}; import with a config of {classes} classes, then use --init_from"
         )
-    networks = from_state_dicts(
-        spec, weights.networks, classes or source.num_classes, channels=source.image_shape[2]
-    )
+    what = summary.title(config.arch, config.split, config.divide)
+    fields = dict(channels=source.image_shape[2], what=what)
+    classes = classes or source.num_classes
+    try:
+        networks = from_state_dicts(spec, weights.networks, classes, **fields)
+    except ConfigError as error:
+        whole = models.divided(config.arch, 1)
+        if spec == whole or not _fits(whole, weights.networks[0], classes, **fields):
+            raise
+        raise ConfigError(
+            f"{error}; it holds whole networks of {config.arch}: --config.divide=False"
+        ) from None
     parts = {"stack": jax.tree.map(lambda *x: np.stack(x), *networks)}
     if weights.trans_fusion:
         parts["trans_fusion"] = trans_fusion(weights.trans_fusion)
@@ -312,12 +352,17 @@ def to_variables(config: ConfigDict, weights: Weights, num_classes: int | None =
     }
 
 
+def _fits(spec, state: State, num_classes: int, **fields) -> bool:
+    try:
+        from_state_dicts(spec, [state], num_classes, **fields)
+    except ConfigError:
+        return False
+    return True
+
+
 def _check_networks(config: ConfigDict, weights: Weights) -> None:
     n = len(weights.networks)
-    # What is a part of our name is a variant of it (`resnet18` in `ffsd_resnet18`): tensors decide.
-    variant = re.search(rf"(^|_){re.escape(weights.arch)}(_|$)", config.arch)
-    other = _is_known(weights.arch) and not variant
-    if n != config.split or other:
+    if n != config.split or (weights.arch and config.arch not in _names_here(weights.arch)):
         of = f" of {weights.arch}" if weights.arch else ""
         raise ConfigError(
             f"the checkpoint holds {n} network{'s' * (n > 1)}{of}, "
@@ -330,11 +375,10 @@ def _check_networks(config: ConfigDict, weights: Weights) -> None:
         )
 
 
-def _is_known(arch: str) -> bool:
-    try:
-        return bool(models.known(arch))
-    except ConfigError:
-        return False
+def _names_here(arch: str) -> set[str]:
+    """What the references' `arch` may be called here: they have several networks of one name."""
+    variants = {f"{arch}{suffix}" for suffix in ("", "_cifar", "_lightnetpp", "_plain")}
+    return variants | {f"ffsd_{arch}", FFSD_NAMES.get(arch, arch)}
 
 
 def _num_classes(spec, state: State) -> int | None:
@@ -358,7 +402,7 @@ def import_checkpoint(
     if checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds checkpoints already; choose another")
     weights = read(paths)
-    variables = to_variables(config, weights, data.DATASETS[config.data.name].num_classes)
+    variables = to_variables(config, weights, data.source(config.data).num_classes)
     folder = config_lib.prepare_workdir(workdir)
     config_lib.save(config, folder)
     metrics = {}

@@ -12,19 +12,11 @@ import pytest
 
 from jaxsplit import models, summary
 from jaxsplit.errors import ConfigError
+from jaxsplit.torch_import import FFSD_NAMES
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "counts.json"
 ROWS = json.loads(GOLDEN.read_text())
 
-# What FFSD calls its networks -> their names here.
-FFSD_NAMES = {
-    "wideresnet1602": "ffsd_wide_resnet16_2",
-    "wideresnet4002": "ffsd_wide_resnet40_2",
-    "wideresnet2810": "ffsd_wide_resnet28_10",
-    "densenet": "densenet40_12",
-    "resnet18": "ffsd_resnet18",
-    "resnet34": "ffsd_resnet34",
-}
 # Counted in every run: every family, and every S that the family has.
 SAMPLE = {
     ("resnet110", 1),
@@ -135,6 +127,10 @@ def test_all_that_divide_is_in_the_table():
     specs = [spec for family in models.FAMILIES.values() for spec in family.SPECS.values()]
     table = {(arch, s) for arch, s, *_ in ROWS}
     assert {(spec.arch, s) for spec in specs for s in spec.splits} - table == NOT_THE_REFERENCES
+
+
+def test_all_are_in_the_printed_table():
+    assert {arch for arch, *_ in ROWS} <= set(summary.architectures())
 
 
 def test_what_the_reference_cannot_divide_raises(parity):

@@ -581,10 +581,9 @@ def test_nothing_prepared(tmp_path, name):
         load(data_config(name, tmp_path))
     assert str(caught.value) == (
         f"data.dir={tmp_path}: no prepared '{name}' there; prepare it with: "
-        'python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record')"
-        f'.download_and_prepare()" (or put a {name}.npz with the arrays train_images, '
-        "train_labels, test_images, test_labels there)"
+        f"python -m jaxsplit.data.prepare {name} --source=FILES --data_dir={tmp_path}, or let tfds "
+        f"download it with --config.data.download=True (or put a {name}.npz with the arrays "
+        "train_images, train_labels, test_images, test_labels there)"
     )
 
 
@@ -619,7 +618,7 @@ def test_prepared_data_of_another_kind(tmp_path):
     with pytest.raises(ConfigError, match="and 20 classes, must have image, label and 100"):
         load(data_config("cifar100", tmp_path / "a"))
     write_image_dataset(tmp_path / "b", "cifar10", splits, num_classes=10)
-    with pytest.raises(ConfigError, match=r"cifar10 train image 0: shape \(16, 16, 3\), must be"):
+    with pytest.raises(ConfigError, match=r"record 0 \(.*\) has the shape \(16, 16, 3\), must be"):
         load(data_config("cifar10", tmp_path / "b"))
     write_image_dataset(tmp_path / "c", "cifar10", {"train": splits["train"]}, num_classes=10)
     with pytest.raises(ConfigError, match=r"c: 'cifar10' has no split 'test' \(has: train\)"):

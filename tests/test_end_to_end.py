@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tfds_fixtures import write_imagenet, write_small
 
 from configs import common
-from jaxsplit import augment, checkpoint, loop, metrics, models, optim, report, step, summary
+from jaxsplit import augment, checkpoint, loop, metrics, models, report, schedules, step, summary
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError, NonFiniteLossError
 
@@ -406,7 +406,7 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_bo
     def jumping(**_):
         return lambda count: jnp.where(jnp.asarray(count) < 4, 0.01, 1e30)
 
-    monkeypatch.setitem(optim.SCHEDULES, "cosine", jumping)
+    monkeypatch.setitem(schedules.SCHEDULES, "cosine", jumping)
     config = tiny(
         duration="12 steps",
         log_every="4 steps",

@@ -297,5 +297,12 @@ def test_disagreement_equals_a_loop_over_pairs(networks):
     close(losses.pairwise_disagreement(jnp.asarray(logits)), want, 1e-6)
 
 
+@pytest.mark.parametrize("networks", [2, 3, 4, 7])
+def test_networks_that_agree_do_not_disagree_at_all(networks):
+    logits = jnp.tile(jnp.eye(5)[None], (networks, 1, 1))
+    each = jax.jit(losses.pairwise_disagreement)(logits)
+    np.testing.assert_array_equal(each, np.zeros(5))
+
+
 def test_disagreement_of_one_network_is_zero():
     assert not losses.pairwise_disagreement(jnp.ones((1, 5, 3))).any()

@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
-from jaxsplit import checkpoint, cli, loop, optim
+from jaxsplit import checkpoint, cli, loop, schedules
 from jaxsplit import config as config_lib
 
 # ml_collections loads config files by a function that Python warns of.
@@ -156,19 +156,19 @@ def test_bad_init_from(trained, refused, tmp_path):
         "config has wide_resnet10_1 divided in 4"
     )
     line = refused(*TINY, new, "--init_from=missing.pth")
-    assert line == "init_from='missing.pth': missing.pth: no such file"
-    line = refused(f"--workdir={workdir}", "--init_from=missing.pth")
-    assert line.startswith(f"workdir='{workdir}': holds another experiment; changed are init_from:")
+    assert line == "init_from='missing.pth': no such workdir, checkpoint or file"
     assert not (tmp_path / "new").exists()
 
 
 def test_summary(run, capsys):
     run("--mode=summary", DIGITS, "--config.split=2")
-    said = capsys.readouterr().out.splitlines()
+    table, *curves = capsys.readouterr().out.split("\n\n")
+    assert [c.splitlines()[0].split()[0] for c in curves] == ["learning", "weight"]
+    said = table.splitlines()
     assert said[0] == "wide_resnet16_4 divided in 2, one network"
     assert [line.split()[0] for line in said[-4:]] == ["one", "all", "undivided", "ratio"]
     run("--mode=summary", DIGITS, "--config.split=3", "--config.divide=False")
-    said = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert said[0] == "3 x wide_resnet16_4, one network"
     one, whole, undivided, ratio = (line.split()[-1] for line in said[-4:])
     assert one == undivided and ratio == "3.000"
@@ -243,6 +243,17 @@ def test_bad_argument_in_summary(refused):
     assert refused("--mode=summary", DIGITS, "--config.split=3").startswith("split=3: ")
 
 
+def test_flags_that_do_not_fit_the_mode(refused, tmp_path):
+    line = refused("--mode=eval", f"--workdir={tmp_path}", DIGITS, "--init_from=elsewhere")
+    assert line == "init_from: only with --mode=train, not eval"
+
+
+def test_arguments_of_a_config_that_takes_none(refused):
+    line = refused(f"{DIGITS}:arch=resnet110", "--mode=summary")
+    path = DIGITS.removeprefix("--config=")
+    assert line == f"config='{path}:arch=resnet110': {path} takes no arguments ('arch=resnet110')"
+
+
 def test_missing_arguments(refused, tmp_path):
     assert refused() == "config: must be given: --config=configs/<name>.py"
     assert refused(DIGITS) == "workdir: must be given with --mode=train"
@@ -268,7 +279,7 @@ def test_missing_data(refused, tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert line.startswith(f"data.dir={tmp_path / 'none'}: no prepared 'cifar100' there; prepare")
-    assert "download_and_prepare()" in line
+    assert "python -m jaxsplit.data.prepare cifar100 --source=" in line
 
 
 def test_eval_of_nothing(refused, tmp_path):
@@ -335,7 +346,7 @@ def test_bad_input_in_the_shell(args, start, tmp_path):
 
 
 def test_nan_is_one_line_and_status_1(run, capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(optim.SCHEDULES, "cosine", lambda **_: lambda step: 1e30 + 0.0 * step)
+    monkeypatch.setitem(schedules.SCHEDULES, "cosine", lambda **_: lambda step: 1e30 + 0.0 * step)
     monkeypatch.setattr("jaxsplit.metrics._tensorboard", lambda workdir: None)
     with pytest.raises(SystemExit) as caught:
         run(*TINY, "--config.duration=6 steps", f"--workdir={tmp_path}")

@@ -1,18 +1,19 @@
-"""Schedules, decay by path and SGD against the reference's numbers and against numpy."""
+"""Decay by path, optimizers and clipping against the reference's numbers and against numpy."""
 
 import json
 import math
 import pathlib
 import re
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
-from jaxsplit import optim
+from configs import common
+from jaxsplit import optim, sharding
 from jaxsplit.errors import ConfigError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"  # copies of the reference's numbers
@@ -21,158 +22,6 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"  # copies of the reference's n
 @pytest.mark.parametrize("name", ["lr_schedules.json", "optimizers.npz", "parameter_groups.json"])
 def test_copies_are_the_reference(parity, name):
     assert (GOLDEN / name).read_bytes() == (parity / name).read_bytes()
-
-
-# ---- schedules
-
-CIFAR = dict(lr=0.1, warmup_steps=20 * 390, warmup_lr=5e-3, end_lr=1e-4)
-# (schedule, its fields) -> {step: rate}; 390 steps an epoch, numbers of the reference.
-GOLDEN_RATES = [
-    (
-        "cosine",
-        dict(CIFAR, total_steps=300 * 390),
-        {
-            0: 0.005,
-            1: 0.005012179487179487,
-            195: 0.0073750000000000005,
-            389: 0.009737820512820513,
-            79 * 390 + 195: 0.08926584654403724,
-            79 * 390 + 389: 0.08909247097122636,
-            80 * 390: 0.0890915741234015,
-            300 * 390: 0.0001,
-        },
-    ),
-    (
-        "cosine",
-        dict(lr=0.1, total_steps=300 * 390, end_lr=1e-4),
-        {0: 0.1, 1: 0.09999999998197531, 195: 0.09999931461237134, 80 * 390: 0.08345653031794292},
-    ),
-    (
-        "cosine",
-        dict(lr=0.2, total_steps=1800 * 390, warmup_steps=-390, end_lr=1e-4),
-        {0: 0.1999998478604197, 389: 0.1999993930015445, 89 * 390: 0.19877019807409044},
-    ),
-    (
-        "step",
-        dict(CIFAR, milestones_steps=(100 * 390, 225 * 390), factor=0.1),
-        {1: 0.005012179487179487, 79 * 390: 0.1, 300 * 390: 0.001},
-    ),
-]
-MODES = {"cos": "cosine", "step": "step"}
-
-
-def assert_rates(schedule, points: dict[int, float]) -> None:
-    """Every rate within 1e-6 of itself: at float32 no more than its last digits."""
-    steps = np.asarray(list(points), np.int32)
-    rates = jax.jit(jax.vmap(schedule))(steps)
-    assert rates.dtype == jnp.float32
-    np.testing.assert_allclose(rates, list(points.values()), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize(("name", "fields", "points"), GOLDEN_RATES)
-def test_schedules_have_the_golden_rates(name, fields, points):
-    assert_rates(optim.schedule(name, **fields), points)
-
-
-def reference_schedule(mode: str, constructor: dict):
-    """Our schedule for the arguments of the reference's; its defaults where they are left out."""
-    get = {
-        "init_lr": 0.1,
-        "num_epochs": 100,
-        "iters_per_epoch": 300,
-        "slow_start_epochs": 0,
-        "slow_start_lr": 0.0,
-        "end_lr": 1e-3,
-        **constructor,
-    }
-    per_epoch = get["iters_per_epoch"]
-    total = get["num_epochs"] * per_epoch
-    fields = dict(
-        lr=get["init_lr"],
-        warmup_steps=get["slow_start_epochs"] * per_epoch,
-        warmup_lr=get["slow_start_lr"],
-        end_lr=get["end_lr"],
-    )
-    if mode == "cos":
-        return optim.cosine(total_steps=total, **fields), per_epoch
-    every = get.get("lr_step")
-    milestones = get["lr_milestones"] or range(every, get["num_epochs"] + 1, every)
-    steps = [epoch * per_epoch for epoch in milestones]
-    factor = get["lr_step_multiplier"]
-    return optim.step(milestones_steps=steps, factor=factor, **fields), per_epoch
-
-
-def test_schedules_equal_the_reference_at_every_point():
-    configs = json.loads((GOLDEN / "lr_schedules.json").read_text())["splitnet"]
-    compared = 0
-    for config in configs.values():
-        if not isinstance(config, dict) or "points" not in config:
-            continue
-        mode = config["constructor"]["mode"]
-        if mode not in MODES:
-            continue
-        schedule, per_epoch = reference_schedule(mode, config["constructor"])
-        points = {epoch * per_epoch + i: lr for epoch, i, lr in config["points"]}
-        assert_rates(schedule, points)
-        compared += len(points)
-    assert compared > 1500
-
-
-def test_long_cosine_is_exact_in_float32():
-    # 1800 epochs of 390 steps: every 97th step and the last ones, against float64.
-    total, warmup = 1800 * 390, 60 * 390
-    schedule = optim.cosine(lr=0.1, total_steps=total, warmup_steps=warmup, warmup_lr=5e-3)
-    steps = np.concatenate([np.arange(warmup + 1, total, 97), np.arange(total - 50, total)])
-    want = 0.1 * np.cos(np.pi / 2 * (steps - warmup) / (total - warmup)) ** 2
-    assert_rates(schedule, dict(zip(steps.tolist(), want.tolist(), strict=True)))
-
-
-@pytest.mark.parametrize(
-    ("factory", "fields"),
-    [
-        (optim.cosine, dict(total_steps=50)),
-        (optim.step, dict(milestones_steps=(20, 30), factor=0.5)),
-    ],
-)
-def test_schedules_are_float32_also_with_x64_and_traced(factory, fields):
-    schedule = factory(lr=0.3, warmup_steps=10, warmup_lr=0.1, end_lr=0.01, **fields)
-    with jax.enable_x64(True):
-        wide = [schedule(i) for i in (0, 5, 10, 11, 25, 49)]
-        traced = [jax.jit(schedule)(i) for i in (0, 5, 10, 11, 25, 49)]
-    assert {x.dtype for x in wide + traced} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(wide, traced, rtol=1e-6)
-
-
-def test_step_drops_exactly_at_its_milestones_and_is_floored():
-    schedule = optim.step(lr=1.0, milestones_steps=(3, 5), factor=0.1, end_lr=0.05)
-    np.testing.assert_allclose(
-        [schedule(i) for i in range(7)], [1, 1, 1, 0.1, 0.1, 0.05, 0.05], rtol=1e-6
-    )
-    constant = optim.step(lr=0.7, milestones_steps=(), factor=0.1)
-    np.testing.assert_allclose([constant(0), constant(10**6)], 0.7, rtol=1e-6)
-
-
-def test_warmup_is_floored_by_end_lr():
-    schedule = optim.cosine(lr=1.0, total_steps=100, warmup_steps=10, warmup_lr=0.0, end_lr=0.25)
-    np.testing.assert_allclose(
-        [schedule(i) for i in (0, 1, 2, 3, 10)], [0.25, 0.25, 0.25, 0.3, 1.0], rtol=1e-6
-    )
-
-
-def test_a_run_that_is_all_warmup_ends_at_lr():
-    schedule = optim.cosine(lr=0.4, total_steps=4, warmup_steps=4)
-    np.testing.assert_allclose([schedule(i) for i in range(5)], [0, 0.1, 0.2, 0.3, 0.4], rtol=1e-6)
-
-
-def test_schedule_errors_name_the_field():
-    with pytest.raises(ConfigError, match="schedule.name='poly': .* cosine, step"):
-        optim.schedule("poly", lr=0.1)
-    with pytest.raises(ConfigError, match="schedule.warmup='11 steps': .* 10 steps"):
-        optim.cosine(lr=0.1, total_steps=10, warmup_steps=11)
-    with pytest.raises(ConfigError, match=r"schedule.milestones=\[5, 3\]"):
-        optim.step(lr=0.1, milestones_steps=(5, 3), factor=0.1)
-    with pytest.raises(ConfigError, match="schedule.factor=0"):
-        optim.step(lr=0.1, milestones_steps=(3,), factor=0)
 
 
 # ---- weight decay
@@ -253,16 +102,49 @@ def test_divided_weight_decay_equals_the_reference(parity):
         assert got == pytest.approx(record["wd_multiplier_eq6"], rel=1e-12)
 
 
-# ---- SGD
+# ---- Optimizers
 
-SGD_ROWS = {
-    "sgd_nesterov_wd1e-2_groups_b_nodecay": dict(nesterov=True, mask={"w": True, "b": False}),
-    "sgd_nesterov_wd1e-2_all": dict(nesterov=True, mask={"w": True, "b": True}),
-    "sgd_no_nesterov_wd1e-2_all": dict(nesterov=False, mask={"w": True, "b": True}),
+ALL, ONLY_W = {"w": True, "b": True}, {"w": True, "b": False}
+SGD = dict(momentum=0.9)
+RMS = dict(alpha=0.9, momentum=0.9)
+TF = dict(RMS, eps=1e-3)
+# Row of optimizers.npz -> (factory, its fields).
+ROWS = {
+    "sgd_nesterov_wd1e-2_groups_b_nodecay": (
+        optim.sgd,
+        dict(SGD, nesterov=True, weight_decay=1e-2, mask=ONLY_W),
+    ),
+    "sgd_nesterov_wd1e-2_all": (optim.sgd, dict(SGD, nesterov=True, weight_decay=1e-2, mask=ALL)),
+    "sgd_no_nesterov_wd1e-2_all": (
+        optim.sgd,
+        dict(SGD, nesterov=False, weight_decay=1e-2, mask=ALL),
+    ),
+    "rmsprop_tf_wd1e-5": (optim.rmsprop_tf, dict(TF, weight_decay=1e-5, mask=ALL)),
+    "rmsprop_tf_wd1e-2": (optim.rmsprop_tf, dict(TF, weight_decay=1e-2, mask=ALL)),
+    "rmsprop_tf_wd1e-2_groups_b_nodecay": (
+        optim.rmsprop_tf,
+        dict(TF, weight_decay=1e-2, mask=ONLY_W),
+    ),
+    "rmsprop_tf_no_momentum": (
+        optim.rmsprop_tf,
+        dict(TF, momentum=0.0, weight_decay=1e-2, mask=ALL),
+    ),
+    "rmsprop_tf_centered": (
+        optim.rmsprop_tf,
+        dict(TF, centered=True, weight_decay=1e-2, mask=ALL),
+    ),
+    "torch_rmsprop_wd1e-2": (optim.rmsprop, dict(RMS, eps=1e-8, weight_decay=1e-2, mask=ALL)),
+    "adamw_eps1e-4_wd1e-2": (optim.adamw, dict(eps=1e-4, weight_decay=1e-2, mask=ALL)),
+    "adam_l2_wd1e-2_ffsd": (optim.adam, dict(weight_decay=1e-2, mask=ALL)),
 }
 
 
-def run_sgd(tx, params: dict, grads: list[dict]) -> list[dict]:
+def test_every_row_of_the_reference_is_compared():
+    data = np.load(GOLDEN / "optimizers.npz")
+    assert ROWS.keys() == {name.split("/")[0] for name in data.files} - {"problem"}
+
+
+def run(tx, params: dict, grads: list[dict]) -> list[dict]:
     """The parameters after every step."""
 
     @jax.jit
@@ -280,9 +162,11 @@ def run_sgd(tx, params: dict, grads: list[dict]) -> list[dict]:
 @pytest.mark.parametrize(
     ("dtype", "suffix", "tolerance"), [("float32", "", 1e-6), ("float64", "_f64", 1e-12)]
 )
-@pytest.mark.parametrize("row", SGD_ROWS)
-def test_sgd_equals_torch(row, dtype, suffix, tolerance):
+@pytest.mark.parametrize("row", ROWS)
+def test_optimizers_equal_torch(row, dtype, suffix, tolerance):
+    """The rate changes at every step."""
     data = np.load(GOLDEN / "optimizers.npz")
+    factory, fields = ROWS[row]
     with jax.enable_x64(dtype == "float64"):
         rates = jnp.asarray(data["problem/lr_per_step"], dtype)
         params = {k: jnp.asarray(data[f"problem/param/{k}"], dtype) for k in "wb"}
@@ -290,8 +174,7 @@ def test_sgd_equals_torch(row, dtype, suffix, tolerance):
             {k: jnp.asarray(data[f"problem/grads_per_step/{k}"][i], dtype) for k in "wb"}
             for i in range(6)
         ]
-        tx = optim.sgd(lambda i: rates[i], momentum=0.9, weight_decay=1e-2, **SGD_ROWS[row])
-        after = run_sgd(tx, params, grads)
+        after = run(factory(lambda i: rates[i], **fields), params, grads)
     for i, got in enumerate(after, start=1):
         for k in "wb":
             assert got[k].dtype == dtype
@@ -319,7 +202,7 @@ def test_sgd_equals_its_equations(momentum, nesterov):
     )
     cast = [jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), g) for g in grads]
     start = {"kernel": jnp.asarray(w, jnp.float32), "bias": jnp.asarray(b, jnp.float32)}
-    after = run_sgd(tx, start, cast)
+    after = run(tx, start, cast)
     velocity = {"kernel": 0.0, "bias": 0.0}
     for i, (each, got) in enumerate(zip(grads, after, strict=True)):
         lr = float(rates[i])
@@ -331,16 +214,11 @@ def test_sgd_equals_its_equations(momentum, nesterov):
         np.testing.assert_allclose(got["bias"], b, rtol=0, atol=1e-6)
 
 
-def optim_config(**changes) -> SimpleNamespace:
-    fields = dict(
-        name="sgd",
-        momentum=0.0,
-        nesterov=False,
-        weight_decay=0.5,
-        decay_norm=True,
-        divide_weight_decay=False,
-    )
-    return SimpleNamespace(**{**fields, **changes})
+def optim_config(**changes) -> ConfigDict:
+    config = common.get_config().optim
+    config.momentum, config.nesterov, config.weight_decay = 0.0, False, 0.5
+    config.update(changes)
+    return config
 
 
 @pytest.mark.parametrize("decay_norm", [True, False])
@@ -349,7 +227,7 @@ def test_build_decays_what_the_config_says(decay_norm, divide):
     config = optim_config(decay_norm=decay_norm, divide_weight_decay=divide)
     tx = optim.build(config, lambda i: 0.1, PARAMS, num_networks=4)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    (after,) = run_sgd(tx, PARAMS, [zeros])
+    (after,) = run(tx, PARAMS, [zeros])
     kept = 1 - 0.1 * 0.5 * (math.exp(1 / 4 - 1) if divide else 1)
     np.testing.assert_allclose(after["conv"]["kernel"], kept, rtol=1e-6)
     np.testing.assert_allclose(after["head"]["kernel"], kept, rtol=1e-6)
@@ -360,12 +238,136 @@ def test_build_decays_what_the_config_says(decay_norm, divide):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(name="adam"), "optim.name='adam': must be one of sgd"),
+        (
+            dict(name="lamb"),
+            "optim.name='lamb': must be one of sgd, adam, adamw, rmsprop, rmsprop_tf",
+        ),
         (dict(weight_decay=-1.0), "optim.weight_decay=-1.0"),
         (dict(momentum=1.0), "optim.momentum=1.0"),
         (dict(nesterov=True), "optim.nesterov=True"),
+        (dict(clip_norm=-1.0), "optim.clip_norm=-1.0: must be 0"),
+        (dict(name="adamw", beta1=1.0), r"optim.beta1=1.0: must be in \[0, 1\)"),
+        (dict(name="adam", beta2=-0.1), "optim.beta2=-0.1"),
+        (dict(name="adam", eps=0.0), "optim.eps=0.0: must be above 0"),
+        (dict(name="rmsprop", alpha=1.5), "optim.alpha=1.5"),
+        (dict(name="rmsprop_tf", eps=-1.0), "optim.eps=-1.0"),
+        (dict(name="rmsprop_tf", momentum=1.0), "optim.momentum=1.0"),
     ],
 )
 def test_build_errors_name_the_field(changes, message):
     with pytest.raises(ConfigError, match=message):
         optim.build(optim_config(**changes), lambda i: 0.1, PARAMS, num_networks=1)
+
+
+OWN = {  # optimizer -> (fields that are its own, its factory)
+    "sgd": (dict(momentum=0.8, nesterov=True), optim.sgd),
+    "adam": (dict(beta1=0.7, beta2=0.8, eps=1e-2), optim.adam),
+    "adamw": (dict(beta1=0.7, beta2=0.8, eps=1e-2), optim.adamw),
+    "rmsprop": (dict(alpha=0.7, eps=1e-2, momentum=0.8, centered=True), optim.rmsprop),
+    "rmsprop_tf": (dict(alpha=0.7, eps=1e-2, momentum=0.8, centered=True), optim.rmsprop_tf),
+}
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_fields_of_a_config_reach_the_optimizer(name):
+    """And all that it depends on is its own: other fields may be anything."""
+    fields, factory = OWN[name]
+    every = dict(momentum=0.3, beta1=0.1, beta2=0.2, alpha=0.4, eps=0.5)
+    config = optim_config(**{**every, **fields, "name": name})
+    mask = optim.decay_mask(PARAMS, decay_norm=True)
+    rng = np.random.default_rng(0)
+    grads = [
+        jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), PARAMS)
+        for _ in range(3)
+    ]
+    got = run(optim.build(config, lambda i: 0.1, PARAMS, num_networks=4), PARAMS, grads)
+    want = run(factory(lambda i: 0.1, weight_decay=0.5, mask=mask, **fields), PARAMS, grads)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# ---- Clipping
+
+
+def gradients(seed: int = 0) -> dict:
+    """Of a stack of four networks, the third small, and of another module."""
+    rng = np.random.default_rng(seed)
+
+    def like(x):
+        scale = jnp.asarray([3.0, 1.0, 1e-3, 2.0]).reshape(4, *[1] * (x.ndim - 1))
+        return jnp.asarray(rng.normal(size=x.shape), jnp.float32) * scale
+
+    return {
+        "stack": jax.tree.map(like, PARAMS),
+        "fusion": {"kernel": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)},
+    }
+
+
+def test_each_network_is_clipped_as_if_alone():
+    grads, max_norm = gradients(), 2.5
+    tx, alone = optim.clip_by_network_norm(max_norm), optax.clip_by_global_norm(max_norm)
+    got, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    norms = []
+    for i in range(4):
+        of_network = jax.tree.map(lambda x, i=i: x[i], grads["stack"])
+        want, _ = alone.update(of_network, alone.init(of_network))
+        norms.append(float(optax.tree.norm(of_network)))
+        for a, b in zip(jax.tree.leaves(got["stack"]), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-6)
+            if norms[i] < max_norm:  # to the last bit
+                np.testing.assert_array_equal(a[i], b)
+    assert min(norms) < max_norm < max(norms)  # the others do not make it larger
+    want, _ = alone.update(grads["fusion"], alone.init(grads["fusion"]))
+    assert optax.tree.norm(grads["fusion"]) > max_norm
+    np.testing.assert_allclose(got["fusion"]["kernel"], want["kernel"], rtol=1e-6)
+
+
+def test_clipping_is_the_same_with_networks_on_several_devices():
+    grads = gradients()
+    tx = optim.clip_by_network_norm(2.5)
+    want, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    mesh = sharding.make(2, 4, num_networks=4)
+    sharded = {
+        "stack": mesh.put(grads["stack"], mesh.networks),
+        "fusion": mesh.put(grads["fusion"], mesh.replicated),
+    }
+    compiled = jax.jit(lambda g: tx.update(g, tx.init(g))[0]).lower(sharded).compile()
+    got = compiled(sharded)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    # A network's norm needs nothing of another device.
+    assert not re.search("all-reduce|all-gather|collective", compiled.as_text())
+
+
+def test_a_zero_gradient_stays_zero_and_what_is_not_finite_shows():
+    tx = optim.clip_by_network_norm(1.0)
+    zero = {"stack": jax.tree.map(jnp.zeros_like, PARAMS)}
+    got, _ = tx.update(zero, tx.init(zero))
+    assert not any(jnp.any(x) for x in jax.tree.leaves(got))
+    for bad in (jnp.nan, jnp.inf):
+        grads = {"stack": {"head": {"kernel": jnp.ones((2, 3)).at[1, 1].set(bad)}}}
+        got, _ = tx.update(grads, tx.init(grads))
+        kernel = got["stack"]["head"]["kernel"]
+        assert jnp.isfinite(kernel[0]).all() and not jnp.isfinite(kernel[1]).all()
+
+
+def test_build_clips_the_gradient_before_the_decay():
+    params = {"stack": {"head": {"kernel": jnp.ones((2, 3))}}}
+    grads = {"stack": {"head": {"kernel": jnp.asarray([[3.0, 4, 0], [0.3, 0.4, 0]])}}}
+    config = optim_config(clip_norm=1.0)
+    (after,) = run(optim.build(config, lambda i: 0.1, params, num_networks=2), params, [grads])
+    clipped = np.asarray([[0.6, 0.8, 0], [0.3, 0.4, 0]])
+    np.testing.assert_allclose(
+        after["stack"]["head"]["kernel"], 1 - 0.1 * (clipped + 0.5), rtol=1e-6
+    )
+
+
+def test_without_clipping_the_state_is_as_before():
+    """So that checkpoints of runs before it can be restored."""
+    structure = [
+        jax.tree.structure(optim.build(optim_config(**c), lambda i: 0.1, PARAMS, 4).init(PARAMS))
+        for c in (dict(momentum=0.9), dict(momentum=0.9, clip_norm=1.0))
+    ]
+    mask = optim.decay_mask(PARAMS, decay_norm=True)
+    plain = optim.sgd(lambda i: 0.1, momentum=0.9, nesterov=False, weight_decay=0.5, mask=mask)
+    assert structure[0] == jax.tree.structure(plain.init(PARAMS)) != structure[1]

@@ -1,14 +1,18 @@
 """The backbone of README, as a user would write it."""
 
+import dataclasses
 import pathlib
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from flax import linen as nn
 
-from jaxsplit import models
-from jaxsplit.models import resnet
+from configs import digits_wrn16_4_x4
+from jaxsplit import loop, models, summary
+from jaxsplit.models import layers, resnet
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -60,7 +64,56 @@ def test_a_name_is_taken_once(monkeypatch):
     with pytest.raises(ValueError, match="arch='resnet50': there is one of that name already"):
         models.register(spec, resnet.divide, resnet.build)
     own = resnet.Spec("own", (1,), 8, splits=(1, 2))
+    with pytest.raises(ValueError, match="arch='own': splits=.* must hold 1, the undivided"):
+        models.register(dataclasses.replace(own, splits=(2, 4)), resnet.divide, resnet.build)
+    with pytest.raises(ValueError, match="must have splits, image_size"):
+        models.register(SimpleNamespace(arch="own"), resnet.divide, resnet.build)
+    assert "own" not in models.names()
     for _ in range(2):  # as when a notebook's cell is run again
         models.register(own, lambda spec, s: spec, resnet.build)
     assert models.divided("own", 2) == own
     assert "own" in models.names()
+    family = resnet.Spec("resnet", (1,), 8, splits=(1,))  # what a family is called is no arch
+    models.register(family, lambda spec, s: spec, resnet.build)
+    assert models.divided("resnet", 1) == family
+    assert models.divided("resnet110", 1) == resnet.SPECS["resnet110"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare:
+    arch: str = "bare_net"
+    image_size: int = 8
+    splits: tuple = (1, 2)
+
+
+class BareNet(nn.Module):
+    """No BatchNorm; a product that no layer with parameters makes."""
+
+    num_classes: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False, example_ids=None):
+        x = layers.Conv(8, name="stem_conv")(x)
+        flat = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = x + (nn.softmax(flat @ flat.swapaxes(1, 2)) @ flat).reshape(x.shape)
+        return layers.classify(nn.relu(x), self.num_classes, train=train), {"final": x}
+
+
+def test_a_backbone_with_neither_statistics_nor_layers_for_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "FAMILIES", dict(models.FAMILIES))
+
+    def build(spec, num_classes, axis_name, dtype):
+        return BareNet(num_classes, axis_name)
+
+    models.register(Bare(), lambda spec, s: spec, build)
+    cost = summary.cost(Bare(), num_classes=10, image_shape=(8, 8, 1))
+    assert cost.groups["other"] == (0, 2 * 64 * 64 * 8)
+    assert (cost.stats, cost.macs) == (0, 64 * 9 * 8 + 2 * 64 * 64 * 8 + 80)
+    config = digits_wrn16_4_x4.get_config()
+    config.arch, config.split = "bare_net", 2
+    config.duration, config.schedule.warmup = "3 steps", "0 steps"
+    result = loop.train_and_evaluate(config, tmp_path)
+    assert loop.evaluate_checkpoint(config, tmp_path)["test/ensemble/nll"] == pytest.approx(
+        result["test/ensemble/nll"]
+    )

@@ -11,12 +11,12 @@ import pathlib
 import re
 
 import pytest
-from test_counts import FFSD_NAMES
 
 from configs import arguments, cifar10, cifar100, imagenet, imagenet_seresnet101_x4, svhn
 from jaxsplit import config as config_lib
 from jaxsplit import models, published
 from jaxsplit.errors import ConfigError
+from jaxsplit.torch_import import FFSD_NAMES
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "hparams.json"
 CONFIGS = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn, "imagenet2012": imagenet}
@@ -187,14 +187,16 @@ def test_golden_options_are_the_parity_file(parity):
     rows = json.loads((parity / "hparams.json").read_text())["rows"]
     assert [of_hparams(row) for row in rows] == json.loads(GOLDEN.read_text())
     same = dict(momentum=0.9, is_nesterov=1, lr_mode="cos", mix_alpha=0.2, is_cutout=1)
-    same |= dict(cot_weight=0.5, cot_loss_choose="js_divergence", is_wd_all=0)
+    same |= dict(cot_weight=0.5, cot_loss_choose="js_divergence", is_wd_all=0, optimizer="SGD")
+    same |= dict(is_autoaugment=0, decay_factor=0.97, decay_epochs=0.8)
     for row in rows:  # what is the same everywhere is not in the golden file
         assert {name: row[name] for name in same} == same
 
 
 def wanted_of(arch, dataset, epochs, batch_size, split, options: dict) -> dict:
     """The reference's options, but for what is done differently here, and why."""
-    wanted = {name: options[name] for name in FIELDS if name != "randaa"}  # not built yet
+    wanted = {name: options[name] for name in FIELDS}
+    wanted["randaa"] = options["randaa"] or ""
     wanted |= {name: bool(options[name]) for name in ("is_label_smoothing", "is_mixup")}
     # Its default divides the decay always; here the published result decides (`wanted` holds the
     # decay before Eq. (6)).
@@ -235,13 +237,22 @@ def test_recipes_have_the_references_options(name):
             "is_label_smoothing": config.label_smoothing == 0.1,
             "is_mixup": config.augment.mixup == 0.2,
             "erase_p": config.augment.erase_prob,
+            "randaa": config.augment.randaugment,
             "crop_size": config.data.image_size or 32,
             "cot_weight_warm_up_epochs": epochs_of(config.cotrain.warmup, epochs),
         }
+        assert found.pop("randaa") == wanted.pop("randaa"), case
         assert {k: found[k] for k in wanted} == pytest.approx(wanted, rel=1e-12), case
         assert config.optim.base_batch_size == batch_size  # floor and warm-up's rate are as given
-        assert (config.optim.name, config.schedule.name) == ("sgd", "cosine")
+        # EfficientNet's are not in the namespace: its training script has them.
+        own = name == "imagenet2012" and arch.startswith("efficientnet")
+        assert (config.optim.name, config.schedule.name) == (
+            ("rmsprop_tf", "exponential") if own else ("sgd", "cosine")
+        )
         assert (config.optim.momentum, config.optim.nesterov) == (0.9, True)
+        assert (config.schedule.decay_factor, config.schedule.decay_every) == (0.97, "0.8 epochs")
+        # The loaders of CIFAR-10 and SVHN apply theirs whatever the flag says.
+        assert config.augment.autoaugment == {"cifar10": "cifar10", "svhn": "svhn"}.get(name, "")
         assert (config.cotrain.loss, config.cotrain.weight) == ("js", 0.5)
         compared.add((arch, split, epochs))
     assert len(compared) >= {"svhn": 10, "imagenet2012": 100}.get(name, 200)
@@ -268,6 +279,9 @@ def test_recipes_of_the_two_runs_without_options():
         assert config.data.image_size == size
         assert config.duration == f"{epochs} epochs"
         assert config.schedule.to_json() == usual.schedule.to_json()
+        policy = config.augment.randaugment
+        assert policy == ("rand-m9-mstd0.5" if arch.endswith("_B") else "")
+        usual.augment.randaugment = policy
         assert config.augment.to_json() == usual.augment.to_json()
         assert config.cotrain.to_json() == usual.cotrain.to_json()
 

@@ -1,12 +1,17 @@
-"""The evaluation step: ranks, ties, padding; and what a device makes of its part of a batch."""
+"""The evaluation step: ranks, ties, padding; what a device makes of its part of a batch; batches
+that are cut into parts."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxsplit import augment, sharding, step
+from configs import common
+from jaxsplit import augment, loop, metrics, sharding, state, step
+from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
+from jaxsplit.state import TrainState
 
 MEAN, STD = (0.0,), (1.0,)
 
@@ -102,3 +107,223 @@ def test_mixup_pairs_within_a_device_with_one_lambda():
     assert (partner // 4 == labels // 4).all() and (partner != labels).any()
     for views in out["views"]:  # one lambda and one permutation for all networks
         np.testing.assert_allclose(views[:, 0, 0, 0], lam * labels + (1 - lam) * partner, rtol=1e-5)
+
+
+# ---- Accumulation
+
+IMAGES = (4, 4, 1)
+
+
+def linear_method(networks: int = 2) -> Method:
+    """Linear networks on mixed labels, whose statistics are frozen."""
+
+    def loss(variables, batch, key, progress):
+        w = variables["params"]["stack"]["kernel"]
+        views = jnp.broadcast_to(batch["views"], (networks, *batch["views"].shape[1:]))
+        logits = jnp.einsum("sbhwc,shwck->sbk", views, w)
+        log_p = jax.nn.log_softmax(logits)
+        of_label, of_partner = (
+            -jnp.take_along_axis(log_p, batch[name][None, :, None], 2)[..., 0].mean(1)
+            for name in ("labels", "partner")
+        )
+        each = batch["lam"] * of_label + (1 - batch["lam"]) * of_partner
+        return each.sum(), (variables["batch_stats"], {"each": each, "lam": batch["lam"]})
+
+    return Method(None, loss, None, None, "net0")
+
+
+def linear_state(optimizer, networks: int = 2) -> TrainState:
+    rng = np.random.default_rng(0)
+    params = {
+        "stack": {"kernel": jnp.asarray(rng.normal(size=(networks, *IMAGES, 5)), jnp.float32)}
+    }
+    return TrainState(
+        step=jnp.int32(3),
+        params=params,
+        batch_stats={"stack": {"mean": jnp.ones(networks)}},
+        opt_state=optimizer.init(params),
+        key=jax.random.key_data(jax.random.key(5)),
+    )
+
+
+def linear_run(mesh_shape, accumulate: int, shared: bool = False):
+    """(state, means of the metrics) after one step on 32 images, with flips and mixup."""
+    mesh = sharding.make(*mesh_shape, num_networks=2, batch_size=32)
+    rng = np.random.default_rng(1)
+    resident = {
+        "images": rng.integers(0, 256, (40, *IMAGES), np.uint8),
+        "labels": rng.integers(0, 5, 40).astype(np.int32),
+    }
+    batch = {"index": rng.permutation(40)[:32].astype(np.int32)}
+    ops = augment.pipeline(augment_config(), MEAN, STD, streamed=False)
+    inputs = step.make_inputs(
+        mesh, ops, num_networks=2, shared_view=shared, streamed=False, mixup=1.0
+    )
+    optimizer = optax.sgd(1.0)
+    train_step = step.make_train_step(
+        linear_method(), optimizer, inputs, accumulate=accumulate, sharding=mesh
+    )
+    new, totals = jax.jit(train_step)(
+        linear_state(optimizer),
+        metrics.empty(),
+        mesh.put(resident, mesh.replicated),
+        mesh.put(batch, mesh.batch),
+    )
+    return new, metrics.means(totals)
+
+
+def augment_config():
+    config = common.get_config().augment
+    config.crop_padding, config.flip, config.erase_prob = 0, True, 0.0
+    return config
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shared", "in_a_loop"),
+    [
+        ((1, 1), False, False),
+        ((1, 1), False, True),
+        ((4, 2), False, False),
+        ((4, 2), True, True),
+    ],
+)
+def test_parts_of_a_batch_do_what_the_whole_does(mesh, shared, in_a_loop, monkeypatch):
+    """The same gradient and metrics, so the same views and pairs; written out, or in a loop."""
+    whole, means = linear_run(mesh, 1, shared)
+    if in_a_loop:
+        scan = jax.lax.scan
+        monkeypatch.setattr(jax.lax, "scan", lambda f, init, xs, unroll: scan(f, init, xs))
+    start = linear_state(optax.sgd(1.0))
+    moved = np.abs(whole.params["stack"]["kernel"] - start.params["stack"]["kernel"]).max()
+    assert moved > 0.1
+    parts, of_parts = linear_run(mesh, 4, shared)
+    assert jax.tree.structure(parts) == jax.tree.structure(whole)
+    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert of_parts == pytest.approx(means, rel=1e-5)
+    assert int(parts.step) == 4
+
+
+def test_batches_are_cut_within_each_device():
+    mesh = sharding.make(4, 2, num_networks=2, batch_size=16)
+    numbers = np.arange(16, dtype=np.int32)
+    views = np.broadcast_to(numbers[None, :, None], (2, 16, 3)) + 100 * np.arange(2)[:, None, None]
+    batch = {
+        "views": mesh.put(views, mesh.views),
+        "labels": mesh.put(numbers, mesh.batch),
+        "lam": mesh.put(np.float32(0.3), mesh.replicated),
+    }
+    compiled = jax.jit(lambda b: step.cut_batch(b, 2, mesh)).lower(batch).compile()
+    got = jax.device_get(compiled(batch))
+    want = [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]]
+    assert got["labels"].tolist() == want
+    assert got["views"].shape == (2, 2, 8, 3)
+    assert got["views"][:, 0, :, 1].tolist() == want
+    assert (got["views"][:, 1] == got["views"][:, 0] + 100).all()
+    np.testing.assert_allclose(got["lam"], [0.3, 0.3])
+    text = compiled.as_text()
+    assert not any(word in text for word in ("all-reduce", "all-gather", "all-to-all", "permute("))
+
+
+def test_batch_norm_and_keys_of_each_part_in_turn():
+    """Statistics go from part to part; each has noise of its own."""
+    seen = []
+
+    def loss(variables, batch, key, progress):
+        w, mean = variables["params"]["stack"]["kernel"], variables["batch_stats"]["stack"]["mean"]
+        noise = jax.random.uniform(key)
+        jax.debug.callback(lambda x: seen.append(float(x)), noise)
+        new = 0.5 * mean + 0.5 * batch["views"].mean((1, 2))
+        return (w.mean() * new).sum(), ({"stack": {"mean": new}}, {"loss": new.sum()})
+
+    mesh = sharding.make(1, 1, num_networks=2, batch_size=4)
+    views = jnp.asarray([[[1.0], [3.0], [5.0], [9.0]], [[2.0], [2.0], [4.0], [0.0]]])
+    optimizer = optax.sgd(1.0)
+    train_step = step.make_train_step(
+        Method(None, loss, None, None, "net0"),
+        optimizer,
+        lambda r, b, k: {"views": views, "labels": jnp.zeros(4, jnp.int32)},
+        accumulate=2,
+        sharding=mesh,
+    )
+    new, totals = jax.jit(train_step)(linear_state(optimizer), metrics.empty(), {}, {})
+    jax.effects_barrier()
+    first = [0.5 * 1 + 0.5 * 2, 0.5 * 1 + 0.5 * 2]  # means of images 0 and 1: 2 and 2
+    second = [0.5 * first[0] + 0.5 * 7, 0.5 * first[1] + 0.5 * 2]
+    np.testing.assert_allclose(new.batch_stats["stack"]["mean"], second)
+    assert metrics.means(totals)["loss"] == pytest.approx((sum(first) + sum(second)) / 2)
+    assert len(set(seen)) == 2
+
+
+@pytest.mark.parametrize(("accumulate", "data"), [(3, 1), (8, 4), (0, 1), (32, 1)])
+def test_a_batch_that_cannot_be_cut(accumulate, data):
+    mesh = sharding.make(data, 1, num_networks=1, batch_size=16)
+    with pytest.raises(
+        ConfigError, match=f"^optim.accumulate={accumulate}: must divide the {16 // data} images"
+    ):
+        step.check_accumulate(accumulate, 16, mesh)
+    step.check_accumulate(16 // data, 16, mesh)
+
+
+def test_a_config_whose_batch_cannot_be_cut():
+    config = common.get_config()
+    config.data.name, config.arch, config.batch_size = "digits", "wide_resnet10_1", 16
+    config.optim.accumulate, config.mesh.data = 3, 4
+    with pytest.raises(ConfigError, match="^optim.accumulate=3: must be a divisor of batch_size=1"):
+        loop.build(config)
+    config.optim.accumulate = 8
+    with pytest.raises(ConfigError, match="^optim.accumulate=8: must divide the 4 images of a dev"):
+        loop.build(config)
+    loop.build(config, training=False)
+
+
+@pytest.mark.slow
+def test_a_real_network_in_parts():
+    """Two divided networks with BatchNorm: as two calls of the loss by hand, and on two devices."""
+    config = common.get_config()
+    config.data.name, config.arch, config.split = "digits", "wide_resnet10_1", 2
+    config.batch_size, config.mesh.data, config.batch_norm = 16, 2, "sync"
+    config.optim.accumulate, config.augment.mixup = 2, 0.0
+    exp = loop.build(config)
+    start = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
+    host = jax.device_get(start)
+    arrays = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
+    resident = exp.sharding.put(arrays, exp.sharding.replicated)
+    batch = loop._put(exp, next(exp.feed.batches(0)))
+    compiled, totals = loop._compile(exp, start, resident, batch)
+    new, totals = compiled(start, totals, resident, batch)
+
+    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, streamed=False)
+    inputs = step.make_inputs(
+        exp.sharding, ops, num_networks=2, shared_view=False, streamed=False, mixup=0.0
+    )
+    key = jax.random.fold_in(jax.random.wrap_key_data(host.key), 0)
+    made = jax.device_get(jax.jit(inputs)(resident, batch, jax.random.split(key)[0]))
+
+    @jax.jit
+    def gradient(params, stats, batch):
+        def loss(params):
+            variables = {"params": params, "batch_stats": stats}
+            return exp.method.loss(variables, batch, key, jnp.int32(0))
+
+        (value, (stats, _)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return value, stats, grads
+
+    stats, grads, values = host.batch_stats, [], []
+    for rows in ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]):
+        part = {"views": made["views"][:, rows], "labels": made["labels"][rows]}
+        part = {
+            "views": exp.sharding.put(part["views"], exp.sharding.views),
+            "labels": exp.sharding.put(part["labels"], exp.sharding.batch),
+        }
+        value, stats, grad = gradient(host.params, stats, part)
+        grads.append(grad)
+        values.append(float(value))
+    mean = jax.tree.map(lambda *x: sum(x) / 2, *grads)
+    updates, _ = exp.optimizer.update(mean, exp.optimizer.init(host.params), host.params)
+    want = optax.apply_updates(host.params, updates)
+    assert metrics.means(totals)["loss"] == pytest.approx(np.mean(values), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(new.raw["params"]), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(new.batch_stats), jax.tree.leaves(stats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

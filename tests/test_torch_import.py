@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from torch_states import numbered, random_variables, state_of
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, cli, loop, models, torch_import
+from jaxsplit import checkpoint, cli, loop, models, summary, torch_import
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion, resnet, senet
@@ -344,7 +344,8 @@ def test_what_is_no_checkpoint(save, tmp_path):
         assert str(caught.value).startswith(f"{path}: ")
         return str(caught.value).removeprefix(f"{path}: ")
 
-    assert message(tmp_path / "none.pth") == message(tmp_path) == "no such file"
+    assert message(tmp_path / "none.pth") == "no such file"
+    assert message(tmp_path) == "is a directory, must be a file of PyTorch weights"
     for content in ({}, [1, 2], {"state_dict": {}}):
         assert message(save("a.pth", content)) == "holds no state_dict"
     numbers = message(save("a.pth", {"epoch": 3, "best": 0.5}))
@@ -501,7 +502,7 @@ def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run
     assert got["step"] == 0
     if facts:
         assert loop.evaluate_checkpoint(config, workdir, "best")["best/test/ensemble/top1"] == 0.125
-        assert "best: step 0, ensemble top-1 12.50%" in capsys.readouterr().out
+        assert "the imported files say: ensemble top-1 12.50%" in capsys.readouterr().out
     else:
         with pytest.raises(ConfigError, match="checkpoint='best'.* one of: 0"):
             loop.evaluate_checkpoint(config, workdir, "best")
@@ -538,9 +539,12 @@ def test_bad_input_of_the_command(refused, tmp_path):
         "the checkpoint holds 2 networks, config has split=4, arch='wide_resnet10_1'"
     )
     line = refused(npz, *OVERRIDES, workdir, "--config.data.name=cifar100")
-    assert line == "the checkpoint's networks have 10 classes, data.name='cifar100' has 100"
+    assert line == (
+        "the checkpoint's networks have 10 classes, data.name='cifar100' has 100; "
+        "import with a config of 10 classes, then use --init_from"
+    )
     line = refused(npz, *OVERRIDES, workdir, "--config.arch=resnet110")
-    assert line.startswith("state_dict does not fit resnet110: missing ['layer1.0.bn3.bias', ")
+    assert line.startswith("state_dict does not fit resnet110 divided in 2: missing ")
     line = refused(npz, *OVERRIDES, workdir, "--config.data.name=cifar10")  # three channels
     assert line.startswith("layer0.0.weight: shape (3, 3, 1, 16) where wide_resnet10_1 has (3, 3,")
     assert not (tmp_path / "run").exists()
@@ -567,11 +571,48 @@ def test_another_architecture_or_split_names_both(save):
     )
 
 
-def test_a_name_that_is_no_other_network_is_no_error():
+def test_the_name_in_the_file():
+    """It is ours, or the reference's for ours; a part of ours or an unknown one is another."""
     states = networks(2)
-    for arch in ("", "ours", "wide_resnet10"):
+    for arch in ("", "wide_resnet10_1"):
         weights = torch_import.Weights(states, {}, arch=arch)
         assert torch_import.to_variables(tiny(), weights, 10)["params"].keys() == {"stack"}
+    for arch in ("ours", "wide_resnet10", "vgg16"):
+        weights = torch_import.Weights(states, {}, arch=arch)
+        with pytest.raises(ConfigError, match=f"holds 2 networks of {arch}, config has split=2"):
+            torch_import.to_variables(tiny(), weights, 10)
+    same = {
+        "efficientnetb0": {"efficientnetb0", "efficientnetb0_cifar", "efficientnetb0_lightnetpp"},
+        "resnet18": {"resnet18", "ffsd_resnet18"},
+        "wideresnet4002": {"ffsd_wide_resnet40_2"},
+        "se_resnet50": {"se_resnet50"},  # not se_resnet50_B, whose tensors are the same
+    }
+    for arch, ours in same.items():
+        known = set(summary.architectures()) & torch_import._names_here(arch)
+        assert known == ours
+
+
+def test_values_that_are_no_numbers_are_named():
+    spec = SPECS["resnet"]
+    for bad in (np.nan, np.inf, "a"):
+        _, state = random_state(spec)
+        state["fc.bias"] = np.full(K, bad)
+        with pytest.raises(ConfigError, match="^fc.bias: .* values that are not all finite"):
+            torch_import.from_state_dict(spec, state, K)
+
+
+def test_files_of_different_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        torch_import,
+        "_read_torch",
+        lambda path: {"state_dict": {"fc.bias": np.zeros(3)}, "arch": path.stem},
+    )
+    for name in ("resnet110", "resnet164"):
+        (tmp_path / f"{name}.pth").touch()
+    with pytest.raises(ConfigError, match="of different kinds: resnet110, resnet164"):
+        torch_import.read(sorted(tmp_path.iterdir()))
+    with pytest.raises(ConfigError, match="is a directory, must be a file"):
+        torch_import.read([tmp_path])
 
 
 def test_whole_networks(tmp_path):
@@ -579,7 +620,7 @@ def test_whole_networks(tmp_path):
     config = tiny(arch="wide_resnet10_2", divide=False)
     np.savez(tmp_path / "a.npz", **numbered(networks(2, config)))
     torch_import.import_checkpoint(config, [tmp_path / "a.npz"], tmp_path / "run")
-    with pytest.raises(ConfigError, match="does not fit wide_resnet10_2: .* left over"):
+    with pytest.raises(ConfigError, match="whole networks .* --config.divide=False$"):
         torch_import.import_checkpoint(
             tiny(arch="wide_resnet10_2"), [tmp_path / "a.npz"], tmp_path / "other"
         )

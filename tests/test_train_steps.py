@@ -67,6 +67,7 @@ def start(parity, case, dtype):
         weight_decay=float(meta["weight_decay"]),
         decay_norm=True,
         divide_weight_decay=False,
+        clip_norm=0.0,
     )
     lr = dtype(meta["lr"])
     optimizer = optim.build(config, lambda _: lr, variables["params"], s)

@@ -1,5 +1,6 @@
-"""Views made on the device: image ops (`ops`); views and mixup built from them (`views`)."""
+"""Views made on the device: ops (`ops`), views built from them (`views`), mixup and CutMix."""
 
-from jaxsplit.augment.views import eval_view, make_views, mix, mixup, pipeline
+from jaxsplit.augment.mixing import cutmix, mix, mixup, mixup_or_cutmix
+from jaxsplit.augment.views import eval_view, make_views, pipeline
 
-__all__ = ["eval_view", "make_views", "mix", "mixup", "pipeline"]
+__all__ = ["cutmix", "eval_view", "make_views", "mix", "mixup", "mixup_or_cutmix", "pipeline"]

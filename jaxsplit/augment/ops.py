@@ -16,30 +16,109 @@ from jaxsplit.errors import ConfigError
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
 
+_EXACT = dict(precision=jax.lax.Precision.HIGHEST)  # else TPUs and GPUs round pixels to bfloat16
 
-def random_crop(padding: int) -> Op:
-    """A window of the image's own size, somewhere in the image padded with zeros (black).
+
+CROP_MODES = {"zeros": "constant", "reflect": "reflect"}  # name -> mode of `jnp.pad`
+
+
+def random_crop(padding: int, mode: str = "zeros") -> Op:
+    """A window of the image's own size, somewhere in the padded image.
 
     Args:
         padding: pixels on every side; each of the (2 * padding + 1)^2 offsets is equally likely.
+        mode: what the padding holds: 'zeros' (black), or 'reflect': the image mirrored at its
+            outermost pixels, which are not repeated.
 
     Raises:
-        ConfigError: `padding` is not above 0.
+        ConfigError: `padding` is not above 0 or `mode` is unknown; from the op: an image is too
+            small to be reflected.
     """
     if padding <= 0:
         raise ConfigError(f"augment.crop_padding={padding}: must be above 0 (0: no crop)")
+    if mode not in CROP_MODES:
+        raise ConfigError(f"augment.crop_mode={mode!r}: must be one of {', '.join(CROP_MODES)}")
 
     def op(key: jax.Array, image: jax.Array) -> jax.Array:
         top, left = _below(2 * padding + 1, jax.random.uniform(key, (2,)))
-        return crop_padded(image, padding, top, left)
+        return crop_padded(image, padding, top, left, mode)
 
     return op
 
 
-def crop_padded(image: jax.Array, padding: int, top: jax.Array, left: jax.Array) -> jax.Array:
-    """The window at (`top`, `left`) of `image` padded with zeros: [H, W, C] -> [H, W, C]."""
-    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+def crop_padded(
+    image: jax.Array, padding: int, top: jax.Array, left: jax.Array, mode: str = "zeros"
+) -> jax.Array:
+    """The window at (`top`, `left`) of `image` padded by `mode`: [H, W, C] -> [H, W, C]."""
+    if mode == "reflect" and padding >= min(image.shape[:2]):
+        raise ConfigError(
+            f"augment.crop_padding={padding}: must be below {min(image.shape[:2])}, the side of "
+            "the image, with augment.crop_mode='reflect'"
+        )
+    sides = ((padding, padding), (padding, padding), (0, 0))
+    padded = jnp.pad(image, sides, mode=CROP_MODES[mode])
     return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+
+def random_resized_crop(
+    scale_min: float,
+    scale_max: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    attempts: int = 10,
+) -> Op:
+    """A random box of the image, resized to the image's own size: for images held in memory.
+
+    An attempt draws the area, uniform in [`scale_min`, `scale_max`] * H * W, and width / height,
+    log-uniform in `aspect`; both sides are rounded. The first of `attempts` that fits is placed
+    anywhere; if none does, the largest box in the centre with a permitted aspect is taken. The same
+    boxes as those of streamed images, which are cut on the host. See `resize_box`.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    if not 0 < scale_min <= scale_max <= 1:
+        raise ConfigError(f"data.scale_min={scale_min}: must be in (0, {scale_max:g}]")
+    if not 0 < aspect[0] <= aspect[1]:
+        raise ConfigError(f"random_resized_crop: aspect {aspect}: must be 0 < least <= most")
+    log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
+
+    def op(key: jax.Array, image: jax.Array) -> jax.Array:
+        height, width, _ = image.shape
+        u = jax.random.uniform(key, (2 + 2 * attempts,))
+        pixels = _between(u[2 : 2 + attempts], (scale_min, scale_max)) * (height * width)
+        ratio = jnp.exp(_between(u[2 + attempts :], log_aspect))
+        h = jnp.round(jnp.sqrt(pixels / ratio)).astype(jnp.int32)
+        w = jnp.round(jnp.sqrt(pixels * ratio)).astype(jnp.int32)
+        fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+        first, any_fits = fits.argmax(), fits.any()
+        h = jnp.where(any_fits, h[first], min(height, round(width / aspect[0])))
+        w = jnp.where(any_fits, w[first], min(width, round(height * aspect[1])))
+        top = jnp.where(any_fits, _below(height - h + 1, u[0]), (height - h) // 2)
+        left = jnp.where(any_fits, _below(width - w + 1, u[1]), (width - w) // 2)
+        return resize_box(image, top, left, h, w)
+
+    return op
+
+
+def resize_box(
+    image: jax.Array, top: jax.Array, left: jax.Array, h: jax.Array, w: jax.Array
+) -> jax.Array:
+    """A box of the image, bilinearly resized to the whole: uint8[H, W, C] -> uint8[H, W, C].
+
+    Nothing outside the box is seen. It is never larger than the result, so that antialiasing would
+    change nothing. Two products with matrices of two weights a row: no gather, which is slow on
+    TPUs, and not `jax.image.scale_and_translate`, which looks beyond the box.
+    """
+
+    def weights(side: int, first: jax.Array, length: jax.Array) -> jax.Array:
+        centre = first + (jnp.arange(side) + 0.5) * length / side - 0.5
+        centre = jnp.clip(centre, first, first + length - 1)[:, None]
+        return jnp.maximum(0, 1 - jnp.abs(centre - jnp.arange(side)[None]))
+
+    height, width, _ = image.shape
+    rows, columns = weights(height, top, h), weights(width, left, w)
+    pixels = jnp.einsum("ih,jw,hwc->ijc", rows, columns, image.astype(jnp.float32), **_EXACT)
+    return jnp.floor(pixels + 0.5).astype(image.dtype)
 
 
 def random_flip() -> Op:
@@ -128,6 +207,40 @@ def random_erase(
         return jnp.where(erased, jnp.zeros((), image.dtype), image)
 
     return op
+
+
+def cutout(side: int) -> Op:
+    """Cutout (arXiv 1708.04552): a square of zeros in every image.
+
+    Its centre is any pixel, equally often, so that the square may be cut off at the border; of an
+    even side the centre is the first pixel of the second half. Zeros are the mean colour when the
+    image is normalised.
+
+    Args:
+        side: of the square in pixels.
+
+    Raises:
+        ConfigError: `side` is not above 0.
+    """
+    if side <= 0:
+        raise ConfigError(f"augment.cutout={side}: must be above 0 (0: no cutout)")
+
+    def op(key: jax.Array, image: jax.Array) -> jax.Array:
+        centre = jax.random.uniform(key, (2,))
+        row, column = (_below(n, u) for n, u in zip(image.shape[:2], centre, strict=True))
+        return cut_square(image, row, column, side)
+
+    return op
+
+
+def cut_square(image: jax.Array, row: jax.Array, column: jax.Array, side: int) -> jax.Array:
+    """The image with zeros in the square around (`row`, `column`): [H, W, C] -> [H, W, C]."""
+    rows, columns = (
+        (jnp.arange(n) >= centre - side // 2) & (jnp.arange(n) < centre - side // 2 + side)
+        for n, centre in zip(image.shape[:2], (row, column), strict=True)
+    )
+    inside = rows[:, None, None] & columns[None, :, None]
+    return jnp.where(inside, jnp.zeros((), image.dtype), image)
 
 
 def _between(u: jax.Array, bounds: tuple[float, float]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""From uint8 images to the S views that the networks see, and mixup.
+"""From uint8 images to the S views that the networks see.
 
 Everything is pure and meant for jit. The random numbers of one view follow from the key, the
 network's number and the example's number alone, so that they do not depend on how networks and
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsplit.augment import ops as image_ops
+from jaxsplit.augment import policies
 from jaxsplit.augment.ops import Op
 from jaxsplit.errors import ConfigError
 
@@ -19,37 +20,59 @@ from jaxsplit.errors import ConfigError
 # The order is the order of the ops; a new op is a factory in `ops` and a line here.
 OPS: dict[str, Callable[[Mapping[str, Any], Sequence[float], Sequence[float]], Op | None]] = {
     "random_crop": lambda a, mean, std: (
-        image_ops.random_crop(a["crop_padding"]) if a["crop_padding"] else None
+        image_ops.random_crop(a["crop_padding"], a.get("crop_mode", "zeros"))
+        if a["crop_padding"]
+        else None
+    ),
+    "random_resized_crop": lambda a, mean, std: (
+        image_ops.random_resized_crop(a["scale_min"]) if a.get("random_resized_crop") else None
     ),
     "random_flip": lambda a, mean, std: image_ops.random_flip() if a["flip"] else None,
+    "policy": lambda a, mean, std: policies.policy(a, mean),
     "normalize": lambda a, mean, std: image_ops.normalize(mean, std),
     "random_erase": lambda a, mean, std: (
         image_ops.random_erase(a["erase_prob"], a["erase_area"], a["erase_aspect"])
         if a["erase_prob"]
         else None
     ),
+    "cutout": lambda a, mean, std: image_ops.cutout(a["cutout"]) if a.get("cutout") else None,
 }
-ON_HOST_IF_STREAMED = ("random_crop",)  # streamed images come as random-resized crops
+# Streamed images come as random-resized crops.
+ON_HOST_IF_STREAMED = ("random_crop", "random_resized_crop")
 
 
 def pipeline(
-    augment: Mapping[str, Any], mean: Sequence[float], std: Sequence[float], *, streamed: bool
+    augment: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    streamed: bool,
+    scale_min: float = 0.1,
 ) -> list[tuple[str, Op]]:
     """The ops that training views go through, in order.
 
     Args:
-        augment: `config.augment` (or a dict with its fields).
+        augment: `config.augment` (or a dict with its fields; an optional op without its field is
+            off).
         mean: C numbers, in units of the full range.
         std: C numbers, same units.
         streamed: the images were already cropped on the host.
+        scale_min: `config.data.scale_min`, smallest share of the area that a random-resized crop
+            takes.
 
     Returns:
         (name, op) pairs; ops that the config switches off are left out.
 
     Raises:
-        ConfigError: a field is out of range.
+        ConfigError: a field is out of range, or both crops are on.
     """
-    made = {name: make(augment, mean, std) for name, make in OPS.items()}
+    if augment.get("random_resized_crop") and augment["crop_padding"]:
+        raise ConfigError(
+            f"augment.crop_padding={augment['crop_padding']}: must be 0 with "
+            "augment.random_resized_crop=True, an image is cropped once"
+        )
+    fields = {**augment, "scale_min": scale_min}
+    made = {name: make(fields, mean, std) for name, make in OPS.items()}
     skip = ON_HOST_IF_STREAMED if streamed else ()
     return [(name, op) for name, op in made.items() if op is not None and name not in skip]
 
@@ -112,47 +135,3 @@ def eval_view(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
         float32[B, H, W, C].
     """
     return image_ops.normalize(mean, std)(None, images)
-
-
-def mix(
-    views: jax.Array, labels: jax.Array, lam: jax.Array | float, permutation: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """lam * view + (1 - lam) * the view of the partner, for all networks alike.
-
-    Args:
-        views: float[S, B, H, W, C].
-        labels: int[B].
-        lam: scalar in [0, 1].
-        permutation: int[B], the partner of each example.
-
-    Returns:
-        Mixed views float[S, B, H, W, C] and the partners' labels int[B].
-    """
-    lam = jnp.asarray(lam, views.dtype)
-    return lam * views + (1 - lam) * views[:, permutation], labels[permutation]
-
-
-def mixup(
-    lam_key: jax.Array, perm_key: jax.Array, views: jax.Array, labels: jax.Array, alpha: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mixup (arXiv 1710.09412) with one lambda and one permutation for all S networks.
-
-    Args:
-        lam_key: key of lambda; the same on every device.
-        perm_key: key of the permutation; a device pairs the images that it holds.
-        views: float[S, B, H, W, C].
-        labels: int[B].
-        alpha: lambda ~ Beta(alpha, alpha); static, above 0.
-
-    Returns:
-        Mixed views float[S, B, H, W, C], the partners' labels int[B], lambda float32[].
-
-    Raises:
-        ConfigError: `alpha` is not above 0.
-    """
-    if not alpha > 0:
-        raise ConfigError(f"augment.mixup={alpha}: must be above 0 (0: no mixup)")
-    lam = jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32)
-    permutation = jax.random.permutation(perm_key, labels.shape[0])
-    mixed, partner = mix(views, labels, lam, permutation)
-    return mixed, partner, lam

@@ -2,9 +2,15 @@
 
 `load(config.data)` gives a `Dataset`; `train_feed` and `eval_batches` turn its splits into batches.
 A split lies in memory (`Arrays`) or on disk as encoded images (`Stream`). Prepared data is looked
-for in `config.data.dir`; nothing is ever downloaded.
+for in `config.data.dir`; nothing is downloaded unless `config.data.download` says so.
+
+Any image classification set of tensorflow_datasets can be named, `DATASETS` or not; of others than
+those, classes and image size are read from the prepared folder. Images of one size, the networks'
+own, are used whole: in memory and on the device up to `config.data.resident_limit`, else streamed,
+with the same batches. Other images are streamed, S random-resized crops cut from each.
 """
 
+import math
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,6 +38,8 @@ from jaxsplit.errors import ConfigError
 
 __all__ = [
     "DATASETS",
+    "ON_BAD_RECORD",
+    "RESIDENT",
     "Arrays",
     "Dataset",
     "Source",
@@ -41,8 +49,13 @@ __all__ = [
     "eval_batches",
     "load",
     "num_eval_batches",
+    "source",
     "train_feed",
 ]
+
+RESIDENT = ("auto", "device", "stream")
+ON_BAD_RECORD = ("error", "skip")
+_MIN_CROP = 16  # pixels; smallest image_size of images that are cropped
 
 _Splits = tuple[Arrays | Stream, Arrays | Stream]  # training and test part
 
@@ -52,6 +65,7 @@ class Dataset:
     """A data set as the networks see it.
 
     image_shape: (H, W, C). mean, std: of the training pixels in 0..1, one for each channel.
+    resident: an in-memory training split lies on the device; False: its batches are sent there.
     """
 
     name: str
@@ -62,6 +76,7 @@ class Dataset:
     train: Arrays | Stream
     validation: Arrays | Stream | None
     test: Arrays | Stream
+    resident: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,9 @@ class Source:
     image_shape: (H, W, C), H and W those of data.image_size = 0.
     read: (source, config.data, image_shape) -> (train, test).
     min_size: smallest data.image_size of a data set that comes in any size; None: only its own.
+    one_size: every image has image_shape.
+    train_splits: of tfds; those after the first where they exist.
+    test_splits: of tfds; the first that exists.
     """
 
     name: str
@@ -80,12 +98,16 @@ class Source:
     std: tuple[float, ...]
     read: Callable[..., _Splits]
     min_size: int | None = None
+    one_size: bool = True
+    train_splits: tuple[str, ...] = ("train",)
+    test_splits: tuple[str, ...] = ("test",)
 
     def __call__(self, data_config: Any) -> Dataset:
         """The data set, nothing held out. <data.dir>/<name>.npz is used first where it exists."""
         npz = pathlib.Path(data_config.dir).expanduser() / f"{self.name}.npz"
         if npz.exists():
-            train, test = read_npz(npz, self.num_classes)
+            skip = data_config.on_bad_record == "skip"
+            train, test = read_npz(npz, self.num_classes, skip)
             shape = train.images.shape[1:]
             own = self.image_shape[0] if self.min_size is None else shape[0]
             if shape != (own, own, self.image_shape[2]):
@@ -96,8 +118,9 @@ class Source:
             _check_size(data_config.image_size, own, None)
         else:
             _check_size(data_config.image_size, self.image_shape[0], self.min_size)
-            size = data_config.image_size or self.image_shape[0]
-            shape = (size, size, self.image_shape[2])
+            size, shape = data_config.image_size, self.image_shape
+            if size not in (0, shape[0]):
+                shape = (size, size, shape[2])
             train, test = self.read(self, data_config, shape)
         return Dataset(
             name=self.name,
@@ -108,6 +131,7 @@ class Source:
             train=train,
             validation=None,
             test=test,
+            resident=isinstance(train, Arrays) and _resident(data_config, len(train), shape),
         )
 
 
@@ -119,41 +143,48 @@ def _read_synthetic(source: Source, data_config: Any, shape: tuple[int, int, int
     return read_synthetic(shape[0])
 
 
-def _read_small(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
-    """Prepared small images, decoded into memory; an `extra` split joins the training part."""
-    streams = prepared.open_splits(
-        source.name,
-        data_config.dir,
-        ("train", "test"),
-        num_classes=source.num_classes,
-        optional=("extra",),
-    )
-    parts = {
-        "train": [streams[split] for split in ("train", "extra") if split in streams],
-        "test": [streams["test"]],
-    }
-    return tuple(
-        prepared.read_all(
-            part, shape, source.num_classes, f"data.dir={data_config.dir}: {source.name} {split}"
+def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
+    """Data that tfds prepared: decoded into memory if it may lie on the device, else left there."""
+    name = source.name
+    builder = prepared.open_builder(name, data_config)
+    has = list(builder.info.splits)
+    tests = [split for split in source.test_splits if split in has][:1]
+    for wanted, found in ((source.train_splits[:1], has), (source.test_splits, tests)):
+        if not set(wanted) & set(found):
+            raise ConfigError(
+                f"data.dir={data_config.dir}: '{name}' has no split "
+                f"{' or '.join(map(repr, wanted))} (has: {', '.join(has)})"
+            )
+    trains = [split for split in source.train_splits if split in has]
+    whole = shape if source.one_size and shape == source.image_shape else None
+    if whole is None and data_config.resident == "device":
+        raise ConfigError(
+            f"data.resident='device': must be auto or stream, as the images of '{name}' are "
+            f"cropped to {shape[0]} pixels"
         )
-        for split, part in parts.items()
+    train, test = (
+        prepared.open_split(
+            builder, name, data_config, splits, num_classes=source.num_classes, shape=whole
+        )
+        for splits in (tuple(trains), tuple(tests))
     )
+    if whole is None or not _resident(data_config, len(train), shape):
+        return train, test
+    return prepared.read_all(train), prepared.read_all(test)
 
 
-def _read_imagenet(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
-    """Prepared JPEG images, left on disk; tested on the split `validation`, as everyone does."""
-    splits = ("train", "validation")
-    streams = prepared.open_splits(
-        source.name, data_config.dir, splits, num_classes=source.num_classes
-    )
-    return tuple(streams[split] for split in splits)
+def _resident(data_config: Any, count: int, shape: tuple[int, int, int]) -> bool:
+    """Whether `count` images of `shape` lie on the device whole."""
+    if data_config.resident == "auto":
+        return count * math.prod(shape) <= data_config.resident_limit * 2**20
+    return data_config.resident == "device"
 
 
 # Means and standard deviations: those of the reference (arXiv 2011.14660); digits: measured on the
 # 1437 training images; fashion_mnist: the customary ones; synthetic: of its construction.
-DATASETS: dict[str, Callable[[Any], Dataset]] = {
-    source.name: source
-    for source in (
+DATASETS: dict[str, Source] = {
+    known.name: known
+    for known in (
         Source("digits", 10, (8, 8, 1), (0.3054,), (0.3760,), _read_digits),
         Source(
             "synthetic",
@@ -170,7 +201,7 @@ DATASETS: dict[str, Callable[[Any], Dataset]] = {
             (32, 32, 3),
             (0.4914, 0.4822, 0.4465),
             (0.2023, 0.1994, 0.2010),
-            _read_small,
+            _read_prepared,
         ),
         Source(
             "cifar100",
@@ -178,16 +209,17 @@ DATASETS: dict[str, Callable[[Any], Dataset]] = {
             (32, 32, 3),
             (0.5071, 0.4865, 0.4409),
             (0.2673, 0.2564, 0.2762),
-            _read_small,
+            _read_prepared,
         ),
-        Source("fashion_mnist", 10, (28, 28, 1), (0.2860,), (0.3530,), _read_small),
+        Source("fashion_mnist", 10, (28, 28, 1), (0.2860,), (0.3530,), _read_prepared),
         Source(
             "svhn_cropped",
             10,
             (32, 32, 3),
             (0.4309, 0.4302, 0.4463),
             (0.1965, 0.1983, 0.1994),
-            _read_small,
+            _read_prepared,
+            train_splits=("train", "extra"),
         ),
         Source(
             "imagenet2012",
@@ -195,31 +227,100 @@ DATASETS: dict[str, Callable[[Any], Dataset]] = {
             (224, 224, 3),
             (0.485, 0.456, 0.406),
             (0.229, 0.224, 0.225),
-            _read_imagenet,
-            min_size=16,
+            _read_prepared,
+            min_size=_MIN_CROP,
+            one_size=False,
+            test_splits=("validation",),  # as everyone does: its `test` has no labels
         ),
     )
 }
+
+
+# Of a set that is not in DATASETS, where config.data.mean and .std are not given: those of ImageNet
+# for colour; gray is only brought to -1..1.
+_OTHER_MEAN = {3: (0.485, 0.456, 0.406), 1: (0.5,)}
+_OTHER_STD = {3: (0.229, 0.224, 0.225), 1: (0.5,)}
+
+
+def source(data_config: Any) -> Source:
+    """What is known of the data set `data_config.name` without reading its examples.
+
+    Of a name in DATASETS nothing is read at all; of another the metadata of what lies prepared in
+    data.dir, or, with data.download, of tfds's data set of that name. Such a set is tested on its
+    split `test`, or `validation` where it has none.
+
+    Raises:
+      ConfigError: nothing is known of that name; image_size is 0 but the images vary in size; mean
+        or std does not fit.
+    """
+    name = data_config.name
+    known = DATASETS[name] if name in DATASETS else _other_source(data_config)
+    given = {}
+    for field in ("mean", "std"):
+        if values := tuple(data_config[field]):
+            channels = known.image_shape[2]
+            numbers = [isinstance(v, int | float) and math.isfinite(v) for v in values]
+            fine = all(numbers) and len(values) == channels
+            if not fine or (field == "std" and min(values) <= 0):
+                kind = "positive numbers" if field == "std" else "numbers"
+                raise ConfigError(
+                    f"data.{field}={values}: must be {channels} {kind}, one for each channel of "
+                    f"{name!r}, or empty"
+                )
+            given[field] = tuple(map(float, values))
+    return replace(known, **given)
+
+
+def _other_source(data_config: Any) -> Source:
+    name, size = data_config.name, data_config.image_size
+    builder = prepared.find_builder(name, data_config)
+    if builder is None:
+        raise ConfigError(
+            f"data.name={name!r}: must be one of {', '.join(DATASETS)}, or what is prepared in "
+            f"data.dir={data_config.dir}; {prepared.how_to_prepare(name, data_config.dir)}"
+        )
+    num_classes, shape = prepared.describe(builder, name)
+    one_size = None not in shape
+    if not one_size and size < _MIN_CROP:
+        raise ConfigError(
+            f"data.image_size={size}: must be at least {_MIN_CROP}, as the images of {name!r} vary "
+            "in size"
+        )
+    channels = shape[2]
+    return Source(
+        name,
+        num_classes,
+        shape if one_size else (size, size, channels),
+        _OTHER_MEAN[channels],
+        _OTHER_STD[channels],
+        _read_prepared,
+        min_size=_MIN_CROP,
+        one_size=one_size,
+        test_splits=("test", "validation"),
+    )
 
 
 def load(data_config: Any, *, seed_split: int = 0) -> Dataset:
     """The data set `data_config.name`, with `data_config.validation` of its training part held out.
 
     Args:
-      data_config: config.data (fields name, dir, image_size, validation).
-      seed_split: of the hold-out only, so that runs with different config.seed share it. In memory
-        the hold-out is stratified by class; of a stream it is a random subset.
+      data_config: config.data (its fields: configs/common.py).
+      seed_split: of the hold-out only, so that runs with different config.seed share it. It is
+        stratified by class; only of images that are cropped it is a random subset.
 
     Raises:
       ConfigError: unknown name; nothing prepared in data.dir, or something damaged; image_size
         or validation out of range.
     """
-    name, share = data_config.name, data_config.validation
-    if name not in DATASETS:
-        raise ConfigError(f"data.name={name!r}: must be one of {', '.join(DATASETS)}")
+    share = data_config.validation
+    for field, allowed in (("resident", RESIDENT), ("on_bad_record", ON_BAD_RECORD)):
+        if data_config[field] not in allowed:
+            raise ConfigError(
+                f"data.{field}={data_config[field]!r}: must be one of {', '.join(allowed)}"
+            )
     if not 0 <= share < 1:
         raise ConfigError(f"data.validation={share}: must be in [0, 1)")
-    dataset = DATASETS[name](data_config)
+    dataset = source(data_config)(data_config)
     if share == 0:
         return dataset
     train = dataset.train
@@ -232,14 +333,14 @@ def load(data_config: Any, *, seed_split: int = 0) -> Dataset:
     if isinstance(train, Arrays):
         kept, held = stratified_holdout(train.labels, share, seed_split)
         return replace(dataset, train=train.take(kept), validation=train.take(held))
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed_split)))
-    order = rng.permutation(len(train))
-    held, kept = np.sort(order[:count]), np.sort(order[count:])
-    return replace(
-        dataset,
-        train=replace(train, indices=kept),
-        validation=replace(train, indices=held),
-    )
+    if train.shape is not None:
+        # As in memory, so that the same examples are held out.
+        kept, held = stratified_holdout(train.labels(), share, seed_split)
+    else:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed_split)))
+        order = rng.permutation(len(train))
+        held, kept = np.sort(order[:count]), np.sort(order[count:])
+    return replace(dataset, train=train.part(kept), validation=train.part(held))
 
 
 def _check_size(image_size: int, own: int, min_size: int | None) -> None:

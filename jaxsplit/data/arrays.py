@@ -12,17 +12,21 @@ NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 @dataclass(frozen=True)
 class Arrays:
-    """A split in memory. images: uint8[N, H, W, C]; labels: int32[N], classes from 0."""
+    """A split in memory. images: uint8[N, H, W, C]; labels: int32[N], classes from 0.
+
+    dropped: bad records that were left out when it was read.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Arrays":
         """The examples at `indices` (int[M]), in that order."""
-        return Arrays(self.images[indices], self.labels[indices])
+        return Arrays(self.images[indices], self.labels[indices], self.dropped)
 
 
 def stratified_holdout(
@@ -101,12 +105,15 @@ def read_synthetic(size: int) -> tuple[Arrays, Arrays]:
     return split(2048), split(512)
 
 
-def check_arrays(images: np.ndarray, labels: np.ndarray, *, num_classes: int, where: str) -> Arrays:
+def check_arrays(
+    images: np.ndarray, labels: np.ndarray, *, num_classes: int, where: str, skip: bool = False
+) -> Arrays:
     """Arrays of `images` uint8[N, H, W, C] (or [N, H, W]: C = 1) and integer `labels` [N], checked.
 
+    skip: examples with a label outside 0..num_classes-1 are left out, and one line says so.
+
     Raises:
-      ConfigError: wrong dtype, shape, length or a label outside 0..num_classes-1; begins with
-        `where`.
+      ConfigError: wrong dtype, shape, length or label; begins with `where`.
     """
     if images.dtype != np.uint8:
         raise ConfigError(f"{where}_images: dtype {images.dtype}, must be uint8")
@@ -120,14 +127,24 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, *, num_classes: int, wh
         raise ConfigError(
             f"{where}_labels: shape {labels.shape}, must be [N] with N = {len(images)} > 0"
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ConfigError(f"{where}_labels: values {low}..{high}, must lie in 0..{num_classes - 1}")
+    good = (labels >= 0) & (labels < num_classes)
+    if not good.all():
+        bad = np.flatnonzero(~good)
+        message = (
+            f"{where}_labels: values {labels.min()}..{labels.max()}, must lie in "
+            f"0..{num_classes - 1} (example {bad[0]} has {labels[bad[0]]})"
+        )
+        if not skip or not good.any():
+            raise ConfigError(message)
+        print(f"warning: {message}; {len(bad)} left out (data.on_bad_record='skip')", flush=True)
+        return Arrays(images[good], labels[good].astype(np.int32), len(bad))
     return Arrays(images, labels.astype(np.int32))
 
 
-def read_npz(path: pathlib.Path, num_classes: int) -> tuple[Arrays, Arrays]:
+def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[Arrays, Arrays]:
     """(train, test) from an .npz with train_images, train_labels, test_images, test_labels.
+
+    skip: examples with a label out of range are left out.
 
     Raises:
       ConfigError: not such a file, or its arrays are not those of `check_arrays`.
@@ -154,6 +171,7 @@ def read_npz(path: pathlib.Path, num_classes: int) -> tuple[Arrays, Arrays]:
             arrays[f"{split}_labels"],
             num_classes=num_classes,
             where=f"{where}{split}",
+            skip=skip,
         )
         for split in ("train", "test")
     )

@@ -3,6 +3,9 @@
 Batch k of a run is a function of (seed, k) alone. So a run resumes at any step without an iterator
 state, with any number of decoding threads. Process p of P gets rows p*B/P to (p+1)*B/P of
 the global batch: the processes' parts, put together in order, are the batch of a single process.
+
+A bad record that is skipped is replaced by the next good one in the order of the epoch, so that
+this still holds: no other example moves or is lost, and that one is seen once more.
 """
 
 from __future__ import annotations
@@ -10,19 +13,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsplit.data.arrays import Arrays
-from jaxsplit.data.stream import Stream, centre_crop, random_crops
+from jaxsplit.data.stream import BadRecordError, Stream, random_crops
 from jaxsplit.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxsplit.data import Dataset
 
 _ORDER, _CROPS = 0, 1  # what a random generator is for
+_BAD = "bad"  # in a batch on its way out of a thread: a line for each bad record
 _FOREVER = 2**62  # steps
+_BAD_IN_A_ROW = 100  # records; then it is not a record that is bad but the data
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,31 @@ class TrainFeed:
     """Training batches of one process; made by `train_feed`.
 
     steps_per_epoch: full batches in the split; what remains is left out, other examples each epoch.
-    resident: the whole split where it fits in memory, batches being indices into it; else None.
+    resident: the whole split where it lies on the device, batches being indices into it; else None.
+    cropped: batches hold S random-resized crops of every image; else views are cut on the device.
     """
 
     steps_per_epoch: int
     resident: Arrays | None
+    cropped: bool
     _make: Callable[[int], Iterator[dict[str, np.ndarray]]] = field(repr=False)
+    _bad_records: Callable[[], int] = field(repr=False)
+
+    @property
+    def bad_records(self) -> int:
+        """Bad records left out so far; their sum over the processes is that of the whole run.
+
+        In memory: when the split was read. Of a stream: how often one was replaced in the batches
+        that were taken.
+        """
+        return self._bad_records()
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches start_step, start_step + 1, ... without end (b = batch_size / process_count).
 
-        Arrays: {"index": int32[b]}. Stream: {"images": uint8[S, b, H, W, C], "labels": int32[b]},
-        S independent random-resized crops of every image. Close the iterator to end its threads.
+        Resident: {"index": int32[b]}. Cropped: {"images": uint8[S, b, H, W, C], "labels":
+        int32[b]}, S independent crops of every image. Otherwise {"images": uint8[b, H, W, C],
+        "labels": int32[b]}, the images as they are. Close the iterator to end its threads.
         """
         return self._make(start_step)
 
@@ -67,7 +85,7 @@ def train_feed(
     Args:
       dataset: what `load` returned.
       batch_size: images a step over all processes.
-      num_views: crops S of each streamed image; nothing to an in-memory split.
+      num_views: crops S of each image, where the feed crops.
       seed: >= 0; of the order and of the crops.
       process_index, process_count: this process's part of every batch.
       threads: decode a streamed split; each makes a whole batch, so that up to `threads` batches
@@ -92,6 +110,7 @@ def train_feed(
     if not 0 < scale_min <= 1:
         raise ConfigError(f"data.scale_min={scale_min}: must be in (0, 1]")
     steps_per_epoch = len(split) // batch_size
+    cropped = isinstance(split, Stream) and split.shape is None
 
     @functools.lru_cache(maxsize=2)  # threads may work on both sides of an epoch's end
     def order(epoch: int) -> np.ndarray:
@@ -101,29 +120,60 @@ def train_feed(
         epoch, k = divmod(step, steps_per_epoch)
         return epoch, range(k * batch_size + rows.start, k * batch_size + rows.stop)
 
-    def index_batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def array_batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
         step = start_step
         while True:
             epoch, where = positions(step)
-            yield {"index": order(epoch)[where.start : where.stop]}
+            index = order(epoch)[where.start : where.stop]
+            if dataset.resident:
+                yield {"index": index}
+            else:
+                yield {"images": split.images[index], "labels": split.labels[index]}
             step += 1
 
     def image_batch(step: int) -> dict[str, np.ndarray]:
         height, width, channels = dataset.image_shape
         epoch, where = positions(step)
-        images = np.empty((num_views, len(where), height, width, channels), np.uint8)
+        views = (num_views,) if cropped else ()
+        images = np.empty((*views, len(where), height, width, channels), np.uint8)
         labels = np.empty(len(where), np.int32)
+        bad: list[str] = []
         for b, position in enumerate(where):
-            image, labels[b] = split.read(order(epoch)[position], channels)
-            rng = _generator(seed, _CROPS, epoch, position)
-            random_crops(image, images[:, b], rng, scale_min)
-        return {"images": images, "labels": labels}
+            image, labels[b] = _next_good(split, order(epoch), position, channels, bad)
+            if cropped:
+                rng = _generator(seed, _CROPS, epoch, position)
+                random_crops(image, images[:, b], rng, scale_min)
+            else:
+                images[b] = image
+        return {"images": images, "labels": labels, _BAD: bad}
 
     if isinstance(split, Arrays):
-        return TrainFeed(steps_per_epoch, split, index_batches)
+        # Every process reads the whole split: one of them counts.
+        dropped = split.dropped if process_index == 0 else 0
+        resident = split if dataset.resident else None
+        return TrainFeed(steps_per_epoch, resident, False, array_batches, lambda: dropped)
     return TrainFeed(
-        steps_per_epoch, None, lambda start: _in_threads(image_batch, start, _FOREVER, threads)
+        steps_per_epoch,
+        None,
+        cropped,
+        lambda start: _in_threads(image_batch, split, start, _FOREVER, threads),
+        lambda: split.skipped.count if split.skipped else 0,
     )
+
+
+def _next_good(
+    split: Stream, order: np.ndarray, position: int, channels: int, bad: list[str]
+) -> tuple[np.ndarray, int]:
+    """The example at `position` of the order, or the next good one; `bad` gets why it is not."""
+    for k in range(min(_BAD_IN_A_ROW, len(order))):
+        try:
+            return split.read(order[(position + k) % len(order)], channels)
+        except BadRecordError as error:
+            if split.skipped is None:
+                raise
+            if k == 0:
+                bad.append(str(error))
+    raise ConfigError(f"{bad[-1]}; {k + 1} records in a row are bad")
 
 
 def num_eval_batches(split: Arrays | Stream, *, batch_size: int) -> int:
@@ -150,16 +200,18 @@ def eval_batches(
       threads: decode a streamed split.
 
     Returns:
-      Iterator of {"images": uint8[b, H, W, C], "labels": int32[b], "mask": float32[b]}; padding has
-      mask 0, label 0 and black images. All processes get the same number of batches.
+      Iterator of {"images": uint8[b, H, W, C], "labels": int32[b], "mask": float32[b]}; padding and
+      bad records that are skipped have mask 0, label 0 and black images. All processes get the same
+      number of batches.
 
     Raises:
       ConfigError: batch_size is not divisible by process_count, or image_shape is not the split's.
     """
     rows = _local_rows(batch_size, process_index, process_count)
     _check_threads(threads)
-    if isinstance(split, Arrays) and split.images.shape[1:] != tuple(image_shape):
-        raise ConfigError(f"image_shape={image_shape}: must be {split.images.shape[1:]}")
+    own = split.images.shape[1:] if isinstance(split, Arrays) else split.shape
+    if own is not None and own != tuple(image_shape):
+        raise ConfigError(f"image_shape={image_shape}: must be {own}")
     height, width, channels = image_shape
 
     def batch(k: int) -> dict[str, np.ndarray]:
@@ -170,26 +222,36 @@ def eval_batches(
         if isinstance(split, Arrays):
             images[:count] = split.images[first : first + count]
             labels[:count] = split.labels[first : first + count]
-        else:
-            for b in range(count):
-                image, labels[b] = split.read(first + b, channels)
-                images[b] = centre_crop(image, height, width)
-        mask[:count] = 1
-        return {"images": images, "labels": labels, "mask": mask}
+            mask[:count] = 1
+            return {"images": images, "labels": labels, "mask": mask}
+        bad: list[str] = []
+        for b in range(count):
+            try:
+                images[b], labels[b] = split.read_eval(first + b, image_shape)
+                mask[b] = 1
+            except BadRecordError as error:
+                if split.skipped is None:
+                    raise
+                bad.append(str(error))
+        return {"images": images, "labels": labels, "mask": mask, _BAD: bad}
 
     total = num_eval_batches(split, batch_size=batch_size)
     if isinstance(split, Arrays):
         return map(batch, range(total))
-    return _in_threads(batch, 0, total, threads)
+    return _in_threads(batch, split, 0, total, threads)
 
 
 def _in_threads(
-    make: Callable[[int], dict[str, np.ndarray]], start: int, stop: int, threads: int
+    make: Callable[[int], dict[str, Any]], split: Stream, start: int, stop: int, threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """make(start), ..., make(stop - 1) in order, made ahead by threads of Grain."""
+    """make(start), ..., make(stop - 1) in order, made ahead by threads of Grain.
+
+    The bad records of a batch are counted when it is taken, so that how far the threads are ahead
+    changes no number.
+    """
     import grain
 
-    def attempt(k: int) -> dict[str, np.ndarray] | ConfigError:
+    def attempt(k: int) -> dict[str, Any] | ConfigError:
         try:
             return make(k)
         except ConfigError as error:
@@ -201,6 +263,8 @@ def _in_threads(
         for batch in made:
             if isinstance(batch, ConfigError):
                 raise batch
+            if bad := batch.pop(_BAD):
+                split.skipped.add(bad)
             yield batch
     finally:
         made.close()

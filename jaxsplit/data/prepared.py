@@ -1,32 +1,54 @@
-"""Find and open data sets that tensorflow_datasets prepared; never downloads, never TensorFlow."""
+"""Find, open and, where that is asked for, download data sets of tensorflow_datasets.
+
+Prepared data is read without TensorFlow. Files are looked for first: what tfds does of itself where
+nothing is there takes minutes without a network.
+"""
 
 import json
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
-from jaxsplit.data.arrays import NPZ_KEYS, Arrays, check_arrays
-from jaxsplit.data.stream import Stream
+from jaxsplit.data.arrays import NPZ_KEYS, Arrays
+from jaxsplit.data.stream import BadRecordError, Skipped, Stream
 from jaxsplit.errors import ConfigError
 
+_NAME = re.compile(r"\w+(/[\w.+-]+)?")  # a tfds data set, perhaps one of its configurations
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-def _prepare_command(name: str, data_dir: str) -> str:
+def _command(name: str, data_dir: str) -> str:
+    return f"python -m jaxsplit.data.prepare {name} --source=FILES --data_dir={data_dir}"
+
+
+def how_to_prepare(name: str, data_dir: str) -> str:
+    """The commands that put the data set `name` into data_dir, from files or by download."""
     return (
-        'python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
-        '.download_and_prepare()"'
+        f"prepare it with: {_command(name, data_dir)}, or let tfds download it with "
+        "--config.data.download=True"
     )
 
 
-def find(name: str, data_dir: str) -> pathlib.Path:
-    """The folder <data_dir>/<name>[/<config>]/<version> of the newest array_record version.
+def missing(name: str, data_dir: str) -> ConfigError:
+    """The error that no prepared `name` is in data_dir; it says how to prepare it."""
+    return ConfigError(
+        f"data.dir={data_dir}: no prepared '{name}' there; {how_to_prepare(name, data_dir)} "
+        f"(or put a {name}.npz with the arrays {', '.join(NPZ_KEYS)} there)"
+    )
+
+
+def find(name: str, data_dir: str) -> pathlib.Path | None:
+    """The folder <data_dir>/<name>[/<configuration>]/<version> of the newest array_record version.
+
+    None: nothing of that name is prepared there.
 
     Raises:
-      ConfigError: none there, or only in another file format; says how to prepare it.
+      ConfigError: only in another file format, or in several configurations.
     """
+    if not _NAME.fullmatch(name):
+        return None
     root = pathlib.Path(data_dir).expanduser() / name
     ready, other = [], []
     for pattern in ("*/dataset_info.json", "*/*/dataset_info.json"):
@@ -39,94 +61,200 @@ def find(name: str, data_dir: str) -> pathlib.Path:
                 raise ConfigError(f"data.dir={data_dir}: {info} is not a JSON object") from error
             (ready if form == "array_record" else other).append((info.parent, form))
     if ready:
+        configurations = sorted({path.parent for path, _ in ready})
+        if len(configurations) > 1:
+            names = ", ".join(str(path.relative_to(root.parent)) for path in configurations)
+            raise ConfigError(f"data.name={name!r}: is there as {names}; must name one of them")
         return max((path for path, _ in ready), key=lambda p: tuple(map(int, p.name.split("."))))
-    command = _prepare_command(name, data_dir)
     if other:
         path, form = other[0]
         raise ConfigError(
             f"data.dir={data_dir}: {path} has file format '{form}', must be 'array_record' (the "
-            f"two cannot share a data_dir); prepare it into another data.dir with: {command}"
+            f"two cannot share a data_dir); choose another data.dir and "
+            f"{how_to_prepare(name, 'DIR')}"
         )
-    raise ConfigError(
-        f"data.dir={data_dir}: no prepared '{name}' there; prepare it with: {command} "
-        f"(or put a {name}.npz with the arrays {', '.join(NPZ_KEYS)} there)"
-    )
+    return None
 
 
-def open_splits(
-    name: str,
-    data_dir: str,
-    splits: tuple[str, ...],
-    *,
-    num_classes: int,
-    optional: tuple[str, ...] = (),
-) -> dict[str, Stream]:
-    """{split: Stream} of the prepared data set `name`: all of `splits`, of `optional` what it has.
+def find_builder(name: str, data_config: Any) -> Any:
+    """The tfds builder of what is prepared in data.dir; None where nothing is.
+
+    With data.download it is, where nothing is prepared, that of tfds's own data set `name`, not yet
+    downloaded; None where tfds has none of that name.
 
     Raises:
-      ConfigError: as `find`; or tensorflow_datasets is not installed, files are missing or damaged,
-        a split is missing, the number of classes is not num_classes.
+      ConfigError: as `find`; or packages are missing, or what is prepared is damaged.
     """
+    data_dir = data_config.dir
     path = find(name, data_dir)
-    where = f"data.dir={data_dir}: {path}"
+    if path is None and not (data_config.download and _NAME.fullmatch(name)):
+        return None
+    where = f"data.dir={data_dir}: {path or name}"
     try:
         import array_record  # noqa: F401
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ConfigError(
             f"{where} needs the packages tensorflow-datasets and array_record ({error}); without "
-            f"them put a {name}.npz with the arrays {', '.join(NPZ_KEYS)} into data.dir"
+            "them a set of jaxsplit.data.DATASETS can lie in data.dir as <name>.npz with the "
+            f"arrays {', '.join(NPZ_KEYS)}"
         ) from error
+    if path is not None:
+        try:
+            return tfds.builder_from_directory(path)
+        except Exception as error:  # tfds raises anything
+            raise _damaged(path, name, data_dir, error) from error
+    folder = pathlib.Path(data_dir).expanduser()
     try:
-        builder = tfds.builder_from_directory(path)
+        return tfds.builder(name, data_dir=str(folder), file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        return None
+    except Exception as error:
+        raise _not_downloaded(name, data_dir, error) from error
+
+
+def open_builder(name: str, data_config: Any) -> Any:
+    """The tfds builder of a prepared data set, downloaded first where data.download asks for it.
+
+    Raises:
+      ConfigError: as `find_builder`; or there is none, or it cannot be downloaded.
+    """
+    builder = find_builder(name, data_config)
+    if builder is None:
+        raise missing(name, data_config.dir)
+    if find(name, data_config.dir) is None:
+        _download(builder, name, data_config.dir)
+    return builder
+
+
+def _download(builder: Any, name: str, data_dir: str) -> None:
+    import fcntl
+
+    import tensorflow_datasets as tfds
+
+    folder = pathlib.Path(data_dir).expanduser()
+    print(
+        f"downloading '{name}' into {folder}; without a network this gives up in some minutes",
+        flush=True,
+    )
+    options = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The processes of a machine take turns; the later ones find it there.
+        with open(folder / f".{name.replace('/', '.')}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            builder.download_and_prepare(download_config=options)
+    except Exception as error:  # the network, checksums, missing manual files, packages, disks
+        raise _not_downloaded(name, data_dir, error) from error
+
+
+def _not_downloaded(name: str, data_dir: str, error: Exception) -> ConfigError:
+    line = str(error).strip().partition("\n")[0]
+    return ConfigError(
+        f"data.download=True: '{name}' cannot be downloaded into {data_dir} "
+        f"({type(error).__name__}: {line}); prepare it from files with: {_command(name, data_dir)}"
+    )
+
+
+def _damaged(path: Any, name: str, data_dir: str, error: Exception) -> ConfigError:
+    line = str(error).partition("\n")[0]
+    return ConfigError(
+        f"data.dir={data_dir}: {path} is incomplete or damaged ({type(error).__name__}: {line}); "
+        f"delete it and {how_to_prepare(name, data_dir)}"
+    )
+
+
+def describe(builder: Any, name: str) -> tuple[int, tuple[int | None, int | None, int]]:
+    """(number of classes, (H, W, C)) of a data set from its features; H and W None: they vary.
+
+    Raises:
+      ConfigError: it is no image classification set.
+    """
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features or {}
+    image = features["image"] if "image" in features else None
+    label = features["label"] if "label" in features else None
+    fine = (
+        isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+        and image.shape[-1] in (1, 3)
+        and isinstance(label, tfds.features.ClassLabel)
+        and bool(label.num_classes)
+    )
+    if not fine:
+        has = ", ".join(f"{key}: {value}" for key, value in sorted(features.items()))
+        raise ConfigError(
+            f"data.name={name!r}: has the features {has or 'none'}".replace("\n", " ")
+            + "; must have an image (uint8, 1 or 3 channels) and a label (one of its classes)"
+        )
+    return label.num_classes, tuple(image.shape)
+
+
+def open_split(
+    builder: Any,
+    name: str,
+    data_config: Any,
+    splits: tuple[str, ...],
+    *,
+    num_classes: int,
+    shape: tuple[int, int, int] | None,
+) -> Stream:
+    """The Stream of `splits`, one after the other; shape: as `Stream.shape`.
+
+    Raises:
+      ConfigError: files are missing or damaged, or the number of classes is not num_classes.
+    """
+    path, data_dir = builder.data_path, data_config.dir
+    skip = data_config.on_bad_record == "skip"
+    try:
+        import tensorflow_datasets as tfds
+
         features = builder.info.features
         found = features["label"].num_classes if "label" in features else 0
         if found != num_classes or "image" not in features:
             raise ConfigError(
-                f"{where} has the features {', '.join(features)} and {found} classes, must have "
-                f"image, label and {num_classes} classes"
+                f"data.dir={data_dir}: {path} has the features {', '.join(features)} and {found} "
+                f"classes, must have image, label and {num_classes} classes"
             )
-        streams = {}
-        for split in (*splits, *optional):
-            if split in builder.info.splits:
-                source = builder.as_data_source(
-                    split, decoders={"image": tfds.decode.SkipDecoding()}
-                )
-                source[len(source) - 1]  # opens the last shard: now rather than in mid-run
-                streams[split] = Stream(source)
-            elif split in splits:
-                raise ConfigError(
-                    f"data.dir={data_dir}: '{name}' has no split '{split}' "
-                    f"(has: {', '.join(builder.info.splits)})"
-                )
+        split = "+".join(splits)
+        files = tuple(
+            (str(part.filename), part.examples_in_shard)
+            for part in builder.info.splits[split].file_instructions
+        )
+        for file, _ in files:
+            open(file, "rb").close()
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        if not skip:
+            source[len(source) - 1]  # opens the last shard: now rather than in mid-run
     except ConfigError:
         raise
     except Exception as error:  # tfds and array_record raise anything, bare RuntimeError included
-        line = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"{where} is incomplete or damaged ({type(error).__name__}: {line}); delete it and "
-            f"prepare it again with: {_prepare_command(name, data_dir)}"
-        ) from error
-    return streams
+        raise _damaged(path, name, data_dir, error) from error
+    return Stream(source, None, shape, num_classes, files, Skipped() if skip else None)
 
 
-def read_all(
-    streams: list[Stream], shape: tuple[int, int, int], num_classes: int, where: str
-) -> Arrays:
-    """All examples of `streams`, one after the other, decoded into memory.
+def read_all(stream: Stream) -> Arrays:
+    """All examples of a stream whose images have one shape, decoded into memory.
 
     Raises:
-      ConfigError: an image that is damaged or not of `shape`, or a label out of range.
+      BadRecordError: a record is bad and is not to be skipped.
+      ConfigError: no record is good.
     """
-    total = sum(map(len, streams))
-    images = np.empty((total, *shape), np.uint8)
-    labels = np.empty(total, np.int32)
+    images = np.empty((len(stream), *stream.shape), np.uint8)
+    labels = np.empty(len(stream), np.int32)
+    bad: list[str] = []
     at = 0
-    for stream in streams:
-        for i in range(len(stream)):
-            image, labels[at] = stream.read(i, shape[2])
-            if image.shape != shape:
-                raise ConfigError(f"{where} image {at}: shape {image.shape}, must be {shape}")
-            images[at] = image
+    for i in range(len(stream)):
+        try:
+            images[at], labels[at] = stream.read(i, stream.shape[2])
             at += 1
-    return check_arrays(images, labels, num_classes=num_classes, where=where)
+        except BadRecordError as error:
+            if stream.skipped is None:
+                raise
+            bad.append(str(error))
+    if not at:
+        raise ConfigError(f"{bad[0]}; no record is good" if bad else "data.dir: no records")
+    if stream.skipped:
+        stream.skipped.add(bad)
+    return Arrays(images[:at], labels[:at], len(bad))

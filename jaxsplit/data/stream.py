@@ -1,8 +1,12 @@
-"""Splits that stay on disk as encoded images: decoding, random-resized crops, evaluation crops."""
+"""Splits that stay on disk as encoded images: decoding, random-resized crops, evaluation crops.
+
+A record that cannot be decoded, or whose label or shape is none of the data set's, is bad. It is an
+error that names it, or is left out and counted: `config.data.on_bad_record`.
+"""
 
 import functools
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,36 +22,120 @@ _ASPECT = (3 / 4, 4 / 3)  # width / height of a random crop
 _TRIES = 10
 
 
+class BadRecordError(ConfigError):
+    """A record that cannot be used; one line that names it."""
+
+
+@dataclass
+class Skipped:
+    """Bad records that were left out, `count` times so far; the first is told in one line."""
+
+    count: int = 0
+
+    def add(self, errors: list[str]) -> None:
+        """Counts one for each line of `errors`."""
+        if errors and not self.count:
+            print(
+                f"warning: {errors[0]}; left out, as any other will be (data.on_bad_record='skip')",
+                flush=True,
+            )
+        self.count += len(errors)
+
+
 @dataclass(frozen=True)
 class Stream:
     """A split of encoded images in a random-access source, decoded when they are needed.
 
     source: source[i] -> dict(image=bytes (JPEG, PNG, ...) or uint8[H, W, C], label=int); len().
     indices: int[N], the part of the source that this split is; None: all of it.
+    shape: (H, W, C) that every image has, and is used whole; None: they vary and are cropped.
+    num_classes: labels lie below it; None: any label is fine.
+    files: (path, number of records) of the source, in order; for messages.
+    skipped: counts the bad records that are left out; None: a bad record is an error.
     """
 
     source: Any
     indices: np.ndarray | None = None
+    shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    files: tuple[tuple[str, int], ...] = ()
+    skipped: Skipped | None = None
 
     def __len__(self) -> int:
         return len(self.source) if self.indices is None else len(self.indices)
+
+    def part(self, indices: np.ndarray) -> "Stream":
+        """The examples at `indices` (int[M]) of the split; it counts its own bad records."""
+        records = indices if self.indices is None else self.indices[indices]
+        skipped = None if self.skipped is None else Skipped()
+        return replace(self, indices=records, skipped=skipped)
 
     def read(self, i: int, channels: int) -> tuple[np.ndarray, int]:
         """Example i of the split: (uint8[H, W, channels], label).
 
         Raises:
-          ConfigError: it cannot be read or decoded; names the record.
+          BadRecordError: it cannot be read or decoded, or has a wrong label or shape.
         """
         record = int(i if self.indices is None else self.indices[i])
+        example = {}
         try:
             example = self.source[record]
-            return decode(example["image"], channels), int(example["label"])
+            image, label = decode(example["image"], channels), int(example["label"])
         except (OSError, ValueError, SyntaxError, RuntimeError) as error:
             # RuntimeError: array_record on a damaged file; the others: Pillow on a damaged image.
             line = str(error).partition("\n")[0]
-            raise ConfigError(
-                f"data.dir: record {record} cannot be decoded ({line}); must be an image"
+            raise BadRecordError(
+                f"data.dir: {self._name(record, example)} cannot be decoded ({line}); must be an "
+                "image"
             ) from error
+        if self.num_classes is not None and not 0 <= label < self.num_classes:
+            raise BadRecordError(
+                f"data.dir: {self._name(record, example)} has the label {label}, must lie in "
+                f"0..{self.num_classes - 1}"
+            )
+        if self.shape is not None and image.shape != self.shape:
+            raise BadRecordError(
+                f"data.dir: {self._name(record, example)} has the shape {image.shape}, must be "
+                f"{self.shape}"
+            )
+        return image, label
+
+    def read_eval(self, i: int, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, int]:
+        """Example i as evaluation sees it: (uint8[H, W, C], label); raises as `read`."""
+        height, width, channels = image_shape
+        image, label = self.read(i, channels)
+        return image if self.shape is not None else centre_crop(image, height, width), label
+
+    def labels(self) -> np.ndarray:
+        """int64[N] without decoding an image; -1 where a record cannot be read and is skipped.
+
+        Raises:
+          BadRecordError: a record cannot be read and must not be skipped.
+        """
+        records = range(len(self.source)) if self.indices is None else self.indices
+        out = np.full(len(self), -1)
+        for i, record in enumerate(records):
+            try:
+                out[i] = int(self.source[int(record)]["label"])
+            except (OSError, ValueError, RuntimeError) as error:
+                if self.skipped is None:
+                    raise BadRecordError(
+                        f"data.dir: {self._name(int(record), {})} cannot be read ({error})"
+                    ) from error
+        return out
+
+    def _name(self, record: int, example: dict) -> str:
+        """'record 7 (cat.jpg, number 2 of train.array_record-00001-of-00002)', what is known."""
+        known = []
+        if name := example.get("file_name"):
+            known.append(name.decode() if isinstance(name, bytes) else str(name))
+        at = record
+        for path, count in self.files:
+            if at < count:
+                known.append(f"number {at} of {path}")
+                break
+            at -= count
+        return f"record {record}" + f" ({', '.join(known)})" * bool(known)
 
 
 def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:

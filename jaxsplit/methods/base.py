@@ -55,7 +55,8 @@ def over_stack(
 
     def init(key: Array, image_shape: tuple[int, int, int]) -> dict:
         variables = stack.init(key, image_shape)
-        return {collection: {"stack": tree} for collection, tree in variables.items()}
+        # A backbone without BatchNorm has no statistics.
+        return {c: {"stack": variables.get(c, {})} for c in ("params", "batch_stats")}
 
     def of_stack(variables: dict) -> dict:
         return {collection: tree["stack"] for collection, tree in variables.items()}

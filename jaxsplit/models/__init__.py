@@ -4,7 +4,8 @@ A family is a module, or any object, with
   SPECS       name -> undivided Spec; a Spec has `arch`, `splits` (the S it can be divided in) and
               `image_size` (pixels that it was made for)
   divide      (spec, S) -> Spec of one of the S networks; S is among `spec.splits`
-  build       (spec, num_classes, axis_name=, dtype=) -> Linen module
+  build       (spec, num_classes, axis_name=, dtype=) -> Linen module; where its Specs have
+              `num_stages`, also remat=: names of the stages to recompute in the backward pass
 and, where it has them,
   PATTERNS    names that stand for many, and `find(arch)` -> Spec or None, which knows them
   torch_name  (spec, path of a module) -> its name in the reference's `state_dict`
@@ -62,20 +63,27 @@ def register(spec, divide: Callable[[Any, int], Any], build: Callable[..., nn.Mo
     """Adds a backbone of your own under `spec.arch`; see README for an example.
 
     Args:
-      spec: frozen dataclass of the undivided network, with `arch`, `splits`, `image_size`.
+      spec: frozen dataclass of the undivided network, with `arch`, `splits`, `image_size`; 1 is
+        among its splits.
       divide: (spec, S) -> spec of one of the S networks.
-      build: (spec, num_classes, axis_name=, dtype=) -> Linen module, which is called as
+      build: (spec, num_classes, axis_name=, dtype=) -> Linen module with the field `axis_name`, the
+        mesh axis of synchronised BatchNorm; it is called as
         (images float[B, H, W, C], train, example_ids) and returns (logits float[B, K], features:
-        name -> float[B, h, w, c], the last of them `final`).
+        name -> float[B, h, w, c], the last of them `final`). Fine-tuning with other classes
+        renews the layer `head`, which `layers.classify` makes.
 
     Raises:
-      ValueError: there is another architecture of that name.
+      ValueError: there is another architecture of that name, or the spec lacks something.
     """
-    taken = spec.arch in FAMILIES or _find(spec.arch)[1] is not None
+    if missing := [name for name in ("arch", "splits", "image_size") if not hasattr(spec, name)]:
+        raise ValueError(f"{spec}: must have {', '.join(missing)}")
+    if 1 not in spec.splits:
+        raise ValueError(f"arch={spec.arch!r}: splits={spec.splits} must hold 1, the undivided")
+    key = f"own/{spec.arch}"  # arch may be called as a family is
     # Registering again is what running a notebook's cell again does.
-    if taken and not isinstance(FAMILIES.get(spec.arch), Family):
+    if key not in FAMILIES and _find(spec.arch)[1] is not None:
         raise ValueError(f"arch={spec.arch!r}: there is one of that name already")
-    FAMILIES[spec.arch] = Family({spec.arch: spec}, divide, build)
+    FAMILIES[key] = Family({spec.arch: spec}, divide, build)
 
 
 def names() -> list[str]:
@@ -100,10 +108,38 @@ def divided(arch: str, num_networks: int):
     return family.divide(spec, num_networks)
 
 
-def build(spec, num_classes: int, *, axis_name: str | None = None, dtype=None) -> nn.Module:
-    """The Linen module of a Spec: images float[B, H, W, C] -> (logits float[B, K], features)."""
+def build(
+    spec, num_classes: int, *, axis_name: str | None = None, dtype=None, remat: tuple[str, ...] = ()
+) -> nn.Module:
+    """The Linen module of a Spec: images float[B, H, W, C] -> (logits float[B, K], features).
+
+    `remat`: of `remat_stages`; a backbone that has not heard of it is built without.
+    """
     family, _ = known(spec.arch)
-    return family.build(spec, num_classes, axis_name=axis_name, dtype=dtype)
+    fields = dict(remat=remat) if remat else {}
+    return family.build(spec, num_classes, axis_name=axis_name, dtype=dtype, **fields)
+
+
+def remat_stages(spec, text: str) -> tuple[str, ...]:
+    """Names of the stages to recompute: '' none, 'all', or some of them, as 'stage1,stage2'.
+
+    Raises:
+      ConfigError: not of that form, or a stage that the architecture has not.
+    """
+    if text == "":
+        return ()
+    stages = tuple(f"stage{i + 1}" for i in range(getattr(spec, "num_stages", 0)))
+    if not stages:
+        raise ConfigError(f"remat={text!r}: must be ''; {spec.arch} cannot recompute its stages")
+    if text == "all":
+        return stages
+    chosen = {part.strip() for part in str(text).split(",")}
+    if not chosen <= set(stages):
+        raise ConfigError(
+            f"remat={text!r}: must be '', 'all' or, with commas, some of {', '.join(stages)} "
+            f"of {spec.arch}"
+        )
+    return tuple(stage for stage in stages if stage in chosen)
 
 
 def _find(arch: str):

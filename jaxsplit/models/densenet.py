@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, avg_pool_2x2, classify, max_pool
+from jaxsplit.models.layers import (
+    BatchNorm,
+    Conv,
+    Dtype,
+    avg_pool_2x2,
+    block_class,
+    classify,
+    max_pool,
+)
 from jaxsplit.models.stochastic import ShakeDrop
 
 BOTTLENECK = 4  # channels between the two convolutions of a layer, in growth rates
@@ -30,6 +38,11 @@ class Spec:
     compression: float = 0.5  # of channels, between blocks
     shake_drop: float = 0.0  # rate at the last layer, growing linearly; see stochastic.ShakeDrop
     splits: tuple[int, ...] = (1, 2, 4, 8)  # the S that `divide` knows
+
+    @property
+    def num_stages(self) -> int:
+        """Stages, whose outputs are the features `stage1` ..."""
+        return len(self.layers)
 
     @property
     def image_size(self) -> int:
@@ -117,6 +130,7 @@ class DenseNet(nn.Module):
     num_classes: int
     axis_name: str | None = None  # mesh axis of synchronised BatchNorm
     dtype: Dtype | None = None
+    remat: tuple[str, ...] = ()  # stages whose layers are recomputed; see layers.block_class
 
     @nn.compact
     def __call__(
@@ -141,10 +155,11 @@ class DenseNet(nn.Module):
                 channels = int(x.shape[-1] * spec.compression)
                 name = f"stage{stage - 1}_transition"
                 x = Transition(channels, norm, self.dtype, name=name)(x, train)
+            make = block_class(DenseLayer, stage, self.remat)
             for i in range(1, layers + 1):
                 done += 1
                 rate = spec.shake_drop * done / sum(spec.layers)
-                layer = DenseLayer(
+                layer = make(
                     spec.growth,
                     spec.bottleneck,
                     rate,
@@ -193,5 +208,5 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 
 
 def build(spec: Spec, num_classes: int, **fields) -> DenseNet:
-    """The module of a Spec; `fields`: axis_name, dtype."""
+    """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return DenseNet(spec, num_classes, **fields)

@@ -2,7 +2,8 @@
 
 Inverted residual blocks of MobileNetV2 (1801.04381) with squeeze-excite (1709.01507) and swish,
 scaled in width, depth and image size at once. Divided by the channel table of divide and
-co-training (2011.14660), in three variants with the same channels:
+co-training (2011.14660), in three variants with the same channels. The two for ImageNet cost the
+same; both are kept because their outputs, and so their published weights, differ:
   efficientnetb0 ...             TensorFlow's padding, which puts an odd row at the end
   efficientnetb0_lightnetpp ...  the same padding on every side, dropout of branches' channels
   efficientnetb0_cifar ...       as lightnetpp, with three strides fewer, for images of 32 pixels
@@ -18,7 +19,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit.conv import Padding
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, SqueezeExcite, classify
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, SqueezeExcite, block_class, classify
 from jaxsplit.models.stochastic import Dropout
 
 # Of the seven stages: window, channels inside over channels in, and blocks at depth 1.
@@ -86,6 +87,11 @@ class Spec:
     def blocks(self) -> tuple[int, ...]:
         """Of every stage."""
         return tuple(math.ceil(self.depth * n) for n in BLOCKS)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages, whose outputs are the features `stage1` ..."""
+        return len(self.blocks)
 
     @property
     def drop_paths(self) -> tuple[float, ...]:
@@ -223,6 +229,7 @@ class EfficientNet(nn.Module):
     num_classes: int
     axis_name: str | None = None  # mesh axis of synchronised BatchNorm
     dtype: Dtype | None = None
+    remat: tuple[str, ...] = ()  # stages whose blocks are recomputed; see layers.block_class
 
     @nn.compact
     def __call__(
@@ -244,9 +251,10 @@ class EfficientNet(nn.Module):
         features = {}
         for stage, blocks in enumerate(spec.blocks, start=1):
             kernel = KERNELS[stage - 1]
+            make = block_class(Block, stage, self.remat)
             for i in range(blocks):
                 stride = strides[stage - 1] if i == 0 else 1
-                x = Block(
+                x = make(
                     norm,
                     widths[stage - 1],
                     EXPANSIONS[stage - 1],
@@ -303,5 +311,5 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 
 
 def build(spec: Spec, num_classes: int, **fields) -> EfficientNet:
-    """The module of a Spec; `fields`: axis_name, dtype."""
+    """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return EfficientNet(spec, num_classes, **fields)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit.models import resnet
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, classify
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, classify
 from jaxsplit.models.stochastic import Dropout
 
 
@@ -27,6 +27,7 @@ class Spec:
     dropout: float = 0.0  # of elements, between the convolutions of a block
     splits: tuple[int, ...] = (1, 2, 4)  # the S that `divide` knows
     image_size: int = 32
+    num_stages: int = 3  # whose outputs are the features `stage1` ...
 
 
 PATTERNS = ("ffsd_wide_resnet{6n+4}_{k}",)
@@ -34,13 +35,9 @@ PATTERNS = ("ffsd_wide_resnet{6n+4}_{k}",)
 
 def find(arch: str) -> Spec | None:
     """The undivided network of that name, for any n and k of the pattern; else None."""
-    match = re.fullmatch(r"ffsd_wide_resnet([1-9]\d*)_([1-9]\d*)", arch)
-    if not match:
+    if (found := resnet.wide_name(arch, "ffsd_wide_resnet")) is None:
         return None
-    depth, k = int(match[1]), int(match[2])
-    n, rest = divmod(depth - 4, 6)
-    if n < 1 or rest:
-        return None
+    n, k = found
     return Spec(arch, n, k, dropout=0.3 if arch == "ffsd_wide_resnet28_10" else 0.0)
 
 
@@ -93,6 +90,7 @@ class WideResNet(nn.Module):
     num_classes: int
     axis_name: str | None = None  # mesh axis of synchronised BatchNorm
     dtype: Dtype | None = None
+    remat: tuple[str, ...] = ()  # stages whose blocks are recomputed; see layers.block_class
 
     @nn.compact
     def __call__(
@@ -101,9 +99,10 @@ class WideResNet(nn.Module):
         spec = self.spec
         x = Conv(16, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
         features = {}
-        for stage in (1, 2, 3):
+        for stage in range(1, spec.num_stages + 1):
+            make = block_class(Block, stage, self.remat)
             for i in range(spec.blocks):
-                block = Block(
+                block = make(
                     16 * spec.widening * 2 ** (stage - 1),
                     2 if stage > 1 and i == 0 else 1,
                     spec.dropout,
@@ -133,5 +132,5 @@ def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
 
 
 def build(spec: Spec, num_classes: int, **fields) -> WideResNet:
-    """The module of a Spec; `fields`: axis_name, dtype."""
+    """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return WideResNet(spec, num_classes, **fields)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, classify, max_pool
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, classify, max_pool
 
 PAD = ((1, 1), (1, 1))
 
@@ -38,6 +38,11 @@ class Spec:
     stages: tuple[tuple[Widths, ...], ...]  # inception blocks; a max pool before all but the first
     splits: tuple[int, ...]  # the S that `divide` knows
     image_size: int = 32
+
+    @property
+    def num_stages(self) -> int:
+        """Stages, whose outputs are the features `stage1` ..."""
+        return len(self.stages)
 
 
 SPECS: dict[str, Spec] = {
@@ -115,6 +120,7 @@ class GoogLeNet(nn.Module):
     num_classes: int
     axis_name: str | None = None  # mesh axis of synchronised BatchNorm
     dtype: Dtype | None = None
+    remat: tuple[str, ...] = ()  # stages whose blocks are recomputed; see layers.block_class
 
     @nn.compact
     def __call__(
@@ -129,8 +135,9 @@ class GoogLeNet(nn.Module):
         for stage, blocks in enumerate(self.spec.stages, start=1):
             if stage > 1:
                 x = max_pool(x, 3, 2, PAD)
+            make = block_class(Inception, stage, self.remat)
             for i, widths in enumerate(blocks, start=1):
-                x = Inception(widths, norm, self.dtype, name=f"stage{stage}_block{i}")(x, train)
+                x = make(widths, norm, self.dtype, name=f"stage{stage}_block{i}")(x, train)
             features[f"stage{stage}"] = x
         features["final"] = x
         return classify(x, self.num_classes, train=train, example_ids=example_ids), features
@@ -155,5 +162,5 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 
 
 def build(spec: Spec, num_classes: int, **fields) -> GoogLeNet:
-    """The module of a Spec; `fields`: axis_name, dtype."""
+    """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return GoogLeNet(spec, num_classes, **fields)

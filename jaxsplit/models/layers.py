@@ -1,7 +1,9 @@
 """Layers shared by all backbones.
 
 Every module takes `dtype`: the type of its computation (None: that of its input). Parameters and
-statistics stay in the type they were made in.
+statistics stay in the type they were made in. Sums over a map or a batch are in at least float32,
+also those of the backward pass: where an array is broadcast its gradient is such a sum, and XLA's
+CPU backend adds bfloat16 numbers in bfloat16, which stops at a few hundred.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +20,11 @@ from jaxsplit.models.stochastic import Dropout
 Dtype = Any
 # He et al. 2015, fan-out, as both reference systems.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def widen(x: Array) -> Array:
+    """`x` as a float of at least 32 bits."""
+    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
 
 
 class Conv(nn.Module):
@@ -50,7 +57,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+            y = (widen(y) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
         return y
 
 
@@ -109,7 +116,7 @@ class BatchNorm(nn.Module):
         mean_var = self.variable("batch_stats", "mean", jnp.zeros, features)
         var_var = self.variable("batch_stats", "var", jnp.ones, features)
         dtype = self.dtype or x.dtype
-        x = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+        x = widen(x)
 
         def wide(v):  # rank promotion is an error in our tests
             return v.reshape((1,) * (x.ndim - 1) + features)
@@ -148,7 +155,7 @@ class SqueezeExcite(nn.Module):
         y = Conv(self.reduced, 1, use_bias=True, dtype=self.dtype, name="fc1")(y)
         y = self.activation(y)
         y = Conv(x.shape[-1], 1, use_bias=True, dtype=self.dtype, name="fc2")(y)
-        return x * nn.sigmoid(y)
+        return (widen(x) * nn.sigmoid(widen(y))).astype(x.dtype)
 
 
 class SplitAttention(nn.Module):
@@ -177,9 +184,20 @@ class SplitAttention(nn.Module):
         y = nn.relu(self.norm(name="bn1")(y, train))
         y = Conv(r * c, 1, groups=g, use_bias=True, dtype=self.dtype, name="fc2")(y)
         # A group of `fc2` makes the weights of all splits of its channels.
-        weights = nn.softmax(y.reshape(*y.shape[:3], g, r, c // g), axis=4)
+        weights = nn.softmax(widen(y).reshape(*y.shape[:3], g, r, c // g), axis=4)
         weights = weights.swapaxes(3, 4).reshape(*y.shape[:3], r, c)
-        return (splits * weights).sum(3)
+        return (widen(splits) * weights).sum(3).astype(splits.dtype)
+
+
+def block_class(block: type[nn.Module], stage: int, remat: Sequence[str]) -> type[nn.Module]:
+    """`block`, called as (x, train, ...); one that recomputes where `remat` names its stage.
+
+    It keeps its input only and computes the rest again in the backward pass (Chen et al. 2016,
+    arXiv 1604.06174). Parameters, statistics and random draws are the same.
+    """
+    if f"stage{stage}" not in remat:
+        return block
+    return nn.remat(block, static_argnums=(2,))  # `train`; number 0 is the module itself
 
 
 def classify(
@@ -195,11 +213,10 @@ def classify(
     float[B, H, W, C] -> logits [B, K] of at least float32: bfloat16 would leave a thousand classes
     few distinct ones. For use in a compact method; the layers belong to the calling module.
     """
-    wide = jnp.promote_types(jnp.float32, x.dtype)
-    x = x.astype(wide).mean((1, 2))
+    x = widen(x).mean((1, 2))
     x = Dropout(dropout, name="dropout")(x, train, example_ids)
     init = nn.initializers.normal(1e-3)
-    return nn.Dense(num_classes, dtype=wide, kernel_init=init, name="head")(x)
+    return nn.Dense(num_classes, dtype=x.dtype, kernel_init=init, name="head")(x)
 
 
 def max_pool(x: Array, window: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
@@ -239,4 +256,6 @@ def avg_pool_3x3(x: Array, stride: int) -> Array:
     """3x3 mean with a border of zeros that count: float[B, H, W, C] -> [B, ceil(H/stride), ...]."""
     window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
     pads = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return lax.reduce_window(x, np.array(0, x.dtype), lax.add, window, strides, pads) / 9
+    y = widen(x)
+    y = lax.reduce_window(y, np.array(0, y.dtype), lax.add, window, strides, pads) / 9
+    return y.astype(x.dtype)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, avg_pool_2x2, classify
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, avg_pool_2x2, block_class, classify
 from jaxsplit.models.stochastic import ShakeDrop
 
 EXPANSION = 4  # output over nominal width of a bottleneck
@@ -29,6 +29,11 @@ class Spec:
     stem: int = 16  # channels of the first convolution
     splits: tuple[int, ...] = (1, 2, 4, 8, 16)  # the S that `divide` knows
     image_size: int = 32
+
+    @property
+    def num_stages(self) -> int:
+        """Stages, whose outputs are the features `stage1` ..."""
+        return len(self.blocks)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -93,6 +98,7 @@ class PyramidNet(nn.Module):
     num_classes: int
     axis_name: str | None = None  # mesh axis of synchronised BatchNorm
     dtype: Dtype | None = None
+    remat: tuple[str, ...] = ()  # stages whose blocks are recomputed; see layers.block_class
 
     @nn.compact
     def __call__(
@@ -109,11 +115,12 @@ class PyramidNet(nn.Module):
         features = {}
         shapes = zip(spec.widths, spec.rates, strict=True)
         for stage, blocks in enumerate(spec.blocks, start=1):
+            make = block_class(Block, stage, self.remat)
             for i in range(blocks):
                 width, rate = next(shapes)
                 stride = 2 if stage > 1 and i == 0 else 1
                 name = f"stage{stage}_block{i + 1}"
-                block = Block(width, stride, rate, norm, self.dtype, name=name)
+                block = make(width, stride, rate, norm, self.dtype, name=name)
                 x = block(x, train, example_ids)
             features[f"stage{stage}"] = x
         features["final"] = x = nn.relu(norm("final_bn")(x, train))
@@ -131,5 +138,5 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 
 
 def build(spec: Spec, num_classes: int, **fields) -> PyramidNet:
-    """The module of a Spec; `fields`: axis_name, dtype."""
+    """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return PyramidNet(spec, num_classes, **fields)

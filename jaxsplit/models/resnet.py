@@ -22,6 +22,7 @@ from jaxsplit.models.layers import (
     SqueezeExcite,
     avg_pool_2x2,
     avg_pool_3x3,
+    block_class,
     ceil_padding,
     classify,
     max_pool,
@@ -59,6 +60,11 @@ class Spec:
     drop_block: float = 0.0  # of the branches of stages 3 and 4
     zero_init: bool = True  # residual branches start at zero
     splits: tuple[int, ...] = ()  # the S that `divide` knows
+
+    @property
+    def num_stages(self) -> int:
+        """Stages, whose outputs are the features `stage1` ..."""
+        return len(self.blocks)
 
     @property
     def image_size(self) -> int:
@@ -106,6 +112,29 @@ SPECS: dict[str, Spec] = {
 }
 PATTERNS = ("wide_resnet{6n+4}_{k}",)
 
+
+def wide_name(arch: str, prefix: str = "wide_resnet") -> tuple[int, int] | None:
+    """(n, k) of `<prefix><6n+4>_<k>`; None: it is no such name."""
+    match = re.fullmatch(rf"{prefix}([1-9]\d*)_([1-9]\d*)", arch)
+    if not match:
+        return None
+    n, rest = divmod(int(match[1]) - 4, 6)
+    return None if n < 1 or rest else (n, int(match[2]))
+
+
+def _wide_resnet(arch: str) -> Spec | None:
+    if (found := wide_name(arch)) is None:
+        return None
+    n, k = found
+    dropout = 0.1 if arch == "wide_resnet40_10" else 0.0
+    return Spec(arch, (n, n, n), 16 * k, block="basic", dropout=dropout, splits=(1, 2, 4, 8, 16))
+
+
+SPECS |= {
+    f"wide_resnet{name}": _wide_resnet(f"wide_resnet{name}")
+    for name in ("16_8", "16_12", "28_10", "40_10", "52_8")
+}
+
 # Nominal widths after dividing in S.
 CIFAR_WIDTHS = {1: 16, 2: 12, 4: 8, 8: 6, 16: 4}
 IMAGENET_WIDTHS = {1: 64, 2: 44, 4: 32, 8: 24}
@@ -119,17 +148,7 @@ EXCEPTIONS: dict[tuple[str, int], dict] = {
 
 def find(arch: str) -> Spec | None:
     """The undivided network of that name; `wide_resnet{6n+4}_{k}` for any n and k; else None."""
-    if arch in SPECS:
-        return SPECS[arch]
-    match = re.fullmatch(r"wide_resnet([1-9]\d*)_([1-9]\d*)", arch)
-    if not match:
-        return None
-    depth, k = int(match[1]), int(match[2])
-    n, rest = divmod(depth - 4, 6)
-    if n < 1 or rest:
-        return None
-    dropout = 0.1 if arch == "wide_resnet40_10" else 0.0
-    return Spec(arch, (n, n, n), 16 * k, block="basic", dropout=dropout, splits=(1, 2, 4, 8, 16))
+    return SPECS.get(arch) or _wide_resnet(arch)
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
@@ -255,6 +274,7 @@ class ResNet(nn.Module):
     num_classes: int
     axis_name: str | None = None  # mesh axis of synchronised BatchNorm
     dtype: Dtype | None = None
+    remat: tuple[str, ...] = ()  # stages whose blocks are recomputed; see layers.block_class
 
     @nn.compact
     def __call__(
@@ -276,10 +296,11 @@ class ResNet(nn.Module):
 
         features = {}
         for stage, blocks in enumerate(spec.blocks, start=1):
+            make = block_class(Block, stage, self.remat)
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 name = f"stage{stage}_block{i + 1}"
-                block = Block(spec, stage, stride, squares, self.axis_name, self.dtype, name=name)
+                block = make(spec, stage, stride, squares, self.axis_name, self.dtype, name=name)
                 x = block(x, train, example_ids)
             features[f"stage{stage}"] = x
         features["final"] = x
@@ -310,5 +331,5 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 
 
 def build(spec: Spec, num_classes: int, **fields) -> ResNet:
-    """The module of a Spec; `fields`: axis_name, dtype."""
+    """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return ResNet(spec, num_classes, **fields)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, classify
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, classify
 from jaxsplit.models.stochastic import ShakeShake
 
 
@@ -26,6 +26,11 @@ class Spec:
     blocks: tuple[int, ...] = (4, 4, 4)  # residual blocks of every stage
     stem: int = 16  # channels of the first convolution
     image_size: int = 32
+
+    @property
+    def num_stages(self) -> int:
+        """Stages, whose outputs are the features `stage1` ..."""
+        return len(self.blocks)
 
 
 SPECS: dict[str, Spec] = {
@@ -118,6 +123,7 @@ class ShakeResNet(nn.Module):
     num_classes: int
     axis_name: str | None = None  # mesh axis of synchronised BatchNorm
     dtype: Dtype | None = None
+    remat: tuple[str, ...] = ()  # stages whose blocks are recomputed; see layers.block_class
 
     @nn.compact
     def __call__(
@@ -133,11 +139,12 @@ class ShakeResNet(nn.Module):
 
         features = {}
         for stage, blocks in enumerate(spec.blocks, start=1):
+            make = block_class(Block, stage, self.remat)
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 width = spec.width * 2 ** (stage - 1)
                 name = f"stage{stage}_block{i + 1}"
-                x = Block(width, stride, norm, self.dtype, name=name)(x, train, example_ids)
+                x = make(width, stride, norm, self.dtype, name=name)(x, train, example_ids)
             features[f"stage{stage}"] = x
         features["final"] = x = nn.relu(x)
         return classify(x, self.num_classes, train=train), features
@@ -158,5 +165,5 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 
 
 def build(spec: Spec, num_classes: int, **fields) -> ShakeResNet:
-    """The module of a Spec; `fields`: axis_name, dtype."""
+    """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return ShakeResNet(spec, num_classes, **fields)

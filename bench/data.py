@@ -1,0 +1,177 @@
+"""How fast JPEGs are streamed: images and views a second from an array_record that this makes.
+
+python -m bench.data [--images 300] [--views 4] [--size 224] [--threads 1 2] [--out FILE.md]
+
+The JPEGs are 500x375 at quality 90, smooth colours with edges and noise: about as large as those of
+ImageNet. Each is decoded once, and S random-resized crops are cut from it, by the training feed
+itself. "Per core" is per second of processor time of this process, so that other work on the
+machine matters less (it still shares caches and clock); "wall" is what was seen. Best of rounds.
+"""
+
+import argparse
+import datetime
+import io
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+
+from configs import common
+from jaxsplit import data
+
+HEIGHT, WIDTH, QUALITY = 375, 500, 90
+NAME = "photos"
+CLASSES = 10
+LIBRARIES = ("simplejpeg", "opencv-python-headless", "grain", "array_record", "numpy")
+
+
+def photo(seed: int) -> np.ndarray:
+    """uint8[375, 500, 3] with the statistics of a photograph: power falls with frequency.
+
+    Noise is filtered to an amplitude of 1 / frequency, some shapes with sharp edges lie on it and
+    every pixel has a little noise of its own, so that a JPEG of it is as long as one of a photo.
+    """
+    rng = np.random.default_rng(seed)
+    fy, fx = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None]
+    falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / WIDTH)
+    spectrum = np.fft.rfft2(rng.normal(size=(3, HEIGHT, WIDTH)))
+    image = np.fft.irfft2(spectrum * falloff, s=(HEIGHT, WIDTH)).transpose(1, 2, 0)
+    image = 120 + 45 * (image - image.mean()) / image.std()
+    y, x = np.ogrid[:HEIGHT, :WIDTH]
+    for _ in range(6):
+        cy, cx, radius = rng.integers(HEIGHT), rng.integers(WIDTH), rng.integers(20, 90)
+        image[np.hypot(y - cy, x - cx) < radius] += rng.normal(0, 40, 3)
+    image += rng.normal(0, 3, image.shape)
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+def write(folder: pathlib.Path, images: int, distinct: int = 50) -> float:
+    """Prepares the data set `photos` in a folder; the JPEGs' mean size in bytes.
+
+    `distinct` pictures are made and repeated: every record is decoded anew, whatever it holds.
+    """
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    jpegs = []
+    for seed in range(min(distinct, images)):
+        buffer = io.BytesIO()
+        Image.fromarray(photo(seed)).save(buffer, "JPEG", quality=QUALITY)
+        jpegs.append(buffer.getvalue())
+
+    class Prepare(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(images), "test": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                jpeg = io.BytesIO(jpegs[i % len(jpegs)])
+                yield i, {"image": jpeg, "label": i % CLASSES}
+
+    Prepare.name = NAME
+    tfds.disable_progress_bar()
+    builder = Prepare(data_dir=str(folder), file_format="array_record")
+    builder.download_and_prepare()
+    return float(np.mean([len(jpeg) for jpeg in jpegs]))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images a second: of wall-clock time, and of processor time of all threads."""
+
+    wall: float
+    per_core: float
+
+
+def measure(
+    folder: pathlib.Path, *, views: int, size: int, threads: int, rounds: int = 3, batch: int = 20
+) -> Speed:
+    """The best of some rounds, each an epoch of `photos` through the training feed."""
+    config = common.get_config().data
+    config.update(name=NAME, dir=str(folder), image_size=size)
+    dataset = data.load(config)
+    feed = data.train_feed(dataset, batch_size=batch, num_views=views, seed=0, threads=threads)
+    speeds = []
+    for index in range(rounds):
+        # What the threads make before the clock starts is not timed, what they make ahead at the
+        # end is: the two even out.
+        batches = feed.batches(index * feed.steps_per_epoch)
+        next(batches)
+        steps = feed.steps_per_epoch - 1
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            next(batches)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        batches.close()
+        speeds.append(Speed(steps * batch / wall, steps * batch / cpu))
+    return Speed(max(s.wall for s in speeds), max(s.per_core for s in speeds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--views", type=int, nargs="+", default=[1, 4], help="S")
+    parser.add_argument("--size", type=int, default=224, help="of a crop, in pixels")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=pathlib.Path, help="a Markdown file that gets the table")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        kib = write(pathlib.Path(folder), args.images) / 1024
+        rows = []
+        for views in args.views:
+            for threads in args.threads:
+                speed = measure(
+                    pathlib.Path(folder),
+                    views=views,
+                    size=args.size,
+                    threads=threads,
+                    rounds=args.rounds,
+                )
+                rows.append((views, threads, speed))
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    ).stdout.strip()
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    lines = [
+        f"{args.images} JPEGs of {WIDTH}x{HEIGHT} ({kib:.0f} KiB each) -> random-resized crops of "
+        f"{args.size}; CPU {platform.machine()}, Python "
+        f"{platform.python_version()}, {versions}, commit {commit or 'unknown'}, "
+        f"{datetime.date.today()}; best of {args.rounds} rounds, load average "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+        "",
+        "| S | threads | images/s, wall | images/s per core | views/s per core |",
+        "|---|---|---|---|---|",
+    ]
+    for views, threads, speed in rows:
+        lines.append(
+            f"| {views} | {threads} | {speed.wall:.0f} | {speed.per_core:.0f} "
+            f"| {views * speed.per_core:.0f} |"
+        )
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("a") as file:
+            file.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

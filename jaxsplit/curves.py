@@ -1,0 +1,79 @@
+"""The learning rate and the weight of co-training over a run, drawn as text before it starts."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxsplit import config as config_lib
+from jaxsplit import losses
+
+WIDTH, HEIGHT = 60, 8  # of a curve, in characters
+# Training examples of data sets, as published; svhn_cropped with its extra images.
+TRAIN_EXAMPLES = {
+    "digits": 1437,
+    "synthetic": 2048,
+    "fashion_mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "svhn_cropped": 604_388,
+    "imagenet2012": 1_281_167,
+}
+# Steps an epoch where that is not known: curves of lengths in epochs or percent hardly change.
+ASSUMED_STEPS = 1000
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+
+def draw(title: str, values: Sequence[float], ticks: Sequence[str]) -> str:
+    """A bar chart of `values` >= 0, one a column, from 0 to the highest.
+
+    Args:
+      title: above it.
+      values: finite.
+      ticks: three labels below: at the left end, in the middle, at the right end.
+    """
+    values = np.asarray(values, np.float64)
+    top = values.max()
+    # In eighths of a character; what is not zero shows.
+    levels = np.ceil(values / (top or 1) * 8 * HEIGHT - 1e-6).astype(int)
+    labels = {HEIGHT - 1: f"{top:.4g}", 0: "0"}
+    lines = [title]
+    for row in reversed(range(HEIGHT)):
+        bars = "".join(_EIGHTHS[min(max(level - 8 * row, 0), 8)] for level in levels)
+        lines.append(f"{labels.get(row, ''):>10} │{bars}".rstrip())
+    left, middle, right = ticks
+    axis = f"{left:<{len(values) // 2 - len(middle) // 2}}{middle}"
+    lines.append(" " * 11 + "└" + "─" * len(values))
+    lines.append(" " * 12 + f"{axis:<{len(values) - len(right)}}{right}")
+    return "\n".join(lines)
+
+
+def of_config(config: ConfigDict) -> str:
+    """Text: the learning rate and, with co-training, the weight of its loss, over the run.
+
+    From the config alone: where the size of the data set is not known, an epoch is taken to have
+    `ASSUMED_STEPS` steps, and the title says so.
+
+    Raises:
+      ConfigError: a wrong value.
+    """
+    examples = TRAIN_EXAMPLES.get(config.data.name)
+    per_epoch, note = ASSUMED_STEPS, f" (if an epoch has {ASSUMED_STEPS} steps)"
+    if examples:
+        held_out = round(examples * config.data.validation)
+        per_epoch, note = max((examples - held_out) // config.batch_size, 1), ""
+    plan = config_lib.plan(config, per_epoch)
+    steps = np.linspace(0, plan.total_steps - 1, WIDTH).round().astype(np.int32)
+    # The highest rate is that at the end of the warm-up.
+    steps[np.abs(steps - plan.warmup_steps).argmin()] = min(plan.warmup_steps, plan.total_steps - 1)
+    epochs = plan.total_steps / per_epoch
+    ticks = ("0", f"{epochs / 2:.4g}", f"{epochs:.4g} epochs")
+    rates = jax.vmap(plan.schedule(config))(steps)
+    texts = [draw(f"learning rate{note}", rates, ticks)]
+    if config.method == "cotrain":
+        weights = losses.cotrain_weight(
+            steps, plan.cotrain_warmup_steps, config.cotrain.weight, config.cotrain.floor
+        )
+        texts.append(draw(f"weight of the co-training loss{note}", weights, ticks))
+    return "\n\n".join(texts)

@@ -1,0 +1,109 @@
+"""One picture of what the networks see: --mode=show_views."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxsplit import augment, data
+from jaxsplit import config as config_lib
+from jaxsplit.data import stream
+
+FILE = "views.png"
+_IMAGES = 8
+_CELL = 96  # small images are enlarged to about this many pixels
+_GAP = 4  # pixels between two images
+_HEADER = 20
+_BACKGROUND, _TEXT = (255, 255, 255), (60, 60, 60)
+
+
+def views(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
+    """Writes <workdir>/views.png: the first training images and their S views.
+
+    A row is an image; its columns are the image as evaluation sees it, then one view for each
+    network after all of `config.augment` but mixup and CutMix. Where the networks share a view,
+    there is one. Colours that a view has after normalisation are turned back; what is erased shows
+    the mean colour.
+
+    Args:
+      config: see `configs/common.py`.
+      workdir: gets the picture; made where it does not exist.
+
+    Returns:
+      The path of the picture.
+
+    Raises:
+      ConfigError: a wrong value, in one line.
+    """
+    config_lib.check(config)
+    dataset = data.load(config.data)
+    originals, made = draw(config, dataset)
+    path = config_lib.prepare_workdir(workdir) / FILE
+    shared = config_lib.shared_view(config)
+    names = ["all networks"] if shared else [f"net{i}" for i in range(config.split)]
+    grid(originals, made, names).save(path)
+    return path
+
+
+def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """(originals uint8[B, H, W, C], views uint8[S or 1, B, H, W, C]) of the first images."""
+    num_views = 1 if config_lib.shared_view(config) else config.split
+    count = min(_IMAGES, len(dataset.train))
+    feed = data.train_feed(
+        dataset,
+        batch_size=count,
+        num_views=num_views,
+        seed=config.seed,
+        threads=1,
+        scale_min=config.data.scale_min,
+    )
+    batches = feed.batches(0)
+    batch = next(batches)
+    batches.close()
+    height, width, channels = dataset.image_shape
+    if feed.resident is not None:
+        originals = images = feed.resident.images[batch["index"]]
+    else:
+        images = batch["images"]
+        order = data.epoch_order(len(dataset.train), config.seed, 0)[:count]
+        whole = (dataset.train.read(i, channels)[0] for i in order)
+        originals = np.stack([stream.centre_crop(image, height, width) for image in whole])
+    ops = augment.pipeline(
+        config.augment,
+        dataset.mean,
+        dataset.std,
+        streamed=feed.resident is None,
+        scale_min=config.data.scale_min,
+    )
+    run = jax.jit(lambda key, x: augment.make_views(ops, key, x, num_views=num_views))
+    normal = np.asarray(run(jax.random.key(config.seed), images))
+    mean, std = (
+        np.asarray(x, np.float32).reshape(1, 1, 1, 1, -1) for x in (dataset.mean, dataset.std)
+    )
+    pixels = np.clip(np.round(255 * (normal * std + mean)), 0, 255)
+    return originals, pixels.astype(np.uint8)
+
+
+def grid(originals: np.ndarray, made: np.ndarray, names: list[str]) -> Any:
+    """The picture (a PIL image): uint8[B, H, W, C] and uint8[S, B, H, W, C], named columns."""
+    from PIL import Image, ImageDraw
+
+    columns = np.concatenate([originals[None], made])
+    _, count, height, width, channels = columns.shape
+    zoom = max(1, round(_CELL / max(height, width)))
+    columns = columns.repeat(zoom, 2).repeat(zoom, 3)
+    if channels == 1:
+        columns = columns.repeat(3, -1)
+    step_y, step_x = height * zoom + _GAP, width * zoom + _GAP
+    # The column of the images stands apart from those of the views.
+    left = [_GAP + i * step_x + (2 * _GAP if i else 0) for i in range(len(columns))]
+    size = (left[-1] + step_x, _HEADER + count * step_y)
+    picture = Image.new("RGB", size, _BACKGROUND)
+    text = ImageDraw.Draw(picture)
+    for x, name, column in zip(left, ["image", *names], columns, strict=True):
+        text.text((x, _GAP), name, fill=_TEXT)
+        for row, image in enumerate(column):
+            picture.paste(Image.fromarray(image), (x, _HEADER + row * step_y))
+    return picture

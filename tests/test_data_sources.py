@@ -1,0 +1,506 @@
+"""Data sets by any name, on the device or streamed, bad records, and who sees which example."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tfds_fixtures import encode, picture, write_image_dataset, write_small
+
+from configs.common import get_config
+from jaxsplit import augment, config, data, loop, step, summary
+from jaxsplit.data import Arrays, Stream, eval_batches, load, train_feed
+from jaxsplit.data.stream import Skipped, centre_crop
+from jaxsplit.errors import ConfigError
+
+
+def data_config(name, folder="unused", **fields):
+    made = get_config().data
+    made.update(name=name, dir=str(folder), **fields)
+    return made
+
+
+def take(feed, start, count):
+    batches = feed.batches(start)
+    out = list(itertools.islice(batches, count))
+    batches.close()
+    return out
+
+
+def tiny(n, height=20, width=20, channels=3, first=0, classes=5):
+    return [(picture(first + i, height, width, channels), (first + i) % classes) for i in range(n)]
+
+
+def message_of(make):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- Names
+
+
+def test_any_prepared_set_of_one_size(tmp_path):
+    splits = {"train": tiny(12), "test": tiny(6, first=50), "validation": tiny(3)}
+    write_image_dataset(tmp_path, "leaves", splits, num_classes=5, shape=(20, 20, 3))
+    made = load(data_config("leaves", tmp_path))
+    assert (made.num_classes, made.image_shape, made.resident) == (5, (20, 20, 3), True)
+    assert made.mean == (0.485, 0.456, 0.406) and made.std == (0.229, 0.224, 0.225)
+    for split, want in ((made.train, splits["train"]), (made.test, splits["test"])):
+        np.testing.assert_array_equal(split.images, [image for image, _ in want])
+        np.testing.assert_array_equal(split.labels, [label for _, label in want])
+    # At another size than their own, crops are cut.
+    made = load(data_config("leaves", tmp_path, image_size=16))
+    assert made.image_shape == (16, 16, 3)
+    batch = take(train_feed(made, batch_size=4, num_views=2, seed=0), 0, 1)[0]
+    assert batch["images"].shape == (2, 4, 16, 16, 3)
+    assert "'leaves' are cropped to 16" in message_of(
+        lambda: load(data_config("leaves", tmp_path, image_size=16, resident="device"))
+    )
+
+
+def test_any_prepared_set_of_many_sizes(tmp_path):
+    splits = {"train": tiny(4, 40, 30) + tiny(4, 30, 50), "validation": tiny(4, 44, 33, first=9)}
+    write_image_dataset(tmp_path, "birds", splits, num_classes=5)
+    made = load(data_config("birds", tmp_path, image_size=24))  # without a split `test`
+    assert (made.num_classes, made.image_shape, len(made.test)) == (5, (24, 24, 3), 4)
+    for batch in eval_batches(made.test, batch_size=4, image_shape=made.image_shape):
+        for image, (whole, _) in zip(batch["images"], splits["validation"], strict=True):
+            np.testing.assert_array_equal(image, centre_crop(whole, 24, 24))
+    for size in (0, 8):
+        given = data_config("birds", tmp_path, image_size=size)
+        message = message_of(lambda given=given: load(given))
+        assert message == (
+            f"data.image_size={size}: must be at least 16, as the images of 'birds' vary in size"
+        )
+    for name in ("birds", "imagenet2012"):
+        write_image_dataset(tmp_path, "imagenet2012", splits, num_classes=1000)
+        given = data_config(name, tmp_path, image_size=24, resident="device")
+        message = message_of(lambda given=given: load(given))
+        assert message.startswith("data.resident='device': must be auto or stream, as the images")
+
+
+def test_gray_sets_and_statistics(tmp_path):
+    splits = {"train": tiny(4, channels=1), "test": tiny(4, channels=1)}
+    write_image_dataset(tmp_path, "letters", splits, num_classes=5, shape=(20, 20, 1))
+    made = load(data_config("letters", tmp_path))
+    assert (made.image_shape, made.mean, made.std) == ((20, 20, 1), (0.5,), (0.5,))
+    made = load(data_config("letters", tmp_path, mean=(0.25,), std=(1,)))
+    assert (made.mean, made.std) == ((0.25,), (1.0,))
+    assert data.source(data_config("cifar10", std=(0.3, 0.3, 0.3))).std == (0.3, 0.3, 0.3)
+    for fields in (dict(mean=(0.5, 0.5)), dict(mean=("a",)), dict(std=(0.0,)), dict(std=(-1.0,))):
+        message = message_of(lambda f=fields: load(data_config("letters", tmp_path, **f)))
+        assert message.startswith(f"data.{next(iter(fields))}=(") and "must be 1 " in message
+
+
+def test_configurations_of_a_set(tmp_path):
+    for part in ("noisy", "plain"):
+        splits = {"train": tiny(3), "test": tiny(2)}
+        path = write_image_dataset(tmp_path / "x", part, splits, num_classes=5, shape=(20, 20, 3))
+        (tmp_path / "set" / part).mkdir(parents=True)
+        path.rename(tmp_path / "set" / part / "1.0.0")
+    message = message_of(lambda: load(data_config("set", tmp_path)))
+    assert message == "data.name='set': is there as set/noisy, set/plain; must name one of them"
+    assert len(load(data_config("set/plain", tmp_path)).train) == 3
+
+
+def test_unknown_names(tmp_path):
+    write_small(tmp_path, "cifar10", 4, 2)
+    for name in ("mnist", "", ".", "../cifar10", "a/b/c"):
+        message = message_of(lambda name=name: load(data_config(name, tmp_path)))
+        assert message.startswith(f"data.name={name!r}: must be one of digits, synthetic, cifar10,")
+        assert f"prepare it with: python -m jaxsplit.data.prepare {name} --source=" in message
+        assert f"--data_dir={tmp_path}, or let tfds download it" in message
+
+
+def test_sets_without_classes_are_refused(tmp_path):
+    splits = {"train": tiny(3), "test": tiny(2)}
+    path = write_image_dataset(tmp_path, "boxes", splits, num_classes=5)
+    features = json.loads((path / "features.json").read_text())
+    inner = features["featuresDict"]["features"]
+    inner["digit"] = inner.pop("label")
+    (path / "features.json").write_text(json.dumps(features))
+    message = message_of(lambda: load(data_config("boxes", tmp_path, image_size=16)))
+    assert message.startswith("data.name='boxes': has the features digit: ClassLabel(")
+    assert "must have an image (uint8, 1 or 3 channels) and a label" in message
+
+
+def test_a_config_of_any_prepared_set_is_checked_and_summarised(tmp_path):
+    splits = {"train": tiny(12), "test": tiny(6)}
+    write_image_dataset(tmp_path, "leaves", splits, num_classes=7, shape=(20, 20, 3))
+    made = get_config()
+    made.arch, made.split, made.method = "wide_resnet10_1", 1, "single"
+    made.data.name, made.data.dir = "leaves", str(tmp_path)
+    config.check(made)
+    width = 64  # of WRN-10-1
+    assert f"{width * 7 + 7:,}" in summary.of_config(made)
+    made.data.name = "flowers"
+    assert "must be one of digits" in message_of(lambda: config.check(made))
+
+
+# ---- Download
+
+
+@pytest.fixture
+def on_the_network(monkeypatch):
+    """tfds's own builder of 'mnist', whose download brings four images; how often it did."""
+    calls = []
+    own = tfds.builder("mnist")
+
+    def download(self, *, download_config):
+        calls.append(download_config.try_download_gcs)
+        write_image_dataset(
+            self.folder,
+            "mnist",
+            {"train": tiny(4, 28, 28, 1), "test": tiny(2, 28, 28, 1)},
+            num_classes=10,
+            shape=(28, 28, 1),
+            version="3.0.1",
+        )
+
+    class Downloads:
+        def __init__(self, folder):
+            self.folder = folder
+            self.data_path = folder / "mnist" / "3.0.1"
+
+        info = property(
+            lambda self: (
+                tfds.builder_from_directory(self.data_path).info
+                if self.data_path.exists()
+                else own.info
+            )
+        )
+        download_and_prepare = download
+
+        def as_data_source(self, *args, **kwargs):
+            return tfds.builder_from_directory(self.data_path).as_data_source(*args, **kwargs)
+
+    def builder(name, *, data_dir, file_format):
+        assert file_format == "array_record"
+        if name != "mnist":
+            raise tfds.core.DatasetNotFoundError("not found\nAvailable datasets:\n- mnist")
+        import pathlib
+
+        return Downloads(pathlib.Path(data_dir))
+
+    monkeypatch.setattr(tfds, "builder", builder)
+    return calls
+
+
+def test_download_only_if_asked_and_missing(tmp_path, on_the_network, capsys):
+    message_of(lambda: load(data_config("mnist", tmp_path)))
+    given = data_config("mnist", tmp_path, download=True)
+    assert data.source(given).num_classes == 10  # from tfds's code; nothing is downloaded yet
+    assert on_the_network == []
+    for _ in range(2):  # the second time it is there
+        made = load(given)
+        assert made.image_shape == (28, 28, 1) and len(made.train) == 4
+    assert on_the_network == [False]
+    assert capsys.readouterr().out.count(f"downloading 'mnist' into {tmp_path}") == 1
+    message = message_of(lambda: load(data_config("birdies", tmp_path, download=True)))
+    assert message.startswith("data.name='birdies': must be one of digits")
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
+    for name in ("mnist", "cifar10"):
+        message = message_of(lambda n=name: load(data_config(n, tmp_path, download=True)))
+        assert message == (
+            f"data.download=True: '{name}' cannot be downloaded into {tmp_path} (OSError: no route "
+            f"to host); prepare it from files with: python -m jaxsplit.data.prepare {name} "
+            f"--source=FILES --data_dir={tmp_path}"
+        )
+
+
+# ---- On the device or streamed
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cifar10")
+    write_small(folder, "cifar10", 40, 12)
+    return folder
+
+
+def test_the_size_decides(cifar10):
+    for resident, limit, on_device in (
+        ("auto", 1, True),  # 40 * 3072 bytes are less than one MiB
+        ("auto", 0, False),
+        ("device", 0, True),
+        ("stream", 1, False),
+    ):
+        given = data_config("cifar10", cifar10, resident=resident, resident_limit=limit)
+        made = load(given)
+        feed = train_feed(made, batch_size=8, num_views=2, seed=0)
+        assert (feed.resident is not None) == on_device and not feed.cropped
+        assert isinstance(made.train, Arrays if on_device else Stream)
+        assert isinstance(made.test, Arrays if on_device else Stream)
+    digits = load(data_config("digits", resident="stream"))
+    assert train_feed(digits, batch_size=8, num_views=2, seed=0).resident is None
+    assert "data.resident='gpu': must be one of auto, device, stream" == message_of(
+        lambda: load(data_config("digits", resident="gpu"))
+    )
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.25])
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_streaming_gives_the_batches_of_the_device(cifar10, name, validation):
+    fields = dict(validation=validation)
+    on_device, streamed = (
+        load(data_config(name, cifar10, resident=where, **fields)) for where in ("device", "stream")
+    )
+    feeds = [train_feed(d, batch_size=6, num_views=4, seed=3) for d in (on_device, streamed)]
+    whole = feeds[0].resident
+    for a, b in zip(take(feeds[0], 2, 9), take(feeds[1], 2, 9), strict=True):
+        assert b["images"].dtype == np.uint8 and b["labels"].dtype == np.int32
+        np.testing.assert_array_equal(whole.images[a["index"]], b["images"])
+        np.testing.assert_array_equal(whole.labels[a["index"]], b["labels"])
+    for part in ("test", "validation") if validation else ("test",):
+        both = (
+            eval_batches(getattr(d, part), batch_size=5, image_shape=d.image_shape)
+            for d in (on_device, streamed)
+        )
+        for a, b in zip(*both, strict=True):
+            for key in ("images", "labels", "mask"):
+                np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_views_are_those_of_the_device(cifar10):
+    """What the networks get, through the loop's own way to the mesh (two groups of networks)."""
+    made = get_config()
+    made.arch, made.split, made.batch_size = "wide_resnet10_1", 2, 8
+    made.data.name, made.data.dir = "cifar10", str(cifar10)
+    made.duration, made.schedule.warmup = "2 epochs", "0 steps"
+    made.mesh.data, made.mesh.net = 2, 2
+    made.augment.erase_prob = 0.5
+    built = loop.build(made)
+    for views, shape in (("different", (2, 8, 32, 32, 3)), ("same", (1, 8, 32, 32, 3))):
+        made.cotrain.views = views
+        got = []
+        for where in data.RESIDENT[1:]:
+            made.data.resident = where
+            feed = train_feed(load(made.data), batch_size=8, num_views=2, seed=0)
+            assert (feed.resident is None) == (where == "stream")
+            exp = dataclasses.replace(built, feed=feed)
+            batch = loop._put(exp, take(feed, 1, 1)[0])
+            resident = {}
+            if feed.resident:
+                arrays = dict(images=feed.resident.images, labels=feed.resident.labels)
+                resident = exp.sharding.put(arrays, exp.sharding.replicated)
+            ops = augment.pipeline(
+                made.augment, exp.dataset.mean, exp.dataset.std, streamed=feed.cropped
+            )
+            assert "random_crop" in dict(ops)
+            inputs = step.make_inputs(
+                exp.sharding,
+                ops,
+                num_networks=2,
+                shared_view=views == "same",
+                streamed=feed.resident is None,
+                mixup=0.2,
+            )
+            got.append(jax.device_get(jax.jit(inputs)(resident, batch, jax.random.key(0))))
+        assert got[0]["views"].shape == shape
+        jax.tree.map(np.testing.assert_array_equal, *got)
+
+
+# ---- Bad records
+
+
+def broken(n, bad, classes=5):
+    """n encoded images with the label of their number; those in `bad` are cut in half."""
+    source = []
+    for i in range(n):
+        image = encode(picture(i, 40, 50), "JPEG")
+        source.append(dict(image=image[: len(image) // 2] if i in bad else image, label=i))
+    return source
+
+
+def dataset_of(train, shape=(16, 16, 3)):
+    return data.Dataset("any", 10, shape, (0.5,) * 3, (0.2,) * 3, train, None, train)
+
+
+def test_a_bad_record_is_named_with_its_file(tmp_path):
+    jpeg = encode(picture(0, 40, 50), "JPEG")
+    splits = {"train": [(jpeg, 1)] * 5 + [(jpeg[:-300], 2)] + [(jpeg, 3)], "test": [(jpeg, 1)]}
+    path = write_image_dataset(tmp_path, "birds", splits, num_classes=5)
+    made = load(data_config("birds", tmp_path, image_size=16))
+    feed = train_feed(made, batch_size=7, num_views=1, seed=0)
+    file = path / "birds-train.array_record-00000-of-00001"
+    message = message_of(lambda: take(feed, 0, 1))
+    assert message.startswith(f"data.dir: record 5 (number 5 of {file}) cannot be decoded (")
+    # A label that tfds lets through: of ten classes, where the data set has five.
+    features = path / "features.json"
+    splits["train"][5] = (jpeg, 7)
+    write_image_dataset(tmp_path / "ten", "birds", splits, num_classes=10)
+    features = tmp_path / "ten/birds/1.0.0/features.json"
+    features.write_text(features.read_text().replace('"10"', '"5"'))
+    made = load(data_config("birds", tmp_path / "ten", image_size=16))
+    feed = train_feed(made, batch_size=7, num_views=1, seed=0)
+    message = message_of(lambda: take(feed, 0, 1))
+    assert message.startswith("data.dir: record 5 (number 5 of ")
+    assert message.endswith(") has the label 7, must lie in 0..4")
+
+
+def test_a_record_is_found_in_its_shard():
+    source = broken(6, {4})
+    source[4]["file_name"] = b"cat.jpg"
+    stream = Stream(source, files=(("a", 3), ("b", 3)))
+    message = message_of(lambda: stream.read(4, 3))
+    assert message.startswith("data.dir: record 4 (cat.jpg, number 1 of b) cannot be decoded (")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("bad", [(), (0,), (5, 6, 17)])
+def test_every_example_once_also_if_some_are_bad(processes, bad, capsys):
+    """Labels are the examples' numbers: whatever is drawn, who saw what is known."""
+    n, size = 24, 8
+    stream = Stream(broken(n, set(bad)), skipped=Skipped())
+    parts, counts = [], []
+    for p in range(processes):
+        own = Stream(stream.source, skipped=Skipped())
+        feed = train_feed(
+            dataset_of(own),
+            batch_size=size,
+            num_views=2,
+            seed=4,
+            process_index=p,
+            process_count=processes,
+        )
+        parts.append(take(feed, 0, 9))
+        counts.append(feed.bad_records)
+    seen = [np.concatenate([part[k]["labels"] for part in parts]) for k in range(9)]
+    for epoch in range(3):
+        order = data.epoch_order(n, 4, epoch)
+        labels = np.concatenate(seen[3 * epoch : 3 * epoch + 3])
+        times = np.bincount(labels, minlength=n)
+        assert (times[list(bad)] == 0).all() and times.sum() == n
+        good = np.delete(np.arange(n), list(bad))
+        assert (times[good] >= 1).all()  # none is lost
+        if not bad:
+            assert (times == 1).all()
+        for position, label in enumerate(labels):  # bad ones give their place to the next good one
+            after = (order[(position + k) % n] for k in range(n))
+            assert label == next(i for i in after if i not in bad)
+    assert sum(counts) == 3 * len(bad)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
+    assert len(warnings) == sum(count > 0 for count in counts)  # one line a process
+
+
+def test_skipping_keeps_batches_a_function_of_seed_and_step():
+    def feed(threads):
+        stream = Stream(broken(20, {3, 11}), skipped=Skipped())
+        return train_feed(dataset_of(stream), batch_size=4, num_views=2, seed=0, threads=threads)
+
+    one = feed(1)
+    whole = take(one, 0, 12)
+    for start, threads in ((0, 3), (4, 1), (7, 4)):
+        for a, b in zip(take(feed(threads), start, 5), whole[start : start + 5], strict=True):
+            np.testing.assert_array_equal(a["images"], b["images"])
+            np.testing.assert_array_equal(a["labels"], b["labels"])
+    clean = train_feed(dataset_of(Stream(broken(20, ()))), batch_size=4, num_views=2, seed=0)
+    same = [
+        np.array_equal(a["images"][:, i], b["images"][:, i])
+        for a, b in zip(whole, take(clean, 0, 12), strict=True)
+        for i in range(4)
+    ]
+    assert same.count(False) == one.bad_records  # no other example changed, in order or in crops
+
+
+def test_only_bad_records():
+    stream = Stream(broken(8, set(range(8))), skipped=Skipped())
+    feed = train_feed(dataset_of(stream), batch_size=2, num_views=1, seed=0, threads=1)
+    message = message_of(lambda: take(feed, 0, 1))
+    assert message.endswith("; 8 records in a row are bad")
+
+
+def test_evaluation_masks_bad_records(capsys):
+    stream = Stream(broken(7, {1, 6}), skipped=Skipped())
+    for processes in (1, 2):
+        parts = [
+            list(
+                eval_batches(
+                    stream,
+                    batch_size=4,
+                    image_shape=(16, 16, 3),
+                    process_index=p,
+                    process_count=processes,
+                )
+            )
+            for p in range(processes)
+        ]
+        masks, labels = (
+            np.concatenate([part[k][key] for k in range(2) for part in parts])
+            for key in ("mask", "labels")
+        )
+        np.testing.assert_array_equal(masks, [1, 0, 1, 1, 1, 1, 0, 0])
+        np.testing.assert_array_equal(labels * masks, [0, 0, 2, 3, 4, 5, 0, 0])
+    assert capsys.readouterr().out.count("warning: data.dir: record 1 cannot be decoded") == 1
+
+
+def test_in_memory_bad_records_are_dropped(tmp_path, capsys):
+    examples = tiny(8)
+    png = encode(examples[2][0], "PNG")
+    examples[2] = (png[: len(png) // 2], 2)
+    examples[5] = (picture(0, 10, 20), 0)
+    path = write_image_dataset(
+        tmp_path, "leaves", {"train": examples, "test": tiny(4)}, num_classes=5
+    )
+    features = path / "features.json"  # says what is not true of image 5
+    features.write_text(features.read_text().replace('"-1"', '"20"'))
+    message = message_of(lambda: load(data_config("leaves", tmp_path)))
+    assert message.startswith("data.dir: record 2 (number 2 of ") and "cannot be decoded" in message
+    made = load(data_config("leaves", tmp_path, on_bad_record="skip"))
+    good = [0, 1, 3, 4, 6, 7]
+    np.testing.assert_array_equal(made.train.labels, [examples[i][1] for i in good])
+    np.testing.assert_array_equal(made.train.images, [examples[i][0] for i in good])
+    counts = [
+        train_feed(
+            made, batch_size=2, num_views=1, seed=0, process_index=p, process_count=2
+        ).bad_records
+        for p in range(2)
+    ]
+    assert counts == [2, 0]  # all processes read the whole: one counts
+    assert capsys.readouterr().out.count("warning: ") == 1
+
+
+def test_labels_out_of_range_in_an_npz(tmp_path, capsys):
+    arrays = dict(
+        train_images=np.zeros((5, 8, 8, 1), np.uint8), train_labels=np.array([0, 1, 10, 3, -1])
+    )
+    arrays |= dict(test_images=arrays["train_images"][:2], test_labels=np.arange(2))
+    np.savez(tmp_path / "digits.npz", **arrays)
+    message = message_of(lambda: load(data_config("digits", tmp_path)))
+    assert message.endswith("values -1..10, must lie in 0..9 (example 2 has 10)")
+    made = load(data_config("digits", tmp_path, on_bad_record="skip"))
+    np.testing.assert_array_equal(made.train.labels, [0, 1, 3])
+    assert made.train.dropped == 2 and made.test.dropped == 0
+    assert "; 2 left out (data.on_bad_record='skip')" in capsys.readouterr().out
+
+
+def test_bad_records_are_in_the_metrics(tmp_path, capsys):
+    examples = [(encode(image, "PNG"), label) for image, label in tiny(16)]
+    examples[3] = (examples[3][0][:60], 3)
+    splits = {"train": examples, "test": tiny(8)}
+    write_image_dataset(tmp_path / "d", "leaves", splits, num_classes=5, shape=(20, 20, 3))
+    made = get_config()
+    made.arch, made.split, made.method, made.batch_size = "wide_resnet10_1", 1, "single", 16
+    made.data.update(name="leaves", dir=str(tmp_path / "d"), resident="stream")
+    made.duration, made.schedule.warmup, made.log_every = "2 epochs", "0 steps", "1 steps"
+    made.mesh.data, made.eval.every = 1, "2 epochs"
+    assert "record 3 (number 3 of" in message_of(
+        lambda: loop.train_and_evaluate(made, tmp_path / "a")
+    )
+    made.data.on_bad_record = "skip"  # a run that broke off may go on with this
+    loop.train_and_evaluate(made, tmp_path / "a")
+    lines = map(json.loads, (tmp_path / "a" / "metrics.jsonl").read_text().splitlines())
+    counted = [line["data/bad_records"] for line in lines if "data/bad_records" in line]
+    assert counted == [2, 2]  # a batch ahead of the two that are trained; each epoch meets it once
+    assert capsys.readouterr().out.count("warning: data.dir: record 3 ") == 1

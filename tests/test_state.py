@@ -1,0 +1,184 @@
+"""The state: the average of the weights, its checkpoints, and that nothing changes without it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from jaxsplit import checkpoint, loop, metrics, state, step
+from jaxsplit.errors import ConfigError
+from jaxsplit.methods.base import Method
+
+DECAY = 0.75
+
+
+def tiny(**fields) -> ConfigDict:
+    """One small network on 8x8 images for 4 steps."""
+    config = common.get_config()
+    config.arch, config.split, config.method = "wide_resnet10_1", 1, "single"
+    config.data.name, config.data.image_size = "synthetic", 8
+    config.batch_size, config.eval.batch_size, config.mesh.data = 16, 256, 1
+    config.duration = "4 steps"
+    config.schedule.warmup = "1 steps"
+    config.log_every, config.eval.every, config.checkpoint.every = "1 steps", "4 steps", "2 steps"
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+def assert_same_bits(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        same = x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        assert same, jax.tree_util.keystr(path)
+
+
+def state_at(config, workdir, at: int) -> state.TrainState:
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    restored = checkpoints.restore(at, loop.build(config).state_shapes())
+    checkpoints.close()
+    return restored
+
+
+@pytest.fixture(autouse=True)
+def no_board(monkeypatch):
+    """Without TensorBoard files, which take time to write."""
+    monkeypatch.setattr(metrics, "_tensorboard", lambda workdir: None)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(workdir, final metrics) of a run with an average, never stopped."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_tensorboard", lambda workdir: None)
+        return workdir, loop.train_and_evaluate(tiny(ema=DECAY), workdir)
+
+
+def toy_step(ema: float):
+    """A step of one weight and one statistic, by hand: the weight falls by 1, the statistic x2."""
+
+    def loss(variables, batch, key, progress):
+        w = variables["params"]["stack"]["w"]
+        stats = jax.tree.map(lambda x: 2 * x, variables["batch_stats"])
+        return w.sum(), (stats, {"loss": w.sum()})
+
+    method = Method(None, loss, None, None, "net0")
+    return step.make_train_step(method, optax.sgd(1.0), lambda r, b, k: b, ema=ema)
+
+
+def test_average_by_its_equation():
+    """As timm's ModelEmaV2: from the first weights, statistics too, without a warm-up."""
+    variables = {
+        "params": {"stack": {"w": jnp.asarray([5.0, 7.0])}},
+        "batch_stats": {"stack": {"mean": jnp.asarray([1.0, 3.0])}},
+    }
+    s = state.TrainState(
+        step=jnp.int32(0),
+        **variables,
+        opt_state=optax.sgd(1.0).init(variables["params"]),
+        key=jax.random.key_data(jax.random.key(0)),
+        ema=variables,
+    )
+    run, totals = jax.jit(toy_step(DECAY)), metrics.empty()
+    w, mean = np.asarray([5.0, 7.0]), np.asarray([1.0, 3.0])
+    averages = [w, mean]
+    for _ in range(3):
+        s, totals = run(s, totals, {}, {})
+        w, mean = w - 1, mean * 2
+        averages = [DECAY * a + (1 - DECAY) * x for a, x in zip(averages, (w, mean), strict=True)]
+        np.testing.assert_allclose(s.params["stack"]["w"], w, rtol=1e-6)
+        np.testing.assert_allclose(s.ema["params"]["stack"]["w"], averages[0], rtol=1e-6)
+        np.testing.assert_allclose(s.ema["batch_stats"]["stack"]["mean"], averages[1], rtol=1e-6)
+    assert s.variables is s.ema and s.raw["params"] is s.params
+
+
+def test_without_an_average_the_tree_is_as_before():
+    exp = loop.build(tiny())
+    shapes = exp.state_shapes()
+    assert shapes.ema is None and shapes.variables == shapes.raw
+    paths = {jax.tree_util.keystr(p[:1]) for p, _ in jax.tree.leaves_with_path(shapes)}
+    assert paths == {".step", ".params", ".batch_stats", ".opt_state", ".key"}
+
+
+def test_a_new_state_has_the_shapes_and_places_that_are_said():
+    two = dict(split=2, method="independent", mesh__data=2, mesh__net=2)
+    exp = loop.build(tiny(ema=DECAY, **two))
+    args = exp.method, exp.optimizer
+    made = state.init(*args, 0, exp.dataset.image_shape, exp.sharding, averaged=True)
+    said = exp.state_shapes()
+    assert jax.tree.structure(made) == jax.tree.structure(said)
+    for x, y in zip(jax.tree.leaves(made), jax.tree.leaves(said), strict=True):
+        assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
+    assert_same_bits(made.ema, made.raw)
+    kernel = made.ema["params"]["stack"]["head"]["kernel"]
+    assert kernel.sharding.spec == exp.sharding.networks
+    buffers = [x.unsafe_buffer_pointer() for x in local_arrays(made)]
+    assert len(buffers) == len(set(buffers))  # each can be donated
+
+
+def local_arrays(tree) -> list[jax.Array]:
+    return [shard.data for x in jax.tree.leaves(tree) for shard in x.addressable_shards if x.size]
+
+
+def test_what_a_checkpoint_holds(whole):
+    """The average is the model, so that whoever reads the networks gets it; weights are beside."""
+    workdir, _ = whole
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    exp = loop.build(tiny())  # knows nothing of an average
+    model = checkpoints.restore_model(4, exp.state_shapes())
+    checkpoints.close()
+    full = state_at(tiny(ema=DECAY), workdir, 4)
+    assert_same_bits(model, full.ema)
+    kernels = [t["params"]["stack"]["head"]["kernel"] for t in (full.ema, full.raw)]
+    assert np.abs(np.subtract(*kernels)).max() > 1e-4
+
+
+def test_the_average_is_what_is_evaluated(whole, capsys):
+    workdir, results = whole
+    again = loop.evaluate_checkpoint(tiny(ema=DECAY), workdir, 4)
+    nll = "test/net0/nll"
+    assert again[nll] == pytest.approx(results[nll], rel=1e-6)
+    exp = loop.build(tiny(ema=DECAY))
+    raw = loop._evaluate(exp, state_at(tiny(ema=DECAY), workdir, 4).raw, exp.eval_split)
+    assert abs(raw[nll] - results[nll]) > 1e-4
+
+
+def test_a_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys):
+    class Stop(Exception):
+        pass
+
+    def stop(writer, at, values):
+        if at == 3:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Writer, "write", stop)
+        with pytest.raises(Stop):
+            loop.train_and_evaluate(tiny(ema=DECAY), tmp_path)
+    loop.train_and_evaluate(tiny(ema=DECAY), tmp_path)
+    assert "resumed at step 2" in capsys.readouterr().out
+    assert_same_bits(state_at(tiny(ema=DECAY), tmp_path, 4), state_at(tiny(ema=DECAY), whole[0], 4))
+
+
+def test_the_average_does_not_change_training(whole, tmp_path, capsys):
+    loop.train_and_evaluate(tiny(), tmp_path)
+    plain = state_at(tiny(), tmp_path, 4)
+    averaged = state_at(tiny(ema=DECAY), whole[0], 4)
+    assert_same_bits(plain, dataclasses.replace(averaged, ema=None))
+
+
+@pytest.mark.parametrize("fields", [dict(ema=0.0), dict(ema=0.5)])
+def test_another_decay_is_another_experiment(whole, fields):
+    with pytest.raises(ConfigError, match="holds another experiment; changed are ema: 0.75 -> 0"):
+        loop.train_and_evaluate(tiny(**fields), whole[0])
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_decay_out_of_range(value):
+    with pytest.raises(ConfigError, match=r"^ema=-?\d.\d: must be in \[0, 1\)"):
+        loop.build(tiny(ema=value))
