@@ -7,6 +7,8 @@ PYTHON ?= python3
 PYTEST_WORKERS ?= 2
 # More arguments for the program behind a target: make test ARGS="-k stack -x"
 ARGS ?=
+# What `make bench` measures: a file of bench/.
+BENCH ?= stack_overhead
 CONFIG ?= configs/digits_wrn16_4_x4.py
 WORKDIR ?= runs/digits
 
@@ -50,8 +52,8 @@ format: .venv/.installed-test ## repair style and format
 	$(venv_python) -m ruff check --fix $(ARGS)
 	$(venv_python) -m ruff format
 
-bench: .venv/.installed ## measure what stacking networks costs
-	$(venv_python) -m bench.stack_overhead $(ARGS)
+bench: .venv/.installed ## measure: BENCH=stack_overhead, augment, data or remat
+	$(venv_python) -m bench.$(BENCH) $(ARGS)
 
 clean: ## remove the environment and what tests and tools left; runs/ stays
 	rm -rf .venv .cache .pytest_cache .ruff_cache build dist *.egg-info

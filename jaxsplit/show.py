@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from jaxsplit import augment, data
 from jaxsplit import config as config_lib
-from jaxsplit.data import stream
 
 FILE = "views.png"
 _IMAGES = 8
@@ -62,19 +61,16 @@ def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndar
     batches = feed.batches(0)
     batch = next(batches)
     batches.close()
-    height, width, channels = dataset.image_shape
-    if feed.resident is not None:
-        originals = images = feed.resident.images[batch["index"]]
-    else:
-        images = batch["images"]
+    images = batch["images"] if feed.resident is None else feed.resident.images[batch["index"]]
+    originals = images
+    if feed.cropped:
         order = data.epoch_order(len(dataset.train), config.seed, 0)[:count]
-        whole = (dataset.train.read(i, channels)[0] for i in order)
-        originals = np.stack([stream.centre_crop(image, height, width) for image in whole])
+        originals = np.stack([dataset.train.read_eval(i, dataset.image_shape)[0] for i in order])
     ops = augment.pipeline(
         config.augment,
         dataset.mean,
         dataset.std,
-        streamed=feed.resident is None,
+        streamed=feed.cropped,
         scale_min=config.data.scale_min,
     )
     run = jax.jit(lambda key, x: augment.make_views(ops, key, x, num_views=num_views))

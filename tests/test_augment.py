@@ -371,3 +371,86 @@ def test_mixup_of_alpha_zero_is_an_error():
     key = jax.random.key(0)
     with pytest.raises(ConfigError, match="augment.mixup=0"):
         augment.mixup(key, key, jnp.zeros((1, 2, 1, 1, 1)), jnp.zeros(2, jnp.int32), 0)
+
+
+# ---- other crops, and cutout
+
+
+@pytest.mark.parametrize("padding", [1, 3])
+def test_reflected_padding_equals_numpy(padding):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+    for top in range(2 * padding + 1):
+        for left in range(2 * padding + 1):
+            got = ops.crop_padded(image, padding, top, left, "reflect")
+            np.testing.assert_array_equal(got, padded[top : top + 5, left : left + 7])
+
+
+def test_too_small_an_image_is_not_reflected():
+    op = ops.random_crop(4, "reflect")
+    with pytest.raises(ConfigError, match="^augment.crop_padding=4: must be below 4"):
+        op(jax.random.key(0), jnp.zeros((4, 9, 1), jnp.uint8))
+    with pytest.raises(ConfigError, match="^augment.crop_mode='edge': must be one of zeros, refl"):
+        ops.random_crop(4, "edge")
+
+
+@pytest.mark.parametrize(("side", "centre"), [(3, (2, 2)), (4, (0, 6)), (5, (4, 3)), (9, (2, 2))])
+def test_cut_square_by_hand(side, centre):
+    image = np.ones((5, 7, 2), np.float32)
+    want = image.copy()
+    for row in range(5):
+        for column in range(7):
+            near = (row - centre[0] + side // 2, column - centre[1] + side // 2)
+            if all(0 <= offset < side for offset in near):
+                want[row, column] = 0
+    assert (want == 0).any()
+    np.testing.assert_array_equal(ops.cut_square(image, *centre, side), want)
+
+
+def test_cutout_is_centred_at_every_pixel_equally_often():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    cut = jax.vmap(lambda key: ops.cutout(1)(key, jnp.ones((4, 5, 1))))(keys)
+    counts = np.asarray((cut == 0).sum((0, 3)))
+    assert counts.sum() == 4000
+    assert (abs(counts - 200) < 5 * 200**0.5).all()
+    with pytest.raises(ConfigError, match="^augment.cutout=-2: must be above 0"):
+        ops.cutout(-2)
+
+
+def test_resized_box_equals_pillow():
+    from PIL import Image
+
+    image = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    for top, left, h, w in ((0, 0, 12, 16), (3, 2, 6, 8), (1, 5, 7, 3), (11, 15, 1, 1)):
+        got = np.asarray(ops.resize_box(image, top, left, h, w), int)
+        part = Image.fromarray(image[top : top + h, left : left + w])
+        want = np.asarray(part.resize((16, 12), Image.Resampling.BILINEAR), int)
+        assert abs(got - want).max() <= 1
+        assert got.shape == image.shape
+
+
+def test_random_resized_crops_have_the_asked_area():
+    """Of a ramp, where the range of values tells the box: area in [0.25, 1], aspect 3/4 to 4/3."""
+    rows, columns = np.mgrid[0:40, 0:40].astype(np.uint8) * 6
+    image = np.stack([rows, columns, rows], -1)
+    op = ops.random_resized_crop(0.25)
+    keys = jax.random.split(jax.random.key(0), 500)
+    crops = np.asarray(jax.vmap(lambda key: op(key, image))(keys), int)
+    h, w = ((np.ptp(crops[..., i], (1, 2)) / 6 + 1) for i in (0, 1))
+    area = h * w / 1600
+    assert (area > 0.22).all() and (area <= 1.001).all()
+    assert abs(area.mean() - 0.6) < 0.05  # larger boxes fit less often than smaller ones
+    assert ((w / h > 0.7) & (w / h < 1.43)).all()
+    with pytest.raises(ConfigError, match="^data.scale_min=0: must be in"):
+        ops.random_resized_crop(0)
+
+
+def test_an_image_is_cropped_once():
+    fields = dict(CONFIG, crop_padding=4, random_resized_crop=True)
+    with pytest.raises(ConfigError, match="^augment.crop_padding=4: must be 0 with"):
+        augment.pipeline(fields, (0.5,), (0.5,), streamed=False)
+    fields = dict(CONFIG, crop_padding=0, random_resized_crop=True, cutout=2)
+    for streamed in (False, True):
+        made = [n for n, _ in augment.pipeline(fields, (0.5,), (0.5,), streamed=streamed)]
+        assert ("random_resized_crop" in made) == (not streamed)
+        assert made[-1] == "cutout"
