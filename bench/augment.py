@@ -32,7 +32,13 @@ def make(args, num_networks: int, workdir_data: pathlib.Path):
     config.data.dir = str(workdir_data)
     config_lib.check(config)
     exp = loop.build(config)
-    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, streamed=False)
+    ops = augment.pipeline(
+        config.augment,
+        exp.dataset.mean,
+        exp.dataset.std,
+        streamed=False,
+        scale_min=config.data.scale_min,
+    )
     inputs = step.make_inputs(
         exp.sharding,
         ops,
@@ -40,6 +46,8 @@ def make(args, num_networks: int, workdir_data: pathlib.Path):
         shared_view=num_networks == 1,
         streamed=False,
         mixup=config.augment.mixup,
+        cutmix=config.augment.cutmix,
+        mix_switch=config.augment.mix_switch,
     )
     split = exp.feed.resident
     resident = jax.device_put({"images": split.images, "labels": split.labels})

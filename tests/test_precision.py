@@ -296,7 +296,8 @@ def test_gradients_sum_in_float32(module):
     x = jnp.asarray(MAP, jnp.bfloat16)
     args = (True,) if isinstance(module(None), layers.SplitAttention) else ()
     variables = module(None).init(jax.random.key(0), x.astype(jnp.float32), *args)
-    weights = RNG.uniform(0.5, 1.5, (*MAP.shape[:3], 4)).astype(np.float32)
+    rng = np.random.default_rng(3)  # of its own: other tests must not move the draws
+    weights = rng.uniform(0.5, 1.5, (*MAP.shape[:3], 4)).astype(np.float32)
 
     def grads(dtype, x):
         def loss(params):
@@ -312,7 +313,8 @@ def test_gradients_sum_in_float32(module):
         got, want = got["fc2"], want["fc2"]
     for (path, g), w in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
         error = np.linalg.norm(g - w) / np.linalg.norm(w)
-        assert g.dtype == jnp.float32 and error < 0.05, (jax.tree_util.keystr(path), error)
+        # Rounded operands leave 1 to 5 %; the sum in bfloat16 was 98 % wrong.
+        assert g.dtype == jnp.float32 and error < 0.1, (jax.tree_util.keystr(path), error)
 
 
 def test_losses_and_evaluation_are_those_of_float32():

@@ -1,0 +1,64 @@
+"""Two steps of every published recipe, each network with one block a stage."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_end_to_end import config_of, lines_of, no_board, prepared  # noqa: F401 (fixtures)
+
+from jaxsplit import loop, models, published
+
+RECIPES = sorted(
+    {(r.dataset, r.arch, r.split) for r in published.RESULTS if r.method != "ffsd"}, key=str
+)
+# Run every time: stochastic networks, RandAugment with the other optimizer and schedule.
+SAMPLE = {
+    ("cifar10", "pyramidnet272", 4),
+    ("cifar10", "shake_resnet26_2x96d", 2),
+    ("cifar100", "densenet190", 2),
+    ("imagenet2012", "efficientnetb7", 1),
+}
+CONFIGS = {"imagenet2012": "imagenet"}
+
+
+def shallow(spec):
+    """One block a stage, and few channels where that is one field."""
+    if hasattr(spec, "depth"):  # EfficientNet
+        return dataclasses.replace(spec, width=0.3, depth=0.25)
+    if hasattr(spec, "growth"):  # DenseNet
+        return dataclasses.replace(spec, layers=(1,) * len(spec.layers))
+    narrow = dict(width=32) if spec.arch.startswith("wide") and spec.image_size == 32 else {}
+    return dataclasses.replace(spec, blocks=(1,) * len(spec.blocks), **narrow)
+
+
+def marked(recipe):
+    marks = [] if recipe in SAMPLE else pytest.mark.slow
+    return pytest.param(*recipe, marks=marks, id="-".join(map(str, recipe)))
+
+
+def test_the_sample_is_of_recipes():
+    assert SAMPLE < set(RECIPES)
+
+
+@pytest.mark.parametrize(("dataset", "arch", "split"), [marked(r) for r in RECIPES])
+def test_two_steps(dataset, arch, split, prepared, tmp_path, monkeypatch, no_board):  # noqa: F811
+    family, spec = models.known(arch)
+    monkeypatch.setitem(family.SPECS, arch, shallow(spec))
+    config = config_of(f"{CONFIGS.get(dataset, dataset)}:arch={arch},split={split}")
+    config.data.dir = str(prepared)
+    config.batch_size = config.eval.batch_size = 4
+    config.mesh.data, config.data.threads, config.lowering = 1, 2, "dense"
+    config.duration, config.log_every = "2 steps", "1 steps"
+    config.schedule.warmup = config.cotrain.warmup = "1 steps"
+    classes = {"cifar100": 100, "imagenet2012": 1000}.get(dataset, 10)
+    if dataset == "imagenet2012":
+        config.data.image_size = 32
+    results = loop.train_and_evaluate(config, tmp_path)
+    assert results["step"] == 2
+    answer = "ensemble" if split > 1 else "net0"
+    assert np.isfinite(results[f"test/{answer}/nll"])
+    lines = [line for line in lines_of(tmp_path) if "train/loss" in line]
+    assert len(lines) == 2 and all(np.isfinite(line["train/loss"]) for line in lines)
+    # Untrained networks know nothing: log K each.
+    assert lines[0]["train/loss"] == pytest.approx(split * np.log(classes), rel=0.05)
+    assert results[f"test/{answer}/top1"] <= 1
