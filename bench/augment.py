@@ -8,17 +8,15 @@ itself. Prints medians, and appends them to a Markdown file where asked to.
 """
 
 import argparse
-import datetime
 import pathlib
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 
 import jax
 import numpy as np
 
+from bench import made_by
 from configs import cifar10
 from jaxsplit import augment, loop, metrics, state, step
 from jaxsplit import config as config_lib
@@ -85,13 +83,9 @@ def measure(args, workdir_data: pathlib.Path) -> list[tuple[int, float, float]]:
 
 
 def report(args, rows) -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     lines = [
         f"CIFAR-10's recipe, {args.arch}, batch {args.batch}, 32x32, float32; "
-        f"{jax.devices()[0].device_kind}, Python {platform.python_version()}, "
-        f"jax {jax.__version__}, commit {commit or 'unknown'}, {datetime.date.today()}; "
+        f"{made_by(jax.devices()[0].device_kind, f'jax {jax.__version__}')}; "
         f"median of {args.rounds} rounds",
         "",
         "| S | views ms | images/s | views/s | step s | share of the step |",

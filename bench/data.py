@@ -9,12 +9,10 @@ machine matters less (it still shares caches and clock); "wall" is what was seen
 """
 
 import argparse
-import datetime
 import io
 import os
 import pathlib
 import platform
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from importlib import metadata
 
 import numpy as np
 
+from bench import made_by
 from configs import common
 from jaxsplit import data
 
@@ -146,16 +145,11 @@ def main() -> None:
                     rounds=args.rounds,
                 )
                 rows.append((views, threads, speed))
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    ).stdout.strip()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
     lines = [
         f"{args.images} JPEGs of {WIDTH}x{HEIGHT} ({kib:.0f} KiB each) -> random-resized crops of "
-        f"{args.size}; CPU {platform.machine()}, Python "
-        f"{platform.python_version()}, {versions}, commit {commit or 'unknown'}, "
-        f"{datetime.date.today()}; best of {args.rounds} rounds, load average "
-        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+        f"{args.size}; {made_by(f'CPU {platform.machine()}', versions)}; best of "
+        f"{args.rounds} rounds, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         "",
         "| S | threads | images/s, wall | images/s per core | views/s per core |",
         "|---|---|---|---|---|",

@@ -8,16 +8,14 @@ the time of a step, the median of alternating rounds.
 """
 
 import argparse
-import datetime
 import pathlib
-import platform
 import statistics
-import subprocess
 import time
 
 import jax
 import jax.numpy as jnp
 
+from bench import made_by
 from jaxsplit import losses, models, sharding, stack
 
 
@@ -74,14 +72,11 @@ def measure(args) -> list[tuple[str, float, float]]:
 
 
 def report(args, rows) -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     lines = [
         f"{args.arch} divided in {args.networks}, batch {args.batch}, {args.size}x{args.size}, "
-        f"{args.dtype}, {args.lowering}; {jax.devices()[0].device_kind}, "
-        f"Python {platform.python_version()}, jax {jax.__version__}, commit {commit or 'unknown'}, "
-        f"{datetime.date.today()}; median of {args.rounds} rounds",
+        f"{args.dtype}, {args.lowering}; "
+        f"{made_by(jax.devices()[0].device_kind, f'jax {jax.__version__}')}; "
+        f"median of {args.rounds} rounds",
         "",
         "| remat | temporary MiB | share | step s | ratio |",
         "|---|---|---|---|---|",

@@ -8,11 +8,8 @@ median of the ratios and the time to compile, and appends them to a Markdown fil
 """
 
 import argparse
-import datetime
 import pathlib
-import platform
 import statistics
-import subprocess
 import time
 
 import jax
@@ -20,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bench import made_by
 from configs import common
 from jaxsplit import losses, models, optim, sharding, stack
 
@@ -82,14 +80,10 @@ def measure(args) -> list[tuple[str, float, float, float]]:
 
 
 def report(args, rows) -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    device = f"{jax.devices()[0].device_kind} ({jax.local_device_count()} device)"
     lines = [
         f"{args.arch} divided in {args.networks}, batch {args.batch}, {args.size}x{args.size}, "
-        f"float32; {jax.devices()[0].device_kind} ({jax.local_device_count()} device), "
-        f"Python {platform.python_version()}, jax {jax.__version__}, commit {commit or 'unknown'}, "
-        f"{datetime.date.today()}; median of {args.rounds} rounds",
+        f"float32; {made_by(device, f'jax {jax.__version__}')}; median of {args.rounds} rounds",
         "",
         "| step | seconds | ratio | compile s |",
         "|---|---|---|---|",

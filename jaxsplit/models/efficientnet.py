@@ -11,7 +11,6 @@ same; both are kept because their outputs, and so their published weights, diffe
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +18,15 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit.conv import Padding
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, SqueezeExcite, block_class, classify
+from jaxsplit.models.layers import (
+    BatchNorm,
+    Conv,
+    Dtype,
+    SqueezeExcite,
+    block_class,
+    block_place,
+    classify,
+)
 from jaxsplit.models.stochastic import Dropout
 
 # Of the seven stages: window, channels inside over channels in, and blocks at depth 1.
@@ -300,10 +307,10 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     (stage2_block1, project, bn) -> _blocks.1._bn2 or mod3.block1.point_wise.norm
     """
     symmetric = spec.padding == "symmetric"
-    match = re.fullmatch(r"stage(\d+)_block(\d+)", module[0])
-    if not match:
+    place = block_place(module[0])
+    if place is None:
         return TORCH_NAMES[".".join(module)][symmetric]
-    stage, block = int(match[1]), int(match[2])
+    stage, block = place
     name = TORCH_NAMES[".".join(module[1:])][symmetric]
     if symmetric:
         return f"mod{stage + 1}.block{block}.{name}"  # mod1 is the stem

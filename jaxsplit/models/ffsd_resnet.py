@@ -6,8 +6,7 @@ networks of `resnet.py` have three 3x3 and an average pool. FFSD (2103.14473) do
 here they take the other residual networks' widths.
 """
 
-import re
-
+from jaxsplit.models.layers import block_place
 from jaxsplit.models.resnet import Spec, build
 from jaxsplit.models.resnet import narrow as divide
 
@@ -43,7 +42,7 @@ def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
         return "fc"
     if first.startswith("stem_"):
         return first.removeprefix("stem_")  # conv1, bn1
-    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
+    stage, block = block_place(first)
     if rest[0] == "shortcut":
         rest = ["downsample", str(int(rest[1] == "bn"))]
-    return ".".join([f"layer{stage}", str(int(block) - 1), *rest])
+    return ".".join([f"layer{stage}", str(block - 1), *rest])

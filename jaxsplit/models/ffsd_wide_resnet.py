@@ -6,14 +6,13 @@ does not divide them; here they are divided as the other Wide-ResNets.
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass
 
 from flax import linen as nn
 from jax import Array
 
 from jaxsplit.models import resnet
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, classify
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, block_place, classify
 from jaxsplit.models.stochastic import Dropout
 
 
@@ -125,10 +124,10 @@ def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
     outer = {"stem_conv": "conv1", "final_bn": "bn1", "head": "linear"}
     if first in outer:
         return outer[first]
-    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
+    stage, block = block_place(first)
     if rest[0] == "shortcut":
         rest = ["shortcut", "0"]
-    return ".".join([f"layer{stage}", str(int(block) - 1), *rest])
+    return ".".join([f"layer{stage}", str(block - 1), *rest])
 
 
 def build(spec: Spec, num_classes: int, **fields) -> WideResNet:

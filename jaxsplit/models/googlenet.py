@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, classify, max_pool
+from jaxsplit.models.layers import (
+    BatchNorm,
+    Conv,
+    Dtype,
+    block_class,
+    block_place,
+    classify,
+    max_pool,
+)
 
 PAD = ((1, 1), (1, 1))
 
@@ -150,7 +158,7 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
         return "linear"
     if first.startswith("stem"):
         return f"pre_layers.{int(first == 'stem_bn')}"
-    stage, block = map(int, re.fullmatch(r"stage(\d+)_block(\d+)", first).groups())
+    stage, block = block_place(first)
     # The paper numbers its stages from 3, counting both poolings of its stem.
     inception = f"inception_{'abcde'[block - 1]}{stage + 2}"
     branch, kind, i = re.fullmatch(r"(\w+)_(conv|bn)(\d)", rest[0]).groups()

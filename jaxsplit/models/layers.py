@@ -6,6 +6,7 @@ also those of the backward pass: where an array is broadcast its gradient is suc
 CPU backend adds bfloat16 numbers in bfloat16, which stops at a few hundred.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -187,6 +188,12 @@ class SplitAttention(nn.Module):
         weights = nn.softmax(widen(y).reshape(*y.shape[:3], g, r, c // g), axis=4)
         weights = weights.swapaxes(3, 4).reshape(*y.shape[:3], r, c)
         return (widen(splits) * weights).sum(3).astype(splits.dtype)
+
+
+def block_place(name: str) -> tuple[int, int] | None:
+    """(stage, number in it), both from 1, of a module `stage<i>_block<j>`; None: another name."""
+    match = re.fullmatch(r"stage(\d+)_block(\d+)", name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def block_class(block: type[nn.Module], stage: int, remat: Sequence[str]) -> type[nn.Module]:

@@ -5,14 +5,21 @@ Widths and rates after dividing: divide and co-training (2011.14660), appendix.
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, avg_pool_2x2, block_class, classify
+from jaxsplit.models.layers import (
+    BatchNorm,
+    Conv,
+    Dtype,
+    avg_pool_2x2,
+    block_class,
+    block_place,
+    classify,
+)
 from jaxsplit.models.stochastic import ShakeDrop
 
 EXPANSION = 4  # output over nominal width of a bottleneck
@@ -133,8 +140,8 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     names = {"head": "fc", "stem_conv": "conv1", "stem_bn": "bn1", "final_bn": "bn_final"}
     if first in names:
         return names[first]
-    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
-    return f"layer{stage}.{int(block) - 1}.{rest[0]}"
+    stage, block = block_place(first)
+    return f"layer{stage}.{block - 1}.{rest[0]}"
 
 
 def build(spec: Spec, num_classes: int, **fields) -> PyramidNet:

@@ -23,6 +23,7 @@ from jaxsplit.models.layers import (
     avg_pool_2x2,
     avg_pool_3x3,
     block_class,
+    block_place,
     ceil_padding,
     classify,
     max_pool,
@@ -319,11 +320,11 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     if match := re.fullmatch(r"stem_(conv|bn)(\d+)", first):
         # A Sequential of conv, bn, relu ...
         return f"layer0.{3 * (int(match[2]) - 1) + (match[1] == 'bn')}"
-    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
-    prefix = f"layer{stage}.{int(block) - 1}"
+    stage, block = block_place(first)
+    prefix = f"layer{stage}.{block - 1}"
     if rest[0] == "shortcut":
         # The average pool is number 0 of the Sequential.
-        pooled = spec.shortcut == "pool" and int(stage) > 1
+        pooled = spec.shortcut == "pool" and stage > 1
         return f"{prefix}.downsample.{pooled + (rest[1] == 'bn')}"
     if rest[0] == "se":
         rest[0] = "se_module"

@@ -5,14 +5,13 @@ Widths after dividing: divide and co-training (2011.14660), appendix.
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, classify
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, block_place, classify
 from jaxsplit.models.stochastic import ShakeShake
 
 
@@ -158,10 +157,10 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     first, *rest = module
     if first in ("head", "stem_conv", "stem_bn"):
         return {"head": "fc_out", "stem_conv": "conv_1", "stem_bn": "bn_1"}[first]
-    stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", first).groups()
+    stage, block = block_place(first)
     part, layer = rest
     index = layer if part == "shortcut" else _IN_BRANCH[layer]
-    return f"stage_{stage}.{int(block) - 1}.{part}.{index}"
+    return f"stage_{stage}.{block - 1}.{part}.{index}"
 
 
 def build(spec: Spec, num_classes: int, **fields) -> ShakeResNet:
