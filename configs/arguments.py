@@ -65,11 +65,6 @@ def start(
     return Start(config, arch, epochs, result, image_size)
 
 
-def part(length: int, of: int, epochs: int) -> str:
-    """A duration: `length` of at least `of` epochs; in a shorter run the same share of it."""
-    return f"{length} epochs" if epochs >= of else f"{100 * length / of:g}%"
-
-
 def _parse(text: str) -> dict[str, str]:
     given = {}
     for argument in filter(None, (part.strip() for part in text.split(","))):

@@ -10,8 +10,8 @@ by us yet.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
+from configs import recipes
 
 
 def get_config(text: str = "") -> ConfigDict:
-    return cifar10.recipe(text, "cifar100", divide_weight_decay=False)
+    return recipes.config(text, "cifar100", arch="wide_resnet28_10", split=4, epochs=300)
