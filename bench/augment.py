@@ -18,7 +18,7 @@ import numpy as np
 
 from bench import made_by
 from configs import cifar10
-from jaxsplit import augment, loop, metrics, state, step
+from jaxsplit import augment, experiment, metrics, state, step
 from jaxsplit import config as config_lib
 
 
@@ -29,7 +29,7 @@ def make(args, num_networks: int, workdir_data: pathlib.Path):
     config.mesh.data = 1
     config.data.dir = str(workdir_data)
     config_lib.check(config)
-    exp = loop.build(config)
+    exp = experiment.build(config)
     ops = augment.pipeline(
         config.augment,
         exp.dataset.mean,

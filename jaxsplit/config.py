@@ -1,22 +1,30 @@
-"""Load, check and save configs; durations to steps; everything that is derived from them.
+"""Load, check and save configs.
 
-A config holds primary values (`configs/common.py`); `plan` derives the rest when the run starts.
-Every wrong value is a `ConfigError` of one line, raised before anything is compiled.
+A config holds primary values (`configs/common.py`); `durations.plan` derives the rest when the run
+starts. Every wrong value is a `ConfigError` of one line, raised before anything is compiled.
 """
 
 import difflib
 import json
 import math
 import pathlib
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import common
-from jaxsplit import augment, data, losses, methods, models, optim, schedules, stack
+from jaxsplit import (
+    augment,
+    data,
+    durations,
+    losses,
+    methods,
+    models,
+    optim,
+    schedules,
+    stack,
+)
 from jaxsplit.errors import ConfigError
 
 CONFIG_FILE = "config.json"
@@ -50,134 +58,6 @@ DURATIONS = (
 )
 COTRAIN_VIEWS = ("different", "same")
 DTYPES = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Duration:
-    """A length of training; `unit` is steps, epochs, examples or percent."""
-
-    value: float
-    unit: str
-
-    def steps(self, **fields: int | None) -> int:
-        """In whole steps; `fields` as of `exact_steps`."""
-        return round(self.exact_steps(**fields))
-
-    def exact_steps(
-        self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None
-    ) -> float:
-        """In steps and parts of them; `total_steps` is what percent refers to."""
-        if self.unit == "percent":
-            if total_steps is None:
-                raise ConfigError(
-                    f"duration='{self.value:g}%': must be in steps, epochs or examples"
-                )
-            return self.value / 100 * total_steps
-        per_unit = {"steps": 1, "epochs": steps_per_epoch, "examples": 1 / batch_size}
-        return self.value * per_unit[self.unit]
-
-
-def parse_duration(field: str, text: str) -> Duration:
-    """'300 epochs', '5000 steps', '1e6 examples' or '10%'.
-
-    Raises:
-      ConfigError: not of that form, or negative.
-    """
-    match = re.fullmatch(
-        r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(steps?|epochs?|examples?|%|percent)\s*", str(text)
-    )
-    try:
-        value = float(match[1])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(
-            f"{field}={text!r}: must be a number of steps, epochs, examples or percent, "
-            "such as '300 epochs' or '10%'"
-        )
-    unit = "percent" if match[2] in ("%", "percent") else match[2].rstrip("s") + "s"
-    return Duration(value, unit)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What follows from a config and the number of training examples. Lengths are in steps."""
-
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    cotrain_warmup_steps: int
-    milestones_steps: tuple[int, ...]
-    decay_every_steps: float  # of an exponential schedule; not always whole
-    log_every: int
-    eval_every: int
-    checkpoint_every: int
-    eval_batch_size: int
-    lr_scale: float  # batch_size / base_batch_size; of the whole learning-rate curve
-
-    def schedule(self, config: ConfigDict) -> schedules.Schedule:
-        """step -> learning rate."""
-        its, total = config.schedule, self.total_steps
-        own = {
-            "cosine": dict(total_steps=total),
-            "step": dict(milestones_steps=self.milestones_steps, factor=its.factor),
-            "polynomial": dict(total_steps=total, power=its.power),
-            "htd": dict(total_steps=total, lower=its.htd_lower, upper=its.htd_upper),
-            "exponential": dict(
-                total_steps=total,
-                factor=its.decay_factor,
-                every_steps=self.decay_every_steps,
-                staircase=its.staircase,
-            ),
-        }
-        fields = dict(
-            lr=config.optim.lr * self.lr_scale,
-            warmup_steps=self.warmup_steps,
-            warmup_lr=config.schedule.warmup_lr * self.lr_scale,
-            end_lr=config.schedule.end_lr * self.lr_scale,
-        )
-        return schedules.make(its.name, **fields, **own.get(its.name, {}))
-
-
-def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
-    """Derives what the run needs from its config.
-
-    Raises:
-      ConfigError: a duration that is malformed or no step long.
-    """
-
-    units = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
-
-    def steps(field: str, text: str, total: int | None, at_least: int = 0) -> int:
-        n = parse_duration(field, text).steps(**units, total_steps=total)
-        if field == "duration" and n < 1:
-            raise ConfigError(f"duration={text!r}: must be at least one step")
-        return max(n, at_least)
-
-    total = steps("duration", config.duration, None)
-    warmup = steps("schedule.warmup", config.schedule.warmup, total)
-    if warmup > total:
-        raise ConfigError(
-            f"schedule.warmup={config.schedule.warmup!r}: must not be longer than "
-            f"duration={config.duration!r}; '5%' is a share of it"
-        )
-    return Plan(
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total,
-        warmup_steps=warmup,
-        cotrain_warmup_steps=steps("cotrain.warmup", config.cotrain.warmup, total),
-        milestones_steps=tuple(
-            steps("schedule.milestones", m, total) for m in config.schedule.milestones
-        ),
-        decay_every_steps=parse_duration(
-            "schedule.decay_every", config.schedule.decay_every
-        ).exact_steps(**units, total_steps=total),
-        log_every=steps("log_every", config.log_every, total, 1),
-        eval_every=steps("eval.every", config.eval.every, total, 1),
-        checkpoint_every=steps("checkpoint.every", config.checkpoint.every, total, 1),
-        eval_batch_size=config.eval.batch_size or config.batch_size,
-        lr_scale=config.batch_size / config.optim.base_batch_size,
-    )
 
 
 def spec(config: ConfigDict):
@@ -283,14 +163,14 @@ def check(config: ConfigDict) -> None:
     need("schedule.power", "above 0", config.schedule.power > 0)
     lower, upper = config.schedule.htd_lower, config.schedule.htd_upper
     need("schedule.htd_lower", f"below schedule.htd_upper={upper}", lower < upper)
-    # How long an epoch is, and so which duration is longer, only the data tells: see `plan`.
-    total = parse_duration("duration", config.duration)
+    # Which duration is longer only the data tells, by the length of an epoch: `durations.plan`.
+    total = durations.parse("duration", config.duration)
     need("duration", "in steps, epochs or examples", total.unit != "percent")
     need("duration", "at least one step", total.value > 0)
     for field in DURATIONS:
         value = given[field]
         for text in value if isinstance(value, tuple) else (value,):
-            length = parse_duration(field, text)
+            length = durations.parse(field, text)
             need(field, "above 0", length.value > 0 or not field.endswith("every"))
     for field in ("augment.erase_area", "augment.erase_aspect"):
         pair = given[field]

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxsplit import config as config_lib
-from jaxsplit import losses
+from jaxsplit import durations, losses
 
 WIDTH, HEIGHT = 60, 8  # of a curve, in characters
 # Training examples of data sets, as published; svhn_cropped with its extra images.
@@ -63,7 +62,7 @@ def of_config(config: ConfigDict) -> str:
     if examples:
         held_out = round(examples * config.data.validation)
         per_epoch, note = max((examples - held_out) // config.batch_size, 1), ""
-    plan = config_lib.plan(config, per_epoch)
+    plan = durations.plan(config, per_epoch)
     steps = np.linspace(0, plan.total_steps - 1, WIDTH).round().astype(np.int32)
     # The highest rate is that at the end of the warm-up.
     steps[np.abs(steps - plan.warmup_steps).argmin()] = min(plan.warmup_steps, plan.total_steps - 1)

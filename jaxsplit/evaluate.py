@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxsplit import data
+from jaxsplit.errors import ConfigError
 from jaxsplit.sharding import Sharding
 
 
@@ -33,6 +34,9 @@ def evaluate(
     Returns:
       <name>/top1, <name>/top5 (shares in 0..1), <name>/nll (nats) for every name that the method
       predicts, `disagreement` (mean share of network pairs that answer differently) and `count`.
+
+    Raises:
+      ConfigError: every example of the split is bad and was skipped.
     """
     devices = sharding.data_devices
     batches = data.eval_batches(
@@ -52,6 +56,8 @@ def evaluate(
         pending = sums
     _add(totals, pending)
     count = float(totals.pop("count"))
+    if not count:
+        raise ConfigError("data.on_bad_record='skip': leaves no example to evaluate; all are bad")
     return {name: float(total) / count for name, total in totals.items()} | {"count": count}
 
 

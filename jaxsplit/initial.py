@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxsplit import checkpoint, summary, torch_import
+from jaxsplit import checkpoint, summary, torch_files, torch_import
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 
@@ -71,7 +71,7 @@ def _step(path: pathlib.Path) -> bool:
 
 
 def _from_files(config: ConfigDict, paths: list[pathlib.Path], like: dict) -> Start:
-    variables = torch_import.to_variables(config, torch_import.read(paths))
+    variables = torch_import.to_variables(config, torch_files.read(paths))
     names, differences = _fitting(checkpoint.shapes(variables), like)
     have, wanted = (flatten_dict(tree, sep="/") for tree in (variables, like))
 

@@ -99,7 +99,7 @@ def results_table(
 
 
 def brief(exp, results: Mapping[str, float]) -> str:
-    """Accuracy and NLL of an evaluation of a `loop.Experiment`, in a line."""
+    """Accuracy and NLL of an evaluation of an `Experiment`, in a line."""
     split, answer = exp.eval_split[0], exp.method.answer
     return (
         f"{split} {answer} top-1 {results[f'{split}/{answer}/top1']:.2%}, "
@@ -108,7 +108,7 @@ def brief(exp, results: Mapping[str, float]) -> str:
 
 
 def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = False) -> str:
-    """The table of every evaluated split of a `loop.Experiment`, and how `best` was chosen.
+    """The table of every evaluated split of an `Experiment`, and how `best` was chosen.
 
     Args:
       exp: the experiment.

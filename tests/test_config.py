@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 
 from configs import common, digits_wrn16_4_x4
 from jaxsplit import config as config_lib
-from jaxsplit import loop, models, schedules
+from jaxsplit import durations, experiment, models, schedules
 from jaxsplit.errors import ConfigError
 
 EXPERIMENTS = sorted(
     path.stem
     for path in pathlib.Path(common.__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "arguments", "common", "saved")
+    if path.stem not in ("__init__", "arguments", "common", "recipes", "saved")
 )
 
 
@@ -62,7 +62,7 @@ def message_of(run) -> str:
     ],
 )
 def test_duration_in_steps(text, steps):
-    duration = config_lib.parse_duration("eval.every", text)
+    duration = durations.parse("eval.every", text)
     assert duration.steps(batch_size=32, steps_per_epoch=20, total_steps=300) == steps
 
 
@@ -71,12 +71,12 @@ def test_duration_in_steps(text, steps):
     ["", "3", "epochs", "3 hours", "-3 epochs", "3 epochs 2 steps", "1..2 steps", "1e999 steps", 5],
 )
 def test_malformed_duration(text):
-    message = message_of(lambda: config_lib.parse_duration("eval.every", text))
+    message = message_of(lambda: durations.parse("eval.every", text))
     assert message.startswith(f"eval.every={text!r}: must be a number of steps, epochs, examples")
 
 
 def test_percent_refers_to_the_whole_run():
-    plan = config_lib.plan(changed(duration="200 steps", schedule__warmup="10%"), 22)
+    plan = durations.plan(changed(duration="200 steps", schedule__warmup="10%"), 22)
     assert (plan.total_steps, plan.warmup_steps) == (200, 20)
 
 
@@ -85,7 +85,7 @@ def test_duration_itself_is_not_in_percent(text):
     config = changed(duration=text)
     allowed = "must be in steps, epochs or examples"
     assert message_of(lambda: config_lib.check(config)) == f"duration={text!r}: {allowed}"
-    assert allowed in message_of(lambda: config_lib.plan(config, 22))
+    assert allowed in message_of(lambda: durations.plan(config, 22))
 
 
 @pytest.mark.parametrize("text", ["0 epochs", "0 steps", "0 examples"])
@@ -95,13 +95,13 @@ def test_duration_of_nothing(text):
 
 
 def test_duration_that_rounds_to_no_step():
-    message = message_of(lambda: config_lib.plan(changed(duration="0.01 epochs"), 22))
+    message = message_of(lambda: durations.plan(changed(duration="0.01 epochs"), 22))
     assert message == "duration='0.01 epochs': must be at least one step"
 
 
 def test_warmup_longer_than_the_run():
     config = changed(duration="20 steps", schedule__warmup="1 epochs")
-    message = message_of(lambda: config_lib.plan(config, 22))
+    message = message_of(lambda: durations.plan(config, 22))
     assert message.startswith("schedule.warmup='1 epochs': must not be longer than duration")
 
 
@@ -109,14 +109,14 @@ def test_units_may_be_mixed_whatever_an_epoch_is():
     # Which of the two is longer depends on the data set, so `check` must not guess.
     config = changed(duration="200 steps", schedule__warmup="1 epochs")
     config_lib.check(config)
-    assert config_lib.plan(config, 22).warmup_steps == 22
+    assert durations.plan(config, 22).warmup_steps == 22
     config = changed(
         duration="200 steps",
         schedule__name="step",
         schedule__milestones=("2 epochs", "100 steps"),
     )
     config_lib.check(config)
-    assert config_lib.plan(config, 22).milestones_steps == (44, 100)
+    assert durations.plan(config, 22).milestones_steps == (44, 100)
 
 
 # ---- What is derived
@@ -126,7 +126,7 @@ def test_rates_follow_the_batch_size():
     config = changed(optim__lr=0.2, optim__base_batch_size=64, schedule__warmup_lr=0.02)
     for batch_size, steps_per_epoch in ((64, 22), (32, 44), (256, 5)):
         config.batch_size = batch_size  # an override of one field, nothing else
-        plan = config_lib.plan(config, steps_per_epoch)
+        plan = durations.plan(config, steps_per_epoch)
         schedule = plan.schedule(config)
         scale = batch_size / 64
         assert plan.lr_scale == scale
@@ -137,7 +137,7 @@ def test_rates_follow_the_batch_size():
         assert float(schedule(plan.total_steps)) == pytest.approx(1e-4 * scale)
         assert plan.eval_batch_size == 360
         config.eval.batch_size = 0
-        assert config_lib.plan(config, steps_per_epoch).eval_batch_size == batch_size
+        assert durations.plan(config, steps_per_epoch).eval_batch_size == batch_size
         config.eval.batch_size = 360
 
 
@@ -150,21 +150,21 @@ def test_lengths_follow_duration_and_epoch():
         cotrain__warmup="20%",
     )
     for steps_per_epoch in (10, 100):
-        plan = config_lib.plan(config, steps_per_epoch)
+        plan = durations.plan(config, steps_per_epoch)
         assert plan.milestones_steps == (5 * steps_per_epoch, 9 * steps_per_epoch)
         assert plan.cotrain_warmup_steps == 2 * steps_per_epoch
         rates = [float(plan.schedule(config)(n * steps_per_epoch)) for n in (1, 4, 5, 9)]
         assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
     config.duration = "20 epochs"
     config.schedule.milestones = ("50%", "95%")
-    plan = config_lib.plan(config, 10)
+    plan = durations.plan(config, 10)
     assert plan.milestones_steps == (100, 190)
     assert plan.cotrain_warmup_steps == 40
     assert plan.total_steps == 200
 
 
 def test_intervals_are_at_least_a_step():
-    plan = config_lib.plan(changed(log_every="1 examples", eval__every="0.001%"), 22)
+    plan = durations.plan(changed(log_every="1 examples", eval__every="0.001%"), 22)
     assert plan.log_every == 1
     assert plan.eval_every == 1
 
@@ -173,7 +173,7 @@ def test_configs_hold_primary_values_only():
     # Deriving leaves the config as it was: there is no field that could go stale.
     config = changed(mesh__data=1)
     before = config.to_json()
-    loop.build(config)
+    experiment.build(config)
     assert config.to_json() == before
     names = dict(config_lib._flat(common.get_config()))
     assert not [name for name in names if re.search(r"(^|[._])(steps|total|scaled)($|[._])", name)]
@@ -182,7 +182,7 @@ def test_configs_hold_primary_values_only():
 def test_override_reaches_the_schedule_of_the_built_experiment():
     config = changed(mesh__data=1, duration="2 epochs")
     config.batch_size = 128
-    exp = loop.build(config)
+    exp = experiment.build(config)
     assert exp.plan.steps_per_epoch == 1437 // 128
     assert exp.plan.total_steps == 2 * (1437 // 128)
     assert float(exp.schedule(exp.plan.warmup_steps)) == pytest.approx(0.2)  # 0.1 x 128 / 64
@@ -300,13 +300,13 @@ def test_wrong_value_for_the_data_or_the_devices(fields, start, monkeypatch):
         raise AssertionError("a wrong value was found only after compilation")
 
     monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
-    message = message_of(lambda: loop.build(changed(**fields)))
+    message = message_of(lambda: experiment.build(changed(**fields)))
     assert message.startswith(start)
 
 
 def test_missing_data_says_how_to_prepare_it(tmp_path):
     config = changed(data__name="cifar10", data__dir=str(tmp_path))
-    message = message_of(lambda: loop.build(config))
+    message = message_of(lambda: experiment.build(config))
     assert f"data.dir={tmp_path}" in message
     assert "python -m jaxsplit.data.prepare cifar10 --source=" in message
     assert "--config.data.download=True" in message
@@ -358,7 +358,11 @@ def test_networks_divided_or_whole():
         config = changed(split=split, divide=False, method="independent" if split > 1 else "single")
         config_lib.check(config)
         assert config_lib.spec(config) == whole
-    built = loop.build(changed(split=2, divide=False, mesh__data=1)).state_shapes().params["stack"]
+    built = (
+        experiment.build(changed(split=2, divide=False, mesh__data=1))
+        .state_shapes()
+        .params["stack"]
+    )
     assert built["stem_conv1"]["kernel"].shape[0] == 2
     assert built["stage1_block1"]["conv1"]["kernel"].shape[-1] == whole.width == 64
 
@@ -517,4 +521,4 @@ def test_prepare_workdir(tmp_path):
 def test_schedules_are_those_that_plan_knows():
     for name in schedules.SCHEDULES:
         config = changed(schedule__name=name, schedule__milestones=("20%", "50%"))
-        assert float(config_lib.plan(config, 22).schedule(config)(1)) > 0
+        assert float(durations.plan(config, 22).schedule(config)(1)) > 0

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from configs import common, digits_wrn16_4_x4
-from jaxsplit import config as config_lib
-from jaxsplit import curves, data, summary
+from jaxsplit import curves, data, durations, summary
 from jaxsplit.errors import ConfigError
 
 
@@ -70,7 +69,7 @@ def test_only_cotraining_has_a_weight(method):
 def test_every_schedule_is_drawn(name):
     config = config_of(schedule__name=name, schedule__warmup="0 epochs")
     heights = parse(curves.of_config(config).split("\n\n")[0])[2]
-    plan = config_lib.plan(config, 390)
+    plan = durations.plan(config, 390)
     steps = np.linspace(0, plan.total_steps - 1, 60).round()
     rates = [float(plan.schedule(config)(int(s))) for s in steps]
     np.testing.assert_array_equal(heights, np.ceil(np.divide(rates, max(rates)) * 64 - 1e-6))

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from tfds_fixtures import encode, picture, write_image_dataset, write_small
 
 from configs.common import get_config
-from jaxsplit import augment, config, data, loop, step, summary
+from jaxsplit import augment, config, data, evaluate, experiment, loop, sharding, step, summary
 from jaxsplit.data import Arrays, Stream, eval_batches, load, train_feed
 from jaxsplit.data.stream import Skipped, centre_crop
 from jaxsplit.errors import ConfigError
@@ -280,7 +280,7 @@ def test_views_are_those_of_the_device(cifar10):
     made.duration, made.schedule.warmup = "2 epochs", "0 steps"
     made.mesh.data, made.mesh.net = 2, 2
     made.augment.erase_prob = 0.5
-    built = loop.build(made)
+    built = experiment.build(made)
     for views, shape in (("different", (2, 8, 32, 32, 3)), ("same", (1, 8, 32, 32, 3))):
         made.cotrain.views = views
         got = []
@@ -289,7 +289,7 @@ def test_views_are_those_of_the_device(cifar10):
             feed = train_feed(load(made.data), batch_size=8, num_views=2, seed=0)
             assert (feed.resident is None) == (where == "stream")
             exp = dataclasses.replace(built, feed=feed)
-            batch = loop._put(exp, take(feed, 1, 1)[0])
+            batch = experiment.put(exp, take(feed, 1, 1)[0])
             resident = {}
             if feed.resident:
                 arrays = dict(images=feed.resident.images, labels=feed.resident.labels)
@@ -419,6 +419,18 @@ def test_only_bad_records():
     feed = train_feed(dataset_of(stream), batch_size=2, num_views=1, seed=0, threads=1)
     message = message_of(lambda: take(feed, 0, 1))
     assert message.endswith("; 8 records in a row are bad")
+
+
+def test_evaluation_of_only_bad_records():
+    stream = Stream(broken(8, set(range(8))), skipped=Skipped())
+    mesh = sharding.make(1, 1, num_networks=1, batch_size=4, devices=jax.devices()[:1])
+    fields = dict(image_shape=(16, 16, 3), batch_size=4, sharding=mesh, threads=1)
+
+    def eval_step(variables, batch):
+        return {"count": batch["mask"].sum()}
+
+    message = message_of(lambda: evaluate.evaluate(eval_step, {}, stream, **fields))
+    assert message == "data.on_bad_record='skip': leaves no example to evaluate; all are bad"
 
 
 def test_evaluation_masks_bad_records(capsys):

@@ -14,7 +14,18 @@ from ml_collections import ConfigDict
 from tfds_fixtures import write_imagenet, write_small
 
 from configs import common
-from jaxsplit import augment, checkpoint, loop, metrics, models, report, schedules, step, summary
+from jaxsplit import (
+    augment,
+    checkpoint,
+    experiment,
+    loop,
+    metrics,
+    models,
+    report,
+    schedules,
+    step,
+    summary,
+)
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError, NonFiniteLossError
 
@@ -54,7 +65,7 @@ def files_of(folder) -> dict[str, bytes]:
 
 def state_at(config, workdir, step: int):
     checkpoints = checkpoint.Checkpoints(workdir, best_metric=ENSEMBLE, read_only=True)
-    state = checkpoints.restore(step, loop.build(config).state_shapes())
+    state = checkpoints.restore(step, experiment.build(config).state_shapes())
     checkpoints.close()
     return state
 
@@ -505,7 +516,7 @@ def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys
 def test_whole_network_of_every_config_is_traced(name, prepared):
     """State and training step of the network as configured, with all its blocks; no compilation."""
     config = small_run(name, prepared)
-    exp = loop.build(config)
+    exp = experiment.build(config)
     state = exp.state_shapes()
     small, _ = summary.stack_cost(
         config.arch,

@@ -8,7 +8,7 @@ import pytest
 from torch_states import numbered, random_variables, state_of
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, initial, loop, models, state, torch_import
+from jaxsplit import checkpoint, experiment, initial, loop, models, state, torch_import
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 
@@ -30,7 +30,7 @@ def make_config(**fields):
 
 def like(config):
     """(experiment, what its variables are)."""
-    exp = loop.build(config)
+    exp = experiment.build(config)
     return exp, exp.state_shapes().variables
 
 

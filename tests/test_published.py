@@ -14,7 +14,7 @@ import pytest
 
 from configs import arguments, cifar10, cifar100, imagenet, imagenet_seresnet101_x4, recipes, svhn
 from jaxsplit import config as config_lib
-from jaxsplit import models, published
+from jaxsplit import durations, models, published
 from jaxsplit.errors import ConfigError
 from jaxsplit.torch_import import FFSD_NAMES
 
@@ -31,7 +31,7 @@ def name_of(arch: str, dataset: str) -> str:
 
 
 def epochs_of(duration: str, total: int) -> float:
-    length = config_lib.parse_duration("", duration)
+    length = durations.parse("", duration)
     assert length.unit in ("epochs", "percent")
     return length.value if length.unit == "epochs" else length.value / 100 * total
 
@@ -282,14 +282,9 @@ def test_configs_have_their_recipe(name):
         assert (config.schedule.decay_factor, config.schedule.decay_every) == (0.97, "0.8 epochs")
         assert (config.cotrain.loss, config.cotrain.weight) == ("js", 0.5)
         compared.add((arch, split, epochs))
-    # All that was published, but for two runs that the reference's list of cases leaves out.
+    # All that was published, but for a run that the reference's list of cases leaves out.
     missing = {(r.arch, r.split, r.epochs) for r in DIVIDED if r.dataset == dataset} - compared
-    assert missing == {
-        "imagenet2012": {
-            ("se_resnext101_64x4d", 2, 120),  # at a batch of 128; its cases are at 256
-            ("se_resnext101_64x4d_B", 2, 350),
-        }
-    }.get(name, set())
+    assert missing == ({("se_resnext101_64x4d_B", 2, 350)} if name == "imagenet2012" else set())
 
 
 def test_recipes_of_the_two_runs_without_options():
@@ -337,7 +332,7 @@ def test_crops_and_erasing_of_the_loaders(parity):
 
 def test_a_short_run_has_short_warm_ups():
     config = cifar100.get_config("epochs=20")
-    plan = config_lib.plan(config, steps_per_epoch=10)
+    plan = durations.plan(config, steps_per_epoch=10)
     assert (plan.total_steps, plan.warmup_steps, plan.cotrain_warmup_steps) == (200, 10, 40)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from jaxsplit import config as config_lib
-from jaxsplit import schedules
+from jaxsplit import durations, schedules
 from jaxsplit.errors import ConfigError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "lr_schedules.json"  # the reference's
@@ -166,7 +166,7 @@ def test_rates_scale_with_the_batch_as_the_reference():
         config.batch_size, config.optim.lr = row["batch_size"], row["lr_in"]
         config.optim.base_batch_size = 256 if row["dataset"] == "imagenet" else 128
         config.schedule.warmup = "0 steps"
-        rate = config_lib.plan(config, 100).schedule(config)(0)
+        rate = durations.plan(config, 100).schedule(config)(0)
         np.testing.assert_allclose(rate, row["lr_out"], rtol=1e-6)
 
 
@@ -311,7 +311,7 @@ def curve(name: str, steps_per_epoch: int, steps, **fields) -> list[float]:
     config = common.get_config()
     config.duration, config.optim.lr, config.schedule.name = "10 epochs", 1.0, name
     config.schedule.update(dict(warmup="1 epochs", end_lr=0.0) | fields)
-    schedule = config_lib.plan(config, steps_per_epoch).schedule(config)
+    schedule = durations.plan(config, steps_per_epoch).schedule(config)
     return [float(schedule(s)) for s in steps]
 
 

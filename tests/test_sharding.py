@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from jaxsplit import loop, sharding, state
+from jaxsplit import experiment, sharding, state
 from jaxsplit.errors import ConfigError
 
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
@@ -36,16 +36,16 @@ def make_config(data, net, **fields):
 
 def train(data, net, steps=3):
     """(experiment, compiled step, state after `steps`, loss of each step)."""
-    exp = loop.build(make_config(data, net))
+    exp = experiment.build(make_config(data, net))
     s = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
     resident = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
     resident = exp.sharding.put(resident, exp.sharding.replicated)
     batches = exp.feed.batches(0)
     compiled, totals, sums = None, None, []
     for _ in range(steps):
-        batch = loop._put(exp, next(batches))
+        batch = experiment.put(exp, next(batches))
         if compiled is None:
-            compiled, totals = loop._compile(exp, s, resident, batch)
+            compiled, totals = experiment.compile_step(exp, s, resident, batch)
         s, totals = compiled(s, totals, resident, batch)
         sums.append(float(totals.sums["loss"]))
     return exp, compiled, s, np.diff([0.0, *sums])

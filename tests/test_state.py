@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from jaxsplit import checkpoint, loop, metrics, state, step
+from jaxsplit import checkpoint, experiment, loop, metrics, state, step
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 
@@ -39,7 +39,7 @@ def assert_same_bits(a, b) -> None:
 
 def state_at(config, workdir, at: int) -> state.TrainState:
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    restored = checkpoints.restore(at, loop.build(config).state_shapes())
+    restored = checkpoints.restore(at, experiment.build(config).state_shapes())
     checkpoints.close()
     return restored
 
@@ -98,7 +98,7 @@ def test_average_by_its_equation():
 
 
 def test_without_an_average_the_tree_is_as_before():
-    exp = loop.build(tiny())
+    exp = experiment.build(tiny())
     shapes = exp.state_shapes()
     assert shapes.ema is None and shapes.variables == shapes.raw
     paths = {jax.tree_util.keystr(p[:1]) for p, _ in jax.tree.leaves_with_path(shapes)}
@@ -107,7 +107,7 @@ def test_without_an_average_the_tree_is_as_before():
 
 def test_a_new_state_has_the_shapes_and_places_that_are_said():
     two = dict(split=2, method="independent", mesh__data=2, mesh__net=2)
-    exp = loop.build(tiny(ema=DECAY, **two))
+    exp = experiment.build(tiny(ema=DECAY, **two))
     args = exp.method, exp.optimizer
     made = state.init(*args, 0, exp.dataset.image_shape, exp.sharding, averaged=True)
     said = exp.state_shapes()
@@ -129,7 +129,7 @@ def test_what_a_checkpoint_holds(whole):
     """The average is the model, so that whoever reads the networks gets it; weights are beside."""
     workdir, _ = whole
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    exp = loop.build(tiny())  # knows nothing of an average
+    exp = experiment.build(tiny())  # knows nothing of an average
     model = checkpoints.restore_model(4, exp.state_shapes())
     checkpoints.close()
     full = state_at(tiny(ema=DECAY), workdir, 4)
@@ -143,7 +143,7 @@ def test_the_average_is_what_is_evaluated(whole, capsys):
     again = loop.evaluate_checkpoint(tiny(ema=DECAY), workdir, 4)
     nll = "test/net0/nll"
     assert again[nll] == pytest.approx(results[nll], rel=1e-6)
-    exp = loop.build(tiny(ema=DECAY))
+    exp = experiment.build(tiny(ema=DECAY))
     raw = loop._evaluate(exp, state_at(tiny(ema=DECAY), workdir, 4).raw, exp.eval_split)
     assert abs(raw[nll] - results[nll]) > 1e-4
 
@@ -181,4 +181,4 @@ def test_another_decay_is_another_experiment(whole, fields):
 @pytest.mark.parametrize("value", [-0.1, 1.0])
 def test_decay_out_of_range(value):
     with pytest.raises(ConfigError, match=r"^ema=-?\d.\d: must be in \[0, 1\)"):
-        loop.build(tiny(ema=value))
+        experiment.build(tiny(ema=value))

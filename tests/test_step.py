@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from configs import common
-from jaxsplit import augment, loop, metrics, sharding, state, step
+from jaxsplit import augment, experiment, metrics, sharding, state, step
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 from jaxsplit.state import TrainState
@@ -270,11 +270,11 @@ def test_a_config_whose_batch_cannot_be_cut():
     config.data.name, config.arch, config.batch_size = "digits", "wide_resnet10_1", 16
     config.optim.accumulate, config.mesh.data = 3, 4
     with pytest.raises(ConfigError, match="^optim.accumulate=3: must be a divisor of batch_size=1"):
-        loop.build(config)
+        experiment.build(config)
     config.optim.accumulate = 8
     with pytest.raises(ConfigError, match="^optim.accumulate=8: must divide the 4 images of a dev"):
-        loop.build(config)
-    loop.build(config, training=False)
+        experiment.build(config)
+    experiment.build(config, training=False)
 
 
 @pytest.mark.slow
@@ -284,13 +284,13 @@ def test_a_real_network_in_parts():
     config.data.name, config.arch, config.split = "digits", "wide_resnet10_1", 2
     config.batch_size, config.mesh.data, config.batch_norm = 16, 2, "sync"
     config.optim.accumulate, config.augment.mixup = 2, 0.0
-    exp = loop.build(config)
+    exp = experiment.build(config)
     start = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
     host = jax.device_get(start)
     arrays = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
     resident = exp.sharding.put(arrays, exp.sharding.replicated)
-    batch = loop._put(exp, next(exp.feed.batches(0)))
-    compiled, totals = loop._compile(exp, start, resident, batch)
+    batch = experiment.put(exp, next(exp.feed.batches(0)))
+    compiled, totals = experiment.compile_step(exp, start, resident, batch)
     new, totals = compiled(start, totals, resident, batch)
 
     ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, streamed=False)

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from torch_states import numbered, random_variables, state_of
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, cli, loop, models, summary, torch_import
+from jaxsplit import checkpoint, cli, experiment, loop, models, summary, torch_files, torch_import
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion, resnet, senet
@@ -227,7 +227,7 @@ def test_divide_and_cotraining_layout(save, prefix):
         "best_acc1": np.float64(76.5),
         "optimizer": {"param_groups": [{"lr": 0.1}]},
     }
-    weights = torch_import.read([save("model.pth.tar", content)])
+    weights = torch_files.read([save("model.pth.tar", content)])
     assert_states(weights.networks, states)
     assert (weights.arch, weights.epoch, weights.top1) == ("wide_resnet10_1", 300, 0.765)
     assert not weights.trans_fusion
@@ -237,7 +237,7 @@ def test_ffsd_layout(save):
     """A file a network; their order is that of the arguments."""
     states = networks(3)
     paths = [save(f"model{i}.pth", {"weight": states[i]}) for i in range(3)]
-    weights = torch_import.read([paths[2], paths[0], paths[1]])
+    weights = torch_files.read([paths[2], paths[0], paths[1]])
     assert_states(weights.networks, [states[2], states[0], states[1]])
     assert (weights.arch, weights.epoch, weights.top1) == ("", None, None)
 
@@ -245,7 +245,7 @@ def test_ffsd_layout(save):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_plain_layout(save, prefix):
     (state,) = networks(1)
-    weights = torch_import.read([save("net.pt", {prefix + k: v for k, v in state.items()})])
+    weights = torch_files.read([save("net.pt", {prefix + k: v for k, v in state.items()})])
     assert_states(weights.networks, [state])
 
 
@@ -256,16 +256,16 @@ def test_npz_and_safetensors(tmp_path, many):
     np.savez(tmp_path / "a.npz", **content)
     save_file(content, tmp_path / "a.safetensors")
     for name in ("a.npz", "a.safetensors"):
-        assert_states(torch_import.read([tmp_path / name]).networks, states)
+        assert_states(torch_files.read([tmp_path / name]).networks, states)
 
 
 def test_npz_of_a_fixture(tmp_path):
     (state,) = networks(1)
     fixture = {f"state/{name}": value for name, value in state.items()}
     np.savez(tmp_path / "a.npz", **fixture, **{"meta/arch": "x", "x": np.zeros(3)})
-    assert_states(torch_import.read([tmp_path / "a.npz"]).networks, [state])
+    assert_states(torch_files.read([tmp_path / "a.npz"]).networks, [state])
     np.savez(tmp_path / "b.npz", **state, x=np.zeros(3))  # only there are other keys no weights
-    assert "x" in torch_import.read([tmp_path / "b.npz"]).networks[0]
+    assert "x" in torch_files.read([tmp_path / "b.npz"]).networks[0]
 
 
 def leader(channels: int = 32, networks_: int = 3) -> tuple[dict, dict]:
@@ -303,7 +303,7 @@ def test_leader(save, tmp_path, capsys):
     like = {k: {"trans_fusion": v} for k, v in wanted.items()}
     got = with_module.restore_some(0, like)
     jax.tree.map(np.testing.assert_array_equal, got, like)
-    exp = loop.build(config)
+    exp = experiment.build(config)
     variables = with_module.restore_model(0, exp.state_shapes())
     assert variables["params"].keys() == variables["batch_stats"].keys() == {"stack"}
     with_module.close()
@@ -329,7 +329,7 @@ def test_bad_leader(save, tmp_path):
         torch_import.import_checkpoint(tiny(), [path], run)
     path = save("c.pth", {"weight": state | module})
     with pytest.raises(ConfigError, match="c.pth: holds a leader; each of several files must"):
-        torch_import.read([path, path])
+        torch_files.read([path, path])
     path = save("d.pth", {"weight": state | {"trans_fusion_module.conv1.weight": np.zeros(3)}})
     with pytest.raises(ConfigError, match="the trans-fusion module has 0 convolutions"):
         torch_import.import_checkpoint(config, [path], run)
@@ -339,7 +339,7 @@ def test_bad_leader(save, tmp_path):
 def test_what_is_no_checkpoint(save, tmp_path):
     def message(path) -> str:
         with pytest.raises(ConfigError) as caught:
-            torch_import.read([path])
+            torch_files.read([path])
         assert len(str(caught.value).splitlines()) == 1
         assert str(caught.value).startswith(f"{path}: ")
         return str(caught.value).removeprefix(f"{path}: ")
@@ -358,7 +358,7 @@ def test_what_is_no_checkpoint(save, tmp_path):
     assert message(save("a.pth", gap)) == "networks are numbered [0, 3], should be from 0"
     two = save("two.pth", numbered(states))
     with pytest.raises(ConfigError, match="two.pth: holds 2 networks; each of several files must"):
-        torch_import.read([two, two])
+        torch_files.read([two, two])
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", *["pth"] * TORCH])
@@ -377,7 +377,7 @@ def test_damaged_files(tmp_path, kind):
     for content in (b"", whole[:5], whole[: len(whole) // 2], b"<html>not found</html>\n"):
         path.write_bytes(content)
         with pytest.raises(ConfigError) as caught:
-            torch_import.read([path])
+            torch_files.read([path])
         assert str(caught.value).startswith(f"{path}: cannot be read as a checkpoint (")
         assert len(str(caught.value).splitlines()) == 1
 
@@ -385,7 +385,7 @@ def test_damaged_files(tmp_path, kind):
 def test_npz_of_objects_runs_nothing(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.array([argparse.Namespace()], object))
     with pytest.raises(ConfigError, match="a.npz: cannot be read as a checkpoint .*pickle"):
-        torch_import.read([tmp_path / "a.npz"])
+        torch_files.read([tmp_path / "a.npz"])
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_a_library_that_is_not_installed(tmp_path, monkeypatch, library, name):
             monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ConfigError) as caught:
-        torch_import.read([tmp_path / name])
+        torch_files.read([tmp_path / name])
     message = str(caught.value)
     assert f"{name}: to read it install " in message and "pip install -e '.[torch]'" in message
     assert message.endswith("or convert it to .npz" + " or .safetensors" * (library == "torch"))
@@ -410,7 +410,7 @@ if TORCH:
 
         torch.save({"args": argparse.Namespace(), "state_dict": {}}, tmp_path / "a.pth")
         with pytest.raises(ConfigError, match="holds argparse.Namespace, and only tensors"):
-            torch_import.read([tmp_path / "a.pth"])
+            torch_files.read([tmp_path / "a.pth"])
 
     def test_half_precision(tmp_path):
         import torch
@@ -418,7 +418,7 @@ if TORCH:
         values = torch.tensor([1.5, -2.0])
         content = {"a": values.bfloat16(), "b": values.half(), "c": torch.tensor(7)}
         torch.save(content, tmp_path / "a.pth")
-        (state,) = torch_import.read([tmp_path / "a.pth"]).networks
+        (state,) = torch_files.read([tmp_path / "a.pth"]).networks
         assert state["a"].tolist() == state["b"].tolist() == [1.5, -2.0] and state["c"] == 7
 
 
@@ -432,7 +432,7 @@ def trained(tmp_path_factory):
     config = tiny()
     results = loop.train_and_evaluate(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    variables = checkpoints.restore_model(2, loop.build(config).state_shapes())
+    variables = checkpoints.restore_model(2, experiment.build(config).state_shapes())
     checkpoints.close()
     stack = {collection: parts["stack"] for collection, parts in variables.items()}
     states = []
@@ -577,10 +577,10 @@ def test_the_name_in_the_file():
     """It is ours, or the reference's for ours; a part of ours or an unknown one is another."""
     states = networks(2)
     for arch in ("", "wide_resnet10_1"):
-        weights = torch_import.Weights(states, {}, arch=arch)
+        weights = torch_files.Weights(states, {}, arch=arch)
         assert torch_import.to_variables(tiny(), weights, 10)["params"].keys() == {"stack"}
     for arch in ("ours", "wide_resnet10", "vgg16"):
-        weights = torch_import.Weights(states, {}, arch=arch)
+        weights = torch_files.Weights(states, {}, arch=arch)
         with pytest.raises(ConfigError, match=f"holds 2 networks of {arch}, config has split=2"):
             torch_import.to_variables(tiny(), weights, 10)
     same = {
@@ -612,9 +612,9 @@ def test_files_of_different_networks(tmp_path, monkeypatch):
     for name in ("resnet110", "resnet164"):
         (tmp_path / f"{name}.pth").touch()
     with pytest.raises(ConfigError, match="of different kinds: resnet110, resnet164"):
-        torch_import.read(sorted(tmp_path.iterdir()))
+        torch_files.read(sorted(tmp_path.iterdir()))
     with pytest.raises(ConfigError, match="is a directory, must be a file"):
-        torch_import.read([tmp_path])
+        torch_files.read([tmp_path])
 
 
 def test_whole_networks(tmp_path):

@@ -1,0 +1,142 @@
+"""Lengths of training: text to steps, and everything else that a run derives from its config.
+
+A config holds primary values only, so that an override never leaves a stale one behind; `plan`
+makes the rest when the run starts, as only the data tells how long an epoch is.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from jaxsplit import schedules
+from jaxsplit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training; `unit` is steps, epochs, examples or percent."""
+
+    value: float
+    unit: str
+
+    def steps(self, **fields: int | None) -> int:
+        """In whole steps; `fields` as of `exact_steps`."""
+        return round(self.exact_steps(**fields))
+
+    def exact_steps(
+        self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None
+    ) -> float:
+        """In steps and parts of them; `total_steps` is what percent refers to."""
+        if self.unit == "percent":
+            if total_steps is None:
+                raise ConfigError(
+                    f"duration='{self.value:g}%': must be in steps, epochs or examples"
+                )
+            return self.value / 100 * total_steps
+        per_unit = {"steps": 1, "epochs": steps_per_epoch, "examples": 1 / batch_size}
+        return self.value * per_unit[self.unit]
+
+
+def parse(field: str, text: str) -> Duration:
+    """'300 epochs', '5000 steps', '1e6 examples' or '10%'.
+
+    Raises:
+      ConfigError: not of that form, or negative.
+    """
+    match = re.fullmatch(
+        r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(steps?|epochs?|examples?|%|percent)\s*", str(text)
+    )
+    try:
+        value = float(match[1])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(
+            f"{field}={text!r}: must be a number of steps, epochs, examples or percent, "
+            "such as '300 epochs' or '10%'"
+        )
+    unit = "percent" if match[2] in ("%", "percent") else match[2].rstrip("s") + "s"
+    return Duration(value, unit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a config and the number of training examples. Lengths are in steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    cotrain_warmup_steps: int
+    milestones_steps: tuple[int, ...]
+    decay_every_steps: float  # of an exponential schedule; not always whole
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    eval_batch_size: int
+    lr_scale: float  # batch_size / base_batch_size; of the whole learning-rate curve
+
+    def schedule(self, config: ConfigDict) -> schedules.Schedule:
+        """step -> learning rate."""
+        its, total = config.schedule, self.total_steps
+        own = {
+            "cosine": dict(total_steps=total),
+            "step": dict(milestones_steps=self.milestones_steps, factor=its.factor),
+            "polynomial": dict(total_steps=total, power=its.power),
+            "htd": dict(total_steps=total, lower=its.htd_lower, upper=its.htd_upper),
+            "exponential": dict(
+                total_steps=total,
+                factor=its.decay_factor,
+                every_steps=self.decay_every_steps,
+                staircase=its.staircase,
+            ),
+        }
+        fields = dict(
+            lr=config.optim.lr * self.lr_scale,
+            warmup_steps=self.warmup_steps,
+            warmup_lr=config.schedule.warmup_lr * self.lr_scale,
+            end_lr=config.schedule.end_lr * self.lr_scale,
+        )
+        return schedules.make(its.name, **fields, **own.get(its.name, {}))
+
+
+def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
+    """Derives what the run needs from its config.
+
+    Raises:
+      ConfigError: a duration that is malformed or no step long.
+    """
+
+    units = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
+
+    def steps(field: str, text: str, total: int | None, at_least: int = 0) -> int:
+        n = parse(field, text).steps(**units, total_steps=total)
+        if field == "duration" and n < 1:
+            raise ConfigError(f"duration={text!r}: must be at least one step")
+        return max(n, at_least)
+
+    total = steps("duration", config.duration, None)
+    warmup = steps("schedule.warmup", config.schedule.warmup, total)
+    if warmup > total:
+        raise ConfigError(
+            f"schedule.warmup={config.schedule.warmup!r}: must not be longer than "
+            f"duration={config.duration!r}; '5%' is a share of it"
+        )
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=warmup,
+        cotrain_warmup_steps=steps("cotrain.warmup", config.cotrain.warmup, total),
+        milestones_steps=tuple(
+            steps("schedule.milestones", m, total) for m in config.schedule.milestones
+        ),
+        decay_every_steps=parse("schedule.decay_every", config.schedule.decay_every).exact_steps(
+            **units, total_steps=total
+        ),
+        log_every=steps("log_every", config.log_every, total, 1),
+        eval_every=steps("eval.every", config.eval.every, total, 1),
+        checkpoint_every=steps("checkpoint.every", config.checkpoint.every, total, 1),
+        eval_batch_size=config.eval.batch_size or config.batch_size,
+        lr_scale=config.batch_size / config.optim.base_batch_size,
+    )

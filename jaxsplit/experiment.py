@@ -1,0 +1,182 @@
+"""What a config stands for: its data, networks, method and optimizer, and its compiled step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxsplit import (
+    augment,
+    data,
+    durations,
+    methods,
+    metrics,
+    optim,
+    schedules,
+    sharding,
+    stack,
+    state,
+    step,
+)
+from jaxsplit import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that a config stands for, before any array exists."""
+
+    config: ConfigDict
+    dataset: data.Dataset
+    feed: data.TrainFeed
+    plan: durations.Plan
+    sharding: sharding.Sharding
+    method: methods.Method
+    optimizer: optax.GradientTransformation
+    schedule: schedules.Schedule
+    eval_step: Callable[[dict, dict], dict[str, jax.Array]]
+
+    @property
+    def eval_split(self) -> tuple[str, Any]:
+        """(name, examples) that `best` is chosen on."""
+        if self.dataset.validation is not None:
+            return "validation", self.dataset.validation
+        return "test", self.dataset.test
+
+    @property
+    def best_metric(self) -> str:
+        """What makes a checkpoint the best one."""
+        return f"{self.eval_split[0]}/{self.method.answer}/top1"
+
+    def state_shapes(self) -> state.TrainState:
+        return state.shapes(
+            self.method,
+            self.optimizer,
+            self.dataset.image_shape,
+            self.sharding,
+            averaged=self.config.ema > 0,
+        )
+
+
+def build(config: ConfigDict, *, training: bool = True) -> Experiment:
+    """Checks a config and builds what it stands for; reads the data set, compiles nothing.
+
+    Only for training does `batch_size` have to fit the devices.
+
+    Raises:
+      ConfigError: a wrong value, in one line.
+    """
+    config_lib.check(config)
+    mesh = sharding.make(
+        config.mesh.data,
+        config.mesh.net,
+        num_networks=config.split,
+        batch_size=config.batch_size if training else None,
+    )
+    if training:
+        step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)
+    dataset = data.load(config.data)
+    feed = data.train_feed(
+        dataset,
+        batch_size=config.batch_size,
+        num_views=1 if config_lib.shared_view(config) else config.split,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        scale_min=config.data.scale_min,
+    )
+    plan = durations.plan(config, feed.steps_per_epoch)
+    networks = stack.make(
+        config_lib.spec(config),
+        config.split,
+        dataset.num_classes,
+        mesh,
+        lowering=config.lowering,
+        batch_norm=config.batch_norm,
+        dtype=config.dtype,
+        remat=config.remat,
+    )
+    method = methods.make(config, plan, networks)
+    schedule = plan.schedule(config)
+    init = functools.partial(method.init, image_shape=dataset.image_shape)
+    params = jax.eval_shape(init, jax.random.key(0))["params"]
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        feed=feed,
+        plan=plan,
+        sharding=mesh,
+        method=method,
+        optimizer=optim.build(config.optim, schedule, params, config.split),
+        schedule=schedule,
+        eval_step=jax.jit(step.make_eval_step(method, dataset.mean, dataset.std)),
+    )
+
+
+def compile_step(exp: Experiment, train_state, resident: dict, batch: dict):
+    """The compiled training step, and empty totals for its metrics."""
+    config = exp.config
+    streamed = exp.feed.resident is None
+    ops = augment.pipeline(
+        config.augment,
+        exp.dataset.mean,
+        exp.dataset.std,
+        streamed=exp.feed.cropped,
+        scale_min=config.data.scale_min,
+    )
+    inputs = step.make_inputs(
+        exp.sharding,
+        ops,
+        num_networks=config.split,
+        shared_view=config_lib.shared_view(config),
+        streamed=streamed,
+        mixup=config.augment.mixup,
+        cutmix=config.augment.cutmix,
+        mix_switch=config.augment.mix_switch,
+    )
+    train_step = step.make_train_step(
+        exp.method,
+        exp.optimizer,
+        inputs,
+        accumulate=config.optim.accumulate,
+        sharding=exp.sharding,
+        ema=config.ema,
+    )
+    _, shapes = jax.eval_shape(train_step, train_state, metrics.empty(), resident, batch)
+    totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
+    everywhere = exp.sharding.named(exp.sharding.replicated)
+    where = state.shardings(train_state, exp.optimizer, exp.sharding)
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(where, everywhere))
+    lowered = jitted.lower(train_state, totals, resident, batch)
+    return lowered.compile(compiler_options=stack.compiler_options(config.remat)), totals
+
+
+def put(exp: Experiment, batch: dict) -> dict:
+    """A host batch on the mesh."""
+    mesh = exp.sharding
+    shared = config_lib.shared_view(exp.config)
+    views = mesh.shared_view if shared else mesh.views
+    cropped = exp.feed.cropped
+    placed = {
+        name: mesh.put_local(value, views if name == "images" and cropped else mesh.batch)
+        for name, value in batch.items()
+    }
+    if "images" in placed and not cropped:
+        # One image for all networks; it is copied where it is used rather than sent S times.
+        copy = _copies(1 if shared else exp.config.split, mesh.named(views))
+        placed["images"] = copy(placed["images"])
+    return placed
+
+
+@functools.lru_cache
+def _copies(num_views: int, where: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    """[B, ...] -> [num_views, B, ...], jitted."""
+    return jax.jit(
+        lambda images: jnp.broadcast_to(images[None], (num_views, *images.shape)),
+        out_shardings=where,
+    )
