@@ -21,7 +21,14 @@ def get_config() -> ConfigDict:
     config.split = 4
     config.divide = True  # False: each of the S networks is the whole `arch`
     config.init_from = ""  # weights to start from: a workdir, its checkpoints/<step>, files
-    config.method = "cotrain"  # single | independent | cotrain
+    # single | independent | cotrain | ffsd | dml | kdcl | one | okddip | cl_ilr | codistill
+    config.method = "cotrain"
+    # What the S networks see of one image: different | same; '': as in the method's paper, which is
+    # different for independent and cotrain, same for the others.
+    config.views = ""
+    # The last layers that the networks share, as 'stage1', or 'none'; '': as in the method's paper,
+    # all stages but the last for one and cl_ilr, none for the others.
+    config.trunk = ""
 
     config.duration = "300 epochs"
     config.batch_size = 128  # images a step, over all devices and processes
@@ -34,7 +41,43 @@ def get_config() -> ConfigDict:
     config.cotrain.weight = 0.5
     config.cotrain.floor = 0.005  # the weight never warms up from less than this
     config.cotrain.warmup = "40 epochs"  # linear
-    config.cotrain.views = "different"  # different | same: what the S networks see of one image
+
+    # What the methods that learn from each other's logits share; all but single, independent and
+    # cotrain.
+    config.distill = ConfigDict()
+    config.distill.loss = "kl"  # kl | dkd | dist
+    config.distill.standardize = False  # logits are standardised before (arXiv 2403.01427)
+    config.distill.weight = 1.0  # of these losses, in which the square of the temperature stands
+    # 0: that of the paper: dml, codistill 1; ffsd, kdcl, cl_ilr 2; one, okddip 3.
+    config.distill.temperature = 0.0
+    config.distill.dkd_alpha = 1.0  # dkd: of the target class
+    config.distill.dkd_beta = 8.0  # dkd: of the others
+    config.distill.dist_beta = 1.0  # dist: within an example
+    config.distill.dist_gamma = 1.0  # dist: within a class
+
+    config.ffsd = ConfigDict()
+    config.ffsd.leader = ""  # architecture, whole; '': as the students
+    config.ffsd.diversity = 1e-5  # weight of the students' attention shift
+    config.ffsd.student_self_distillation = 1e-5  # of the students' own self-distillation
+    config.ffsd.fusion = 10.0  # of the leader's attention towards the fused map
+    config.ffsd.trans_fusion = 10.0  # of its trans-fusion module towards the students' maps
+    config.ffsd.leader_self_distillation = 10.0  # of its own self-distillation
+    config.ffsd.train_self_distillation = 1000.0  # of the loss of those modules themselves
+    config.ffsd.warmup = "5 epochs"  # of these six weights
+    config.ffsd.fusion_weight_decay = 1e-5
+    config.ffsd.self_distillation_lr = (
+        1e-3  # of Adam, at optim.base_batch_size; it follows schedule
+    )
+    config.ffsd.self_distillation_weight_decay = 1e-4
+
+    config.kdcl = ConfigDict()
+    config.kdcl.teacher = "min_logit"  # min_logit | mean
+    config.okddip = ConfigDict()
+    config.okddip.factor = 8  # features of the attention: those of the network / factor
+    config.cl_ilr = ConfigDict()
+    config.cl_ilr.label_weight = 0.5  # of the cross-entropy; the rest is that of the other heads
+    config.codistill = ConfigDict()
+    config.codistill.every = 10  # steps; the exchange is present in one of them, times as many
 
     config.data = ConfigDict()
     # One of jaxsplit.data.DATASETS, or any other image classification set of tfds in data.dir.
@@ -81,6 +124,7 @@ def get_config() -> ConfigDict:
     config.optim.eps = 1e-8  # all but sgd; in rmsprop_tf inside the root
     config.optim.weight_decay = 1e-4
     config.optim.decay_norm = True  # the scales of BatchNorm decay, as in the reference
+    config.optim.decay_bias = False  # biases, too
     config.optim.divide_weight_decay = False  # Eq. (6): weight_decay * exp(1/S - 1)
     config.optim.clip_norm = 0.0  # of the gradient of each network; 0: not clipped
     config.optim.accumulate = 1  # parts that a batch is cut in, one after another; saves memory

@@ -56,7 +56,7 @@ DURATIONS = (
     "eval.every",
     "checkpoint.every",
 )
-COTRAIN_VIEWS = ("different", "same")
+VIEWS = ("", "different", "same")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -71,7 +71,8 @@ def spec(config: ConfigDict):
 
 def shared_view(config: ConfigDict) -> bool:
     """Whether all networks see one view of an image."""
-    return config.split == 1 or (config.method == "cotrain" and config.cotrain.views == "same")
+    views = config.views or methods.METHODS[config.method].views
+    return config.split == 1 or views == "same"
 
 
 def check_field(field: str, value: Any) -> None:
@@ -124,7 +125,7 @@ def check(config: ConfigDict) -> None:
     one_of("schedule.name", schedules.SCHEDULES)
     one_of("optim.name", optim.OPTIMIZERS)
     one_of("cotrain.loss", methods.cotrain.LOSSES)
-    one_of("cotrain.views", COTRAIN_VIEWS)
+    need("views", "different, same or '' (as in the method's paper)", config.views in VIEWS)
     one_of("eval.ensemble", losses.ENSEMBLES)
     one_of("dtype", DTYPES)
     one_of("batch_norm", stack.BATCH_NORMS)
@@ -225,6 +226,8 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
             f"workdir={str(workdir)!r}: holds no readable {CONFIG_FILE} of a run ({error})"
         ) from None
     config = common.get_config()
+    if isinstance(old := fields.get("cotrain"), dict) and "views" in old:
+        fields["views"] = old.pop("views")  # where it stood before other methods had it
     try:
         config.update(_tuples(fields))
     except (AttributeError, TypeError, ValueError) as error:

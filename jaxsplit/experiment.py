@@ -112,7 +112,14 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
         plan=plan,
         sharding=mesh,
         method=method,
-        optimizer=optim.build(config.optim, schedule, params, config.split),
+        optimizer=optim.build(
+            config.optim,
+            schedule,
+            params,
+            config.split,
+            group=method.group,
+            groups=methods.METHODS[config.method].optimizers(config),
+        ),
         schedule=schedule,
         eval_step=jax.jit(step.make_eval_step(method, dataset.mean, dataset.std)),
     )

@@ -4,8 +4,9 @@ Parameters are told apart by the name of their leaf, never by `ndim`: in a stack
 leaf carries a leading network axis. Rates come from `schedules`.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,20 +20,21 @@ PyTree = Any
 STACK = "stack"  # the part of a method's parameters whose leaves are [S, ...]
 
 
-def decay_mask(params: PyTree, *, decay_norm: bool) -> PyTree:
+def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) -> PyTree:
     """Which parameters decay, by the name of the leaf.
 
     Args:
         params: nested dicts of arrays or shapes, with or without a network axis.
         decay_norm: whether the scales of BatchNorm decay.
+        decay_bias: whether biases do.
 
     Returns:
-        A tree like `params` of bool: `kernel` True, `bias` False, `scale` `decay_norm`.
+        A tree like `params` of bool: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`.
 
     Raises:
         ValueError: a leaf has another name.
     """
-    decays = {"kernel": True, "bias": False, "scale": decay_norm}
+    decays = {"kernel": True, "bias": decay_bias, "scale": decay_norm}
 
     def decide(path: tuple, _: Any) -> bool:
         full = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -96,7 +98,7 @@ def sgd(
         momentum: in [0, 1); 0 keeps no buffer.
         nesterov: look ahead (needs momentum).
         weight_decay: coefficient of the L2 term in the gradient.
-        mask: tree of bool like the parameters.
+        mask: tree of bool like the parameters, or a function of them that gives it.
 
     Returns:
         An optax transformation; its `update` needs `params`.
@@ -131,7 +133,7 @@ def adam(
         beta1, beta2: decay of the averages of the gradient and of its square, in [0, 1).
         eps: added to the root of the second.
         weight_decay: coefficient; see `decoupled`.
-        mask: tree of bool like the parameters.
+        mask: tree of bool like the parameters, or a function of them that gives it.
         decoupled: AdamW (arXiv 1711.05101): w -= lr * weight_decay * w instead.
 
     Raises:
@@ -173,7 +175,7 @@ def rmsprop(
         momentum: in [0, 1); 0 keeps no buffer.
         centered: s less the square of the average gradient.
         weight_decay: coefficient of the L2 term in the gradient.
-        mask: tree of bool like the parameters.
+        mask: tree of bool like the parameters, or a function of them that gives it.
 
     Raises:
         ConfigError: a value is out of range.
@@ -274,41 +276,77 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[s
 
 
 def build(
-    optim_config: Any, lr_schedule: Schedule, params: PyTree, num_networks: int
+    optim_config: Any,
+    lr_schedule: Schedule,
+    params: PyTree,
+    num_networks: int,
+    *,
+    group: Callable[[tuple[str, ...]], str] | None = None,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer that `config.optim` describes: clipping, if any, then what `name` says.
 
     Args:
-        optim_config: `config.optim`; read by attribute. Its learning rate is not used.
+        optim_config: `config.optim`; read by attribute.
         lr_schedule: step -> rate, already scaled to the batch size.
         params: {part: ...} of arrays or shapes; only their paths matter.
         num_networks: S of the divided network, for Eq. (6).
+        group: path of a parameter -> label; needed with `groups`.
+        groups: label -> fields of `config.optim` that differ for the parameters of that label. A
+            weight decay of their own is not divided; a rate of their own follows `lr_schedule`.
 
     Raises:
         ConfigError: unknown `optim.name`, or a value out of range.
         ValueError: a parameter that no decay rule covers.
     """
-    if optim_config.name not in OPTIMIZERS:
-        raise ConfigError(
-            f"optim.name={optim_config.name!r}: must be one of {', '.join(OPTIMIZERS)}"
+    own = {field: getattr(optim_config, field) for field in _FIELDS}
+    _check(own)
+    weight_decay = own["weight_decay"]
+    if own["divide_weight_decay"]:
+        own["weight_decay"] = divided_weight_decay(weight_decay, num_networks)
+    decay_mask(params, decay_norm=True)  # every parameter has a rule
+
+    def of(changes: Mapping[str, Any]) -> optax.GradientTransformation:
+        fields = own | changes
+        if not fields["divide_weight_decay"] and "weight_decay" not in changes:
+            fields["weight_decay"] = weight_decay
+        rate = lr_schedule
+        if "lr" in changes:
+            share = changes["lr"] / optim_config.lr
+
+            def rate(step):
+                return share * lr_schedule(step)
+
+        factory, names = OPTIMIZERS[fields["name"]]
+        return factory(
+            rate,
+            weight_decay=fields["weight_decay"],
+            mask=functools.partial(
+                decay_mask, decay_norm=fields["decay_norm"], decay_bias=fields["decay_bias"]
+            ),
+            **{field: fields[field] for field in names},
         )
-    weight_decay = optim_config.weight_decay
-    if weight_decay < 0:
-        raise ConfigError(f"optim.weight_decay={weight_decay}: must be 0 or more")
-    if optim_config.divide_weight_decay:
-        weight_decay = divided_weight_decay(weight_decay, num_networks)
-    if optim_config.clip_norm < 0:
-        raise ConfigError(
-            f"optim.clip_norm={optim_config.clip_norm}: must be 0 (no clipping) or more"
+
+    optimizer = of({})
+    if groups:
+        labels = jax.tree.map_with_path(lambda path, _: group(tuple(p.key for p in path)), params)
+        optimizer = optax.partition(
+            {"": optimizer} | {label: of(changes) for label, changes in groups.items()}, labels
         )
-    factory, own = OPTIMIZERS[optim_config.name]
-    optimizer = factory(
-        lr_schedule,
-        weight_decay=weight_decay,
-        mask=decay_mask(params, decay_norm=optim_config.decay_norm),
-        **{field: getattr(optim_config, field) for field in own},
-    )
-    if not optim_config.clip_norm:
+    if not own["clip_norm"]:
         return optimizer
     # The gradient of the loss is clipped; a decay that is part of the gradient comes after.
-    return optax.chain(clip_by_network_norm(optim_config.clip_norm), optimizer)
+    return optax.chain(clip_by_network_norm(own["clip_norm"]), optimizer)
+
+
+_FIELDS = ("name", "weight_decay", "divide_weight_decay", "decay_norm", "decay_bias", "clip_norm")
+_FIELDS += ("momentum", "nesterov", "beta1", "beta2", "eps", "alpha", "centered")
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    if fields["name"] not in OPTIMIZERS:
+        raise ConfigError(f"optim.name={fields['name']!r}: must be one of {', '.join(OPTIMIZERS)}")
+    if fields["weight_decay"] < 0:
+        raise ConfigError(f"optim.weight_decay={fields['weight_decay']}: must be 0 or more")
+    if fields["clip_norm"] < 0:
+        raise ConfigError(f"optim.clip_norm={fields['clip_norm']}: must be 0 (no clipping) or more")

@@ -250,7 +250,11 @@ WRONG = [  # fields changed, how the message begins, what else it says
     (dict(schedule__warmup="5"), "schedule.warmup='5': must be a number of steps", ["10%"]),
     (dict(schedule__milestones=("1 week",)), "schedule.milestones='1 week': must be", []),
     (dict(cotrain__loss="l2"), "cotrain.loss='l2': must be one of js, kl", []),
-    (dict(cotrain__views="any"), "cotrain.views='any': must be one of different, same", []),
+    (
+        dict(views="any"),
+        "views='any': must be different, same or '' (as in the method's paper)",
+        [],
+    ),
     (dict(cotrain__weight=-0.5), "cotrain.weight=-0.5: must be 0 or more", []),
     (dict(cotrain__warmup="soon"), "cotrain.warmup='soon': must be a number of steps", []),
     (dict(eval__ensemble="median"), "eval.ensemble='median': must be one of", ["mean_logits"]),

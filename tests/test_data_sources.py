@@ -282,7 +282,7 @@ def test_views_are_those_of_the_device(cifar10):
     made.augment.erase_prob = 0.5
     built = experiment.build(made)
     for views, shape in (("different", (2, 8, 32, 32, 3)), ("same", (1, 8, 32, 32, 3))):
-        made.cotrain.views = views
+        made.views = views
         got = []
         for where in data.RESIDENT[1:]:
             made.data.resident = where

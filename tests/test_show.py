@@ -35,7 +35,7 @@ def test_views_differ_between_networks():
 
 
 def test_a_shared_view_is_one_column():
-    config = config_of(cotrain__views="same")
+    config = config_of(views="same")
     assert show.draw(config, data.load(config.data))[1].shape[0] == 1
 
 

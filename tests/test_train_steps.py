@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from configs.common import get_config
 from jaxsplit import losses, methods, models, optim, sharding, stack, torch_import
 from jaxsplit.methods import cotrain
 
@@ -60,15 +61,9 @@ def start(parity, case, dtype):
     one = [torch_import.from_state_dict(spec, x, num_classes, dtype) for x in states]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *one)
     variables = {collection: {"stack": tree} for collection, tree in stacked.items()}
-    config = types.SimpleNamespace(
-        name="sgd",
-        momentum=float(meta["momentum"]),
-        nesterov=bool(meta["nesterov"]),
-        weight_decay=float(meta["weight_decay"]),
-        decay_norm=True,
-        divide_weight_decay=False,
-        clip_norm=0.0,
-    )
+    config = get_config().optim
+    config.momentum, config.nesterov = float(meta["momentum"]), bool(meta["nesterov"])
+    config.weight_decay = float(meta["weight_decay"])
     lr = dtype(meta["lr"])
     optimizer = optim.build(config, lambda _: lr, variables["params"], s)
     # [B, 3 S or 3, H, W]: network i sees channels 3 i to 3 i + 2.

@@ -1,12 +1,17 @@
 """What a method is, and what all methods over one stack share."""
 
+import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array
 
 from jaxsplit import losses
+from jaxsplit.sharding import first_example, mean_over_batch
 from jaxsplit.stack import Stack
 
 
@@ -14,8 +19,9 @@ class Method(NamedTuple):
     """A way of training several networks: pure functions over a tree of variables.
 
     Variables are {'params': {part: ...}, 'batch_stats': {part: ...}}; the part `stack` carries a
-    leading network axis. A batch is a dict with `views` float[S, B, H, W, C] (or [1, B, ...] for
-    all), `labels` int[B] and, when mixed, `partner` int[B] and `lam`.
+    leading network axis, others (a leader, auxiliary modules) carry none. A batch is a dict with
+    `views` float[S, B, H, W, C] (or [1, B, ...] for all), `labels` int[B] and, when mixed,
+    `partner` int[B] and `lam`.
     """
 
     init: Callable[[Array, tuple[int, int, int]], dict]
@@ -31,6 +37,118 @@ class Method(NamedTuple):
     """The name in `predict` that is the method's answer; `best` is chosen on it."""
 
 
+@dataclass
+class Pass:
+    """One pass of the stack over a batch: what it gave, and the modules that a method has beside.
+
+    Attributes:
+      stack: the networks.
+      train: of this pass; False in prediction.
+      logits: float[S, B, K].
+      features: name -> float[S, B, h, w, c], in order, the last of them `final`.
+      batch: as of `Method`; in prediction {'views': float[1, B, H, W, C]}.
+      progress: steps done; 0 in prediction.
+    """
+
+    stack: Stack
+    train: bool
+    logits: Array
+    features: dict[str, Array]
+    batch: dict[str, Array]
+    progress: Array | int
+    key: Array
+    variables: dict[str, dict] = field(default_factory=dict)  # collection -> part -> tree
+    new_stats: dict[str, Any] = field(default_factory=dict)  # part -> tree
+
+    def beside(
+        self,
+        part: str,
+        make: Callable[..., nn.Module],
+        *inputs: Array,
+        train: bool | None = None,
+        frozen: bool = False,
+    ) -> Any:
+        """Applies a module that has no network axis, on each device to its part of the batch.
+
+        Args:
+          part: name of its variables.
+          make: (axis_name=, dtype=) -> module, called as module(*inputs, train).
+          *inputs: [B, ...] each.
+          train: whether it normalises by the batch; None: as this pass.
+          frozen: no gradient flows into its parameters.
+
+        Returns:
+          Its outputs, a tree of [B, ...]. In training its new statistics are kept for the loss.
+        """
+        return self._apply(part, make, inputs, self.train if train is None else train, frozen)
+
+    def network(self, part: str, make: Callable[..., nn.Module], images: Array) -> Any:
+        """As `beside` for a backbone: images float[B, H, W, C] -> (logits [B, K], features)."""
+        names: list[str] = []  # transformations would sort a dict
+        logits, maps = self._apply(part, make, (images,), self.train, False, names)
+        return logits, dict(zip(names, maps, strict=True))
+
+    def _module(self, make: Callable[..., nn.Module]) -> nn.Module:
+        own = self.stack.module
+        return make(axis_name=own.axis_name, dtype=getattr(own, "dtype", None))
+
+    def _apply(self, part, make, inputs, train, frozen, names: list[str] | None = None):
+        module, s = self._module(make), self.stack.sharding
+        variables = {c: tree[part] for c, tree in self.variables.items() if part in tree}
+        if frozen:
+            variables = jax.lax.stop_gradient(variables)
+
+        def local(variables, inputs, key):
+            more = {}
+            if names is not None:
+                batch = inputs[0].shape[0]
+                more["example_ids"] = first_example(batch) + jnp.arange(batch)
+            out, new = module.apply(
+                variables,
+                *inputs,
+                train=train,
+                rngs={"dropout": key},
+                mutable=["batch_stats"] if train else [],
+                **more,
+            )
+            if names is not None:
+                names[:], out = out[1], (out[0], tuple(out[1].values()))
+            stats = new.get("batch_stats", {})
+            return out, stats if self.stack.synced else mean_over_batch(stats)
+
+        specs = (s.replicated, s.batch, s.replicated), (s.batch, s.replicated)
+        out, stats = s.map(local, *specs)(variables, inputs, self._key_of(part))
+        if train:
+            self.new_stats[part] = stats
+        return out
+
+    def _key_of(self, part: str) -> Array:
+        return jax.random.fold_in(self.key, zlib.crc32(part.encode()))
+
+
+class _Drawing(Pass):
+    """A pass over nothing, in which the modules beside the stack are initialised.
+
+    What they compute is zeros of the right shapes; `variables` are theirs afterwards.
+    """
+
+    def _apply(self, part, make, inputs, train, frozen, names=None):
+        module = self._module(make).clone(axis_name=None)
+        zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+
+        def run(variables):
+            out = module.apply(variables, *zeros)
+            if names is not None:
+                names[:], out = out[1], (out[0], tuple(out[1].values()))
+            return out
+
+        one = [x[:1] for x in zeros]
+        drawn = module.init(self._key_of(part), *one)
+        for collection in ("params", "batch_stats"):
+            self.variables.setdefault(collection, {})[part] = drawn.get(collection, {})
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, drawn))
+
+
 def network_names(logits: dict[str, Array]) -> list[str]:
     """Those of `predict` that are single networks of the stack."""
     return [name for name in logits if name.startswith("net")]
@@ -38,17 +156,26 @@ def network_names(logits: dict[str, Array]) -> list[str]:
 
 def over_stack(
     stack: Stack,
-    exchange: Callable[[Array, Array], dict[str, Array]] | None = None,
+    exchange: Callable[[Pass], dict[str, Array]] | None = None,
     *,
+    answers: Callable[[Pass], dict[str, Array]] | None = None,
+    answer: str = "",
+    group: Callable[[tuple[str, ...]], str] = lambda path: "",
     label_smoothing: float = 0.0,
+    label_weight: float = 1.0,
     ensemble: str = "mean_logits",
 ) -> Method:
     """Cross-entropy summed over the networks of a stack, plus what they exchange.
 
     Args:
       stack: the networks.
-      exchange: (logits float[S, B, K], progress) -> metrics; their `exchange` is added to the loss.
+      exchange: (a pass in training) -> metrics; their `exchange`, a scalar, is added to the loss.
+      answers: (a pass in prediction) -> more named logits float[B, K]. It may apply modules that
+        `exchange` applies.
+      answer: which of the names is the method's answer; '': the ensemble, or the only network.
+      group: as of `Method`; '' is the optimizer of the config.
       label_smoothing: of the cross-entropy.
+      label_weight: of the cross-entropy in the loss.
       ensemble: how the networks answer together, a name in `losses.ENSEMBLES`.
     """
     several = stack.num_networks > 1
@@ -56,45 +183,70 @@ def over_stack(
     def init(key: Array, image_shape: tuple[int, int, int]) -> dict:
         variables = stack.init(key, image_shape)
         # A backbone without BatchNorm has no statistics.
-        return {c: {"stack": variables.get(c, {})} for c in ("params", "batch_stats")}
+        parts = {c: {"stack": variables.get(c, {})} for c in ("params", "batch_stats")}
+        if exchange is None:
+            return parts
+        names: list[str] = []
+
+        def shapes(variables: dict, images: Array):
+            logits, features, _ = stack.apply(variables, images, train=False)
+            names[:] = features
+            return logits, tuple(features.values())
+
+        views = jnp.zeros((1, stack.sharding.data_devices, *image_shape))
+        made = jax.eval_shape(shapes, variables, views)
+        logits, maps = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
+        batch = {"views": views, "labels": jnp.zeros(views.shape[1], jnp.int32)}
+        features = dict(zip(names, maps, strict=True))
+        drawing = _Drawing(stack, True, logits, features, batch, 0, key)
+        exchange(drawing)
+        return {c: tree | drawing.variables.get(c, {}) for c, tree in parts.items()}
 
     def of_stack(variables: dict) -> dict:
         return {collection: tree["stack"] for collection, tree in variables.items()}
 
-    def loss(variables: dict, batch: dict, key: Array, progress: Array):
-        logits, _, stats = stack.apply(of_stack(variables), batch["views"], train=True, key=key)
-        cross_entropy = losses.cross_entropy(
+    def cross_entropy(logits: Array, batch: dict) -> Array:
+        return losses.cross_entropy(
             logits,
             batch["labels"],
             label_smoothing=label_smoothing,
             partner=batch.get("partner"),
             lam=batch.get("lam"),
         )
-        total = cross_entropy.sum()
-        metrics = {"cross_entropy": cross_entropy, "top1": _top1(logits, batch["labels"])}
+
+    def loss(variables: dict, batch: dict, key: Array, progress: Array):
+        views = batch["views"]
+        logits, features, stats = stack.apply(of_stack(variables), views, train=True, key=key)
+        by_network = cross_entropy(logits, batch)
+        total = label_weight * by_network.sum()
+        metrics = {"cross_entropy": by_network, "top1": top1(logits, batch["labels"])}
         if several:
-            metrics["ensemble/top1"] = _top1(
-                losses.ensemble(logits, ensemble)[None], batch["labels"]
-            )[0]
+            together = losses.ensemble(logits, ensemble)[None]
+            metrics["ensemble/top1"] = top1(together, batch["labels"])[0]
+        new_stats = {"stack": stats}
         if exchange is not None:
-            metrics |= exchange(logits, progress)
+            this = Pass(stack, True, logits, features, batch, progress, key, variables)
+            metrics |= exchange(this)
             total = total + metrics["exchange"]
-        return total, ({"stack": stats}, metrics | {"loss": total})
+            new_stats |= this.new_stats
+        return total, (new_stats, metrics | {"loss": total})
 
     def predict(variables: dict, images: Array) -> dict[str, Array]:
-        logits, _, _ = stack.apply(of_stack(variables), images[None], train=False)
+        views = images[None]
+        logits, features, _ = stack.apply(of_stack(variables), views, train=False)
         named = {f"net{i}": logits[i] for i in range(stack.num_networks)}
         if several:
             named["ensemble"] = losses.ensemble(logits, ensemble)
+        if answers is not None:
+            key, batch = jax.random.key(0), {"views": views}
+            named |= answers(Pass(stack, False, logits, features, batch, 0, key, variables))
         return named
 
-    def group(path: tuple[str, ...]) -> str:
-        return path[0]
-
-    return Method(init, loss, predict, group, "ensemble" if several else "net0")
+    default = "ensemble" if several else "net0"
+    return Method(init, loss, predict, group, answer or default)
 
 
-def _top1(logits: Array, labels: Array) -> Array:
+def top1(logits: Array, labels: Array) -> Array:
     """Share of right answers of every network, float[S]; logits float[S, B, K], labels int[B]."""
     hit = logits.argmax(-1) == labels[None]
     return hit.astype(jnp.float32).mean(-1)

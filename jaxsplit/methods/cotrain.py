@@ -8,7 +8,7 @@ predictions.
 from jax import Array
 
 from jaxsplit import losses
-from jaxsplit.methods.base import Method, over_stack
+from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.stack import Stack
 
 LOSSES = {"js": losses.js_divergence, "kl": losses.pairwise_kl}
@@ -35,9 +35,9 @@ def make(
     """
     divergence = LOSSES[loss]
 
-    def exchange(logits: Array, progress: Array) -> dict[str, Array]:
-        w = losses.cotrain_weight(progress, warmup_steps, weight, floor)
-        term = divergence(logits)
+    def exchange(this: Pass) -> dict[str, Array]:
+        w = losses.cotrain_weight(this.progress, warmup_steps, weight, floor)
+        term = divergence(this.logits)
         return {"exchange": w * term, f"cotrain/{loss}": term, "cotrain/weight": w}
 
     return over_stack(stack, exchange, **fields)
