@@ -4,16 +4,22 @@ python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits
 python main.py --mode=eval --workdir=runs/digits --checkpoint=best
 python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py
 python main.py --mode=show_views --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits
+python main.py --mode=export_leader --workdir=runs/ffsd
 python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/tuned --init_from=runs/other
 """
 
 from absl import app, flags
 
-from jaxsplit import cli, loop, show, summary
+from jaxsplit import cli, export, loop, show, summary
 from jaxsplit.errors import ConfigError
 
-_MODE = flags.DEFINE_string("mode", "train", "train, eval, summary or show_views")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "For eval: latest, best or a step")
+_MODE = flags.DEFINE_string("mode", "train", "train, eval, summary, show_views or export_leader")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "latest", "For eval and export_leader: latest, best or a step"
+)
+_TO = flags.DEFINE_string(
+    "to", None, "For export_leader: the leader's workdir; default WORKDIR/leader"
+)
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
@@ -32,6 +38,9 @@ MODES = {
     "train": _train,
     "eval": lambda config: loop.evaluate_checkpoint(config, cli.WORKDIR.value, _CHECKPOINT.value),
     "summary": lambda config: print(summary.of_config(config)),
+    "export_leader": lambda config: print(
+        export.leader(config, cli.WORKDIR.value, _TO.value, _CHECKPOINT.value)
+    ),
     "show_views": lambda config: print(show.views(config, cli.WORKDIR.value)),
 }
 
@@ -44,6 +53,8 @@ def main(_: list[str]) -> None:
             raise ConfigError(f"workdir: must be given with --mode={_MODE.value}")
         if _MODE.value != "train" and _INIT_FROM.value is not None:
             raise ConfigError(f"init_from: only with --mode=train, not {_MODE.value}")
+        if _MODE.value != "export_leader" and _TO.value is not None:
+            raise ConfigError(f"to: only with --mode=export_leader, not {_MODE.value}")
         MODES[_MODE.value](cli.CONFIG.value)
 
 

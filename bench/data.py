@@ -6,6 +6,9 @@ The JPEGs are 500x375 at quality 90, smooth colours with edges and noise: about 
 ImageNet. Each is decoded once, and S random-resized crops are cut from it, by the training feed
 itself. "Per core" is per second of processor time of this process, so that other work on the
 machine matters less (it still shares caches and clock); "wall" is what was seen. Best of rounds.
+
+The floor of 400 images/s per core is that of S = 1: one decode and one crop. With S views a decode
+serves S crops, and what counts is views/s: they must not be fewer than with one.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from jaxsplit import data
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
 NAME = "photos"
 CLASSES = 10
+FLOOR = 400  # images a second and core at S = 1; views at a larger S
 LIBRARIES = ("simplejpeg", "opencv-python-headless", "grain", "array_record", "numpy")
 
 
@@ -151,13 +155,17 @@ def main() -> None:
         f"{args.size}; {made_by(f'CPU {platform.machine()}', versions)}; best of "
         f"{args.rounds} rounds, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         "",
-        "| S | threads | images/s, wall | images/s per core | views/s per core |",
-        "|---|---|---|---|---|",
+        f"Floor: {FLOOR} images/s per core at S = 1 (one decode, one crop); with S views, where "
+        f"one decode serves S crops, {FLOOR} views/s per core.",
+        "",
+        "| S | threads | images/s, wall | images/s per core | views/s per core | floor |",
+        "|---|---|---|---|---|---|",
     ]
     for views, threads, speed in rows:
+        made = views * speed.per_core
         lines.append(
-            f"| {views} | {threads} | {speed.wall:.0f} | {speed.per_core:.0f} "
-            f"| {views * speed.per_core:.0f} |"
+            f"| {views} | {threads} | {speed.wall:.0f} | {speed.per_core:.0f} | {made:.0f} "
+            f"| {'pass' if made >= FLOOR else 'FAIL'} |"
         )
     text = "\n".join(lines) + "\n"
     print(text)

@@ -27,7 +27,14 @@ class Start(NamedTuple):
 
 
 def start(
-    text: str, dataset: str, *, arch: str, split: int, epochs: int, suffix: str = ""
+    text: str,
+    dataset: str,
+    *,
+    arch: str,
+    split: int,
+    epochs: int,
+    suffix: str = "",
+    method: str = "",
 ) -> Start:
     """A config of arch, split and epochs; batch, crop and decay as published, else the defaults.
 
@@ -38,17 +45,19 @@ def start(
       dataset: name in jaxsplit.data.DATASETS.
       arch, split, epochs: what holds where nothing is given or published.
       suffix: <arch><suffix> is meant by `arch`, where there is such an architecture.
+      method: '': cotrain of divided networks, single where it is one; another trains whole ones.
 
     Raises:
       ConfigError: an unknown argument, architecture or split, or a number that is none.
     """
-    given = _parse(text)
+    given = parse(text)
     arch = given.get("arch", arch)
     if suffix and arch + suffix in models.names():
         arch += suffix
     split = _number("split", given.get("split", split))
-    models.divided(arch, split)
-    method = "single" if split == 1 else "cotrain"
+    models.divided(arch, 1 if method else split)
+    divide = not method
+    method = method or ("single" if split == 1 else "cotrain")
     results = published.find(dataset=dataset, method=method, arch=arch, split=split)
     shortest = results[0].epochs if results else epochs
     epochs = _number("epochs", given.get("epochs", shortest))
@@ -56,7 +65,7 @@ def start(
 
     config = common.get_config()
     config.data.name, config.arch, config.split, config.method = dataset, arch, split, method
-    config.duration = f"{epochs} epochs"
+    config.duration, config.divide = f"{epochs} epochs", divide
     config.optim.decay_norm = not re.fullmatch(UNDECAYED_NORM, arch)
     if result:
         config.batch_size = result.batch_size
@@ -65,7 +74,17 @@ def start(
     return Start(config, arch, epochs, result, image_size)
 
 
-def _parse(text: str) -> dict[str, str]:
+def share(length: int, of: int, epochs: int) -> str:
+    """A duration: `length` of at least `of` epochs; in a shorter run the same share of it."""
+    return f"{length} epochs" if epochs >= of or not length else f"{100 * length / of:g}%"
+
+
+def parse(text: str) -> dict[str, str]:
+    """'arch=...,split=...' -> {'arch': ..., 'split': ...}; any of KEYS, in any order.
+
+    Raises:
+      ConfigError: an argument that is unknown, given twice or without a value.
+    """
     given = {}
     for argument in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = (part.strip() for part in argument.partition("="))

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.arch = "wide_resnet28_10"
     config.split = 4
     config.divide = True  # False: each of the S networks is the whole `arch`
+    config.divide_in = 0  # each is one of so many that replace `arch`; 0: of S
     config.init_from = ""  # weights to start from: a workdir, its checkpoints/<step>, files
     # single | independent | cotrain | ffsd | dml | kdcl | one | okddip | cl_ilr | codistill
     config.method = "cotrain"
@@ -37,7 +38,7 @@ def get_config() -> ConfigDict:
     config.label_smoothing = 0.0
 
     config.cotrain = ConfigDict()
-    config.cotrain.loss = "js"  # js | kl (pairwise, detached targets)
+    config.cotrain.loss = "js"  # js | kl, mse, smooth_l1 (detached targets), and those with _mean
     config.cotrain.weight = 0.5
     config.cotrain.floor = 0.005  # the weight never warms up from less than this
     config.cotrain.warmup = "40 epochs"  # linear
@@ -87,6 +88,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 0  # pixels fed to the networks; 0: as the data set has them
     config.data.mean = ()  # of each channel, in 0..1; empty: those of the data set, or ImageNet's
     config.data.std = ()
+    config.data.test_share = 0.1  # of the training set, as test set of a tfds set that has none
     config.data.validation = 0.0  # share of the training set held out; `best` is chosen on it
     # auto: images of one size lie on the device whole up to the limit, others are streamed.
     config.data.resident = "auto"  # auto | device | stream

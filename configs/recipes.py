@@ -187,11 +187,11 @@ def config(text: str, dataset: str, *, arch: str, split: int, epochs: int) -> Co
     )
     made.schedule.update(
         name=recipe.schedule,
-        warmup=_share(recipe.warmup, recipe.shortest, begun.epochs),
+        warmup=arguments.share(recipe.warmup, recipe.shortest, begun.epochs),
         warmup_lr=recipe.warmup_lr,
         end_lr=recipe.end_lr,
     )
-    made.cotrain.warmup = _share(recipe.cotrain_warmup, recipe.shortest, begun.epochs)
+    made.cotrain.warmup = arguments.share(recipe.cotrain_warmup, recipe.shortest, begun.epochs)
     made.augment.update(
         mixup=recipe.mixup,
         erase_prob=recipe.erase_prob,
@@ -201,8 +201,3 @@ def config(text: str, dataset: str, *, arch: str, split: int, epochs: int) -> Co
         randaugment=recipe.randaugment,
     )
     return made
-
-
-def _share(length: int, of: int, epochs: int) -> str:
-    """A duration: `length` of at least `of` epochs; in a shorter run the same share of it."""
-    return f"{length} epochs" if epochs >= of or not length else f"{100 * length / of:g}%"

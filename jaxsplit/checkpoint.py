@@ -72,6 +72,7 @@ class Checkpoints:
         config: ConfigDict,
         train_examples: int,
         metrics: dict | None = None,
+        bad_records: int = 0,
     ) -> None:
         """Saves the state under its step; does nothing where that step is saved already.
 
@@ -80,11 +81,14 @@ class Checkpoints:
           config: of the run.
           train_examples: in the training set; with seed and step it fixes the data position.
           metrics: of an evaluation at this step.
+          bad_records: that were left out up to this step.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         position = {"step": step, "train_examples": train_examples}
+        if bad_records:
+            position["bad_records"] = bad_records
         args = ocp.args.Composite(
             model=ocp.args.StandardSave(state.variables),
             opt=ocp.args.StandardSave(_opt_item(state)),
@@ -110,6 +114,10 @@ class Checkpoints:
             data=ocp.args.JsonSave({"step": 0, "origin": origin}),
         )
         self._manager.save(0, args=args, metrics=metrics, force=True)
+
+    def metrics(self, step: int) -> dict | None:
+        """Those saved with a checkpoint; None: it was not evaluated."""
+        return self._manager.metrics(step)
 
     def steps(self) -> list[int]:
         """Those saved, oldest first."""
@@ -166,18 +174,23 @@ class Checkpoints:
         model = items.model if like.ema is None else {"ema": items.model}
         return TrainState(**model, **items.opt)
 
-    def check_data(self, step: int, train_examples: int) -> None:
+    def check_data(self, step: int, train_examples: int) -> int:
         """Makes sure that the training set is as large as when the checkpoint was saved.
+
+        Returns:
+          How many bad records had been left out.
 
         Raises:
           ConfigError: it is not, so that the run would go on with other batches.
         """
-        saved = self._restore(step, data=ocp.args.JsonRestore()).data["train_examples"]
+        position = self._restore(step, data=ocp.args.JsonRestore()).data
+        saved = position["train_examples"]
         if saved != train_examples:
             raise ConfigError(
                 f"data.dir: the training set has {train_examples} examples, must have {saved} as "
                 f"when checkpoint {step} was saved"
             )
+        return position.get("bad_records", 0)
 
     def restore_model(self, step: int, like: TrainState) -> dict:
         """Only {'params', 'batch_stats'}, for evaluation.

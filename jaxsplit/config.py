@@ -17,6 +17,7 @@ from configs import common
 from jaxsplit import (
     augment,
     data,
+    distill,
     durations,
     losses,
     methods,
@@ -52,6 +53,7 @@ DURATIONS = (
     "schedule.milestones",
     "schedule.decay_every",
     "cotrain.warmup",
+    "ffsd.warmup",
     "log_every",
     "eval.every",
     "checkpoint.every",
@@ -66,13 +68,31 @@ def spec(config: ConfigDict):
     Raises:
       ConfigError: unknown architecture, or one that is not divided in that many.
     """
-    return models.divided(config.arch, config.split if config.divide else 1)
+    return models.divided(config.arch, divided_in(config))
+
+
+def divided_in(config: ConfigDict) -> int:
+    """In how many networks `arch` is divided; 1: not at all."""
+    return (config.divide_in or config.split) if config.divide else 1
 
 
 def shared_view(config: ConfigDict) -> bool:
     """Whether all networks see one view of an image."""
     views = config.views or methods.METHODS[config.method].views
     return config.split == 1 or views == "same"
+
+
+def trunk(config: ConfigDict) -> str:
+    """The last stage that the networks share; '' where they share none.
+
+    Raises:
+      ConfigError: no such stage, or none where the method needs one.
+    """
+    default = methods.METHODS[config.method].trunk
+    stage = models.trunk_stage(spec(config), config.trunk, default=default)
+    if config.method == "one" and not stage:
+        raise ConfigError(f"trunk={config.trunk!r}: must be a stage with method='one'")
+    return stage
 
 
 def check_field(field: str, value: Any) -> None:
@@ -130,9 +150,27 @@ def check(config: ConfigDict) -> None:
     one_of("dtype", DTYPES)
     one_of("batch_norm", stack.BATCH_NORMS)
     one_of("lowering", stack.LOWERINGS)
-    need("split", "at least 1", config.divide or config.split >= 1)
+    need("split", "at least 1", config.split >= 1 or (config.divide and not config.divide_in))
+    need("divide_in", "0 (as split) or more", config.divide_in >= 0)
     models.remat_stages(spec(config), config.remat)
     methods.check_split(config.method, config.split)
+    trunk(config)
+    for field in methods.ffsd.Weights._fields:
+        need(f"ffsd.{field}", "0 or more", config.ffsd[field] >= 0)
+    for field in ("fusion_weight_decay", "self_distillation_weight_decay"):
+        need(f"ffsd.{field}", "0 or more", config.ffsd[field] >= 0)
+    need("ffsd.self_distillation_lr", "positive", config.ffsd.self_distillation_lr > 0)
+    if config.ffsd.leader:
+        try:
+            models.remat_stages(models.divided(config.ffsd.leader, 1), config.remat)
+        except ConfigError as error:
+            raise ConfigError(f"ffsd.leader={config.ffsd.leader!r}: {error}") from None
+    one_of("kdcl.teacher", methods.kdcl.TEACHERS)
+    distill.make(config.distill, 1.0)
+    need("okddip.factor", "at least 1", config.okddip.factor >= 1)
+    need("cl_ilr.label_weight", "in [0, 1]", 0 <= config.cl_ilr.label_weight <= 1)
+    every = config.codistill.every
+    need("codistill.every", "at least 1, in whole steps", every >= 1 and every % 1 == 0)
 
     need("seed", "0 or more", config.seed >= 0)
     for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
@@ -156,6 +194,7 @@ def check(config: ConfigDict) -> None:
     need("ema", "in [0, 1)", 0 <= config.ema < 1)
     need("label_smoothing", "in [0, 1)", 0 <= config.label_smoothing < 1)
     need("data.validation", "in [0, 1)", 0 <= config.data.validation < 1)
+    need("data.test_share", "in (0, 1)", 0 < config.data.test_share < 1)
     need("data.scale_min", "in (0, 1]", 0 < config.data.scale_min <= 1)
     need("data.image_size", "0 (as the data set) or more", config.data.image_size >= 0)
     need("data.resident_limit", "0 or more MiB", config.data.resident_limit >= 0)
@@ -184,7 +223,7 @@ def check(config: ConfigDict) -> None:
         streamed=False,
         scale_min=config.data.scale_min,
     )
-    optim.build(config.optim, lambda step: config.optim.lr, {}, config.split)
+    optim.build(config.optim, lambda step: config.optim.lr, {}, 1)
 
 
 def flags_given(argv: list[str]) -> dict[str, str]:

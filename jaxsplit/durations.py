@@ -69,6 +69,7 @@ class Plan:
     total_steps: int
     warmup_steps: int
     cotrain_warmup_steps: int
+    ffsd_warmup_steps: int
     milestones_steps: tuple[int, ...]
     decay_every_steps: float  # of an exponential schedule; not always whole
     log_every: int
@@ -128,6 +129,7 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
         total_steps=total,
         warmup_steps=warmup,
         cotrain_warmup_steps=steps("cotrain.warmup", config.cotrain.warmup, total),
+        ffsd_warmup_steps=steps("ffsd.warmup", config.ffsd.warmup, total),
         milestones_steps=tuple(
             steps("schedule.milestones", m, total) for m in config.schedule.milestones
         ),

@@ -33,7 +33,8 @@ def evaluate(
 
     Returns:
       <name>/top1, <name>/top5 (shares in 0..1), <name>/nll (nats) for every name that the method
-      predicts, `disagreement` (mean share of network pairs that answer differently) and `count`.
+      predicts, `disagreement` (mean share of network pairs that answer differently), `oracle`
+      (share of examples that any network answers right) and `count`.
 
     Raises:
       ConfigError: every example of the split is bad and was skipped.

@@ -100,6 +100,7 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
         batch_norm=config.batch_norm,
         dtype=config.dtype,
         remat=config.remat,
+        trunk=config_lib.trunk(config),
     )
     method = methods.make(config, plan, networks)
     schedule = plan.schedule(config)
@@ -116,7 +117,7 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
             config.optim,
             schedule,
             params,
-            config.split,
+            config_lib.divided_in(config),
             group=method.group,
             groups=methods.METHODS[config.method].optimizers(config),
         ),

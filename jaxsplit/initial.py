@@ -53,7 +53,7 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
         raise ConfigError("holds no checkpoints; must be a workdir or its checkpoints/<step>")
     other = config_lib.load(path)
     if (config_lib.spec(other), other.split) != (config_lib.spec(config), config.split):
-        theirs, ours = (summary.title(c.arch, c.split, c.divide) for c in (other, config))
+        theirs, ours = (summary.title(c) for c in (other, config))
         raise ConfigError(f"holds {theirs}, config has {ours}")
     checkpoints = checkpoint.Checkpoints(path, read_only=True)
     step = checkpoints.find(which)

@@ -41,8 +41,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
 
     Returns:
       Final metrics: test/<name>/top1, /top5 (0..1), /nll for every network and the ensemble,
-      test/disagreement (the same under validation/ if some was held out), `step`, and best/step
-      with best/<its metric>.
+      test/disagreement, /count and, where they are skipped, /bad_records (the same under
+      validation/ if some was held out), `step`, and best/step with best/<its metric>.
 
     Raises:
       ConfigError: a wrong value, or a workdir of another experiment; before any compilation.
@@ -86,8 +86,9 @@ def _train(
     )
     at_end(checkpoints.close)
     start = checkpoints.latest() or 0
+    bad_before = 0  # records that were left out up to `start`
     if start:
-        checkpoints.check_data(start, len(exp.dataset.train))
+        bad_before = checkpoints.check_data(start, len(exp.dataset.train))
         train_state = checkpoints.restore(start, exp.state_shapes())
     else:
         train_state = state.init(
@@ -132,6 +133,7 @@ def _train(
     queue: collections.deque = collections.deque()
     clock = _Clock()
     for done in range(start + 1, plan.total_steps + 1):
+        bad_here = exp.feed.bad_records  # up to this step's batch; the next one is taken ahead
         train_state, totals = train_step(train_state, totals, resident, batch)
         progress.advance()
         last = done == plan.total_steps
@@ -145,11 +147,13 @@ def _train(
         saves = last or done % plan.checkpoint_every == 0
         if logs or evaluates or saves:
             _check_finite(totals, checkpoints)
+            bad_records = bad_before + _over_processes(exp, bad_here)
         if logs:
             values = {f"train/{k}": v for k, v in metrics.means(totals).items()}
             values["lr"] = float(exp.schedule(done - 1))
             values["images_per_second"] = int(totals.count) * config.batch_size / clock.lap()
-            values |= _bad_records(exp)
+            if _skips(exp):
+                values["data/bad_records"] = float(bad_records)
             writer.write(done, values)
             progress.training(done, done / plan.steps_per_epoch, values)
             totals = empty
@@ -163,8 +167,13 @@ def _train(
             saves |= results[exp.best_metric] > best_value
             best_value = max(best_value, results[exp.best_metric])
         if saves:
-            examples = len(exp.dataset.train)
-            checkpoints.save(train_state, config, examples, results if evaluates else None)
+            checkpoints.save(
+                train_state,
+                config,
+                len(exp.dataset.train),
+                results if evaluates else None,
+                bad_records,
+            )
         clock.resume()
 
     # ---- Report
@@ -221,12 +230,16 @@ def evaluate_checkpoint(
     return results
 
 
-def _bad_records(exp: Experiment) -> dict[str, float]:
-    """data/bad_records: those that were left out since the run was started or resumed."""
-    if exp.config.data.on_bad_record != "skip":
-        return {}
-    here = np.asarray(exp.feed.bad_records)
-    return {"data/bad_records": float(np.sum(multihost_utils.process_allgather(here)))}
+def _skips(exp: Experiment) -> bool:
+    """Whether bad records are left out and counted."""
+    return exp.config.data.on_bad_record == "skip"
+
+
+def _over_processes(exp: Experiment, bad_records: int) -> int:
+    """The sum of what each process has left out of its part of the batches."""
+    if not _skips(exp):
+        return 0
+    return int(np.sum(multihost_utils.process_allgather(np.asarray(bad_records))))
 
 
 def _check_longer(old: ConfigDict, exp: Experiment, workdir: pathlib.Path) -> None:
@@ -261,6 +274,8 @@ def _evaluate(exp: Experiment, variables: dict, split: tuple[str, Any]) -> dict[
         sharding=exp.sharding,
         threads=exp.config.data.threads,
     )
+    if _skips(exp):
+        values["bad_records"] = len(examples) - values["count"]
     return {f"{name}/{k}": v for k, v in values.items()}
 
 

@@ -290,7 +290,7 @@ def build(
         optim_config: `config.optim`; read by attribute.
         lr_schedule: step -> rate, already scaled to the batch size.
         params: {part: ...} of arrays or shapes; only their paths matter.
-        num_networks: S of the divided network, for Eq. (6).
+        num_networks: S where networks are divided, for Eq. (6); else 1.
         group: path of a parameter -> label; needed with `groups`.
         groups: label -> fields of `config.optim` that differ for the parameters of that label. A
             weight decay of their own is not divided; a rate of their own follows `lr_schedule`.

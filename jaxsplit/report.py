@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from jaxsplit import published, summary
+from jaxsplit import config as config_lib
+from jaxsplit import models, published, summary
+from jaxsplit.models import fusion
 from jaxsplit.published import Result
 from jaxsplit.summary import Cost
 
@@ -56,6 +58,7 @@ def results_table(
     costs: tuple[Cost, Cost],
     num_networks: int,
     published: Sequence[Result] = (),
+    own: Mapping[str, tuple[int, int]] | None = None,
 ) -> str:
     """Text: a row for each network and what they answer together, with parameters and costs.
 
@@ -65,7 +68,9 @@ def results_table(
       costs: (one divided network, the undivided network).
       num_networks: S.
       published: what the paper reached with the same, a line each below the table.
+      own: name -> (parameters, multiply-adds) of answers that are not given by all networks alike.
     """
+    own = own or {}
     small, large = costs
     answers = [key.removesuffix("/top1") for key in results if key.endswith("/top1")]
     # A jitted function sorts the names: networks first, by number.
@@ -74,14 +79,15 @@ def results_table(
     rows = [("", "top-1 %", "top-5 %", "NLL", "parameters", "mult-adds")]
     for name in names:
         n = 1 if name.startswith("net") else num_networks
+        params, macs = own.get(name, (n * small.params, n * small.macs))
         rows.append(
             (
                 name,
                 f"{100 * results[f'{name}/top1']:.2f}",
                 f"{100 * results[f'{name}/top5']:.2f}",
                 f"{results[f'{name}/nll']:.4f}",
-                f"{n * small.params:,}",
-                f"{n * small.macs:,}",
+                f"{params:,}",
+                f"{macs:,}",
             )
         )
     if num_networks > 1:
@@ -93,7 +99,10 @@ def results_table(
         cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells))
     if "disagreement" in results:
-        lines.append(f"mean pairwise disagreement of the networks: {results['disagreement']:.2%}")
+        lines.append(
+            f"mean pairwise disagreement of the networks: {results['disagreement']:.2%}; "
+            f"any of them right (oracle): {results['oracle']:.2%}"
+        )
     lines += [f"published: {result}" for result in published]
     return "\n".join(lines)
 
@@ -119,27 +128,27 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
     config = exp.config
     costs = summary.stack_cost(
         config.arch,
-        config.split,
-        divide=config.divide,
+        config_lib.divided_in(config),
         num_classes=exp.dataset.num_classes,
         image_shape=exp.dataset.image_shape,
     )
+    own = _own_costs(exp, costs[0])
     parts = []
     for split in ("validation", "test"):
         if f"{split}/count" not in results:
             continue
         title = (
             f"{config.data.name} {split} ({results[f'{split}/count']:.0f} images), "
-            f"{summary.title(config.arch, config.split, config.divide)}, {config.method}; "
+            f"{summary.title(config)}, {config.method}; "
             f"checkpoint {which}"
         )
         values = {k.split("/", 1)[1]: v for k, v in results.items() if k.startswith(f"{split}/")}
         same = dict(
             dataset=config.data.name, method=config.method, arch=config.arch, split=config.split
         )
-        # The paper's are test figures of networks that were divided.
-        reached = published.find(**same) if split == "test" and config.divide else ()
-        parts.append(results_table(title, values, costs, config.split, reached))
+        # The papers' are test figures.
+        reached = published.find(**same) if split == "test" and _as_published(config) else ()
+        parts.append(results_table(title, values, costs, config.split, reached, own))
     if "best/step" in results:
         best = f"{exp.method.answer} top-1 {results[f'best/{exp.best_metric}']:.2%}"
         chosen = "training part held out" if exp.eval_split[0] == "validation" else "test set"
@@ -148,3 +157,31 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
         else:
             parts.append(f"best: step {results['best/step']:.0f}, {best}, chosen on the {chosen}")
     return "\n\n".join(parts)
+
+
+def _as_published(config) -> bool:
+    """Whether the published results of an architecture and S are of networks like these."""
+    if config.method == "ffsd":
+        return not (config.divide or config.ffsd.leader)
+    return config.divide and config.divide_in in (0, config.split)
+
+
+def _own_costs(exp, small: Cost) -> dict[str, tuple[int, int]]:
+    """(parameters, multiply-adds) of the answers that other modules than the stack's give."""
+    config, classes, shape = exp.config, exp.dataset.num_classes, exp.dataset.image_shape
+    s = config.split
+    if config.method == "okddip":
+        return {"leader": (small.params, small.macs)}
+    if config.method != "ffsd":
+        return {}
+    student = spec = config_lib.spec(config)
+    leader = small
+    if config.ffsd.leader:
+        spec = models.divided(config.ffsd.leader, 1)
+        leader = summary.cost(spec, num_classes=classes, image_shape=shape)
+    last, width = summary.last_map(student, shape), summary.last_map(spec, shape)[-1]
+    module = summary.module_cost(fusion.Fusion(width, classes), (*last[:2], s * last[-1]))
+    return {
+        "leader": (leader.params, leader.macs),
+        "fusion": (s * small.params + module.params, s * small.macs + module.macs),
+    }

@@ -62,10 +62,7 @@ def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndar
     batch = next(batches)
     batches.close()
     images = batch["images"] if feed.resident is None else feed.resident.images[batch["index"]]
-    originals = images
-    if feed.cropped:
-        order = data.epoch_order(len(dataset.train), config.seed, 0)[:count]
-        originals = np.stack([dataset.train.read_eval(i, dataset.image_shape)[0] for i in order])
+    originals = data.first_images(dataset, seed=config.seed, count=count)
     ops = augment.pipeline(
         config.augment,
         dataset.mean,

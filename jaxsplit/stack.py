@@ -5,6 +5,10 @@ How they lower is one switch, and all choices agree numerically:
   unrolled  the whole network is emitted S times, parameters sliced from the stack
   grouped   one `vmap`; XLA's grouped convolutions (slow: kept to measure against)
   auto      by backend and size, from `bench/results/stack_overhead_*.md`
+
+Networks may share a trunk: their first layers, up to the end of a stage. These have one set of
+parameters and statistics, without the network axis, and where all networks see one view they are
+computed once: `vmap` maps over nothing that does not depend on the network.
 """
 
 from dataclasses import dataclass
@@ -12,12 +16,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from jaxsplit import conv, models
 from jaxsplit.errors import ConfigError
 from jaxsplit.sharding import (
     DATA,
+    NET,
     Sharding,
     first_example,
     first_network,
@@ -45,23 +50,31 @@ def choose_lowering(lowering: str, num_networks: int) -> str:
 
 @dataclass(frozen=True)
 class Stack:
-    """S networks of one Spec: `init`, `apply`, `take`. Variables are {'params', 'batch_stats'}."""
+    """S networks of one Spec: `init`, `apply`, `take`.
+
+    Variables are {'params', 'batch_stats'} of {layer: tree of [S, ...] arrays}; those of the layers
+    in the trunk, if there is one, have no network axis.
+    """
 
     module: nn.Module
     num_networks: int
     sharding: Sharding
     lowering: str = "auto"
     synced: bool = False  # BatchNorm statistics are already those of the whole batch
+    trunk: str = ""  # the last stage that the networks share
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict:
-        """Variables [S, ...] of S independently initialised networks, for images of (H, W, C).
+        """Variables of S independently initialised networks, for images of (H, W, C).
 
-        Network i is the same whatever S and the mesh are.
+        Network i is the same whatever S and the mesh are; the trunk is that of network 0.
         """
         image = jnp.zeros((1, *image_shape))
         # Statistics of a module that is initialised are not computed, so no axis is needed.
         module = self.module.clone(axis_name=None)
-        return jax.vmap(lambda k: module.init(k, image))(_network_keys(key, 0, self.num_networks))
+        keys = _network_keys(key, 0, self.num_networks)
+        variables = jax.vmap(lambda k: module.init(k, image))(keys)
+        first = jax.tree.map(lambda x: x[0], self.of_trunk(variables))
+        return merge(self.of_networks(variables), first)
 
     def apply(
         self, variables: dict, images: Array, *, train: bool, key: Array | None = None
@@ -69,33 +82,57 @@ class Stack:
         """All networks on all images.
 
         Args:
-          variables: {'params', 'batch_stats'} of [S, ...] arrays.
+          variables: {'params', 'batch_stats'}, as of this class.
           images: float[S, B, H, W, C], a view for each network, or float[1, B, H, W, C] for all.
           train: BatchNorm by the batch, dropout on.
           key: of dropout; needed in training.
 
         Returns:
-          (logits float[S, B, K], features: name -> float[S, B, h, w, c], new batch_stats).
+          (logits float[S, B, K], features: name -> float[S, B, h, w, c], new batch_stats). Where
+          networks see different views, or drop out, new statistics of the trunk are their mean.
         """
         s = self.sharding
-        in_specs = (s.networks, s.shared_view if images.shape[0] == 1 else s.views, s.replicated)
+        specs = self._by_layer(variables, s.replicated, s.networks)
+        in_specs = (specs, s.shared_view if images.shape[0] == 1 else s.views, s.replicated)
         names: list[str] = []  # of the features; transformations would sort a dict
         local = s.map(
             lambda v, x, k: self._apply_local(v, x, k, train, names),
             in_specs,
-            (s.views, s.views, s.networks),
+            (s.views, s.views, specs.get("batch_stats", s.networks)),
         )
         key = jax.random.key(0) if key is None else key
         logits, maps, stats = local(variables, images, key)
         return logits, dict(zip(names, maps, strict=True)), stats
 
     def take(self, variables: dict, i: int) -> dict:
-        """The variables of network `i`, without the leading axis."""
-        return jax.tree.map(lambda x: x[i], variables)
+        """The variables of network `i`, without the leading axis; the trunk's as they are."""
+        own = jax.tree.map(lambda x: x[i], self.of_networks(variables))
+        return merge(own, self.of_trunk(variables))
+
+    def of_trunk(self, variables: dict) -> dict:
+        """Of variables {collection: {layer: tree}} those of the layers in the trunk."""
+        return {
+            c: {k: v for k, v in layers.items() if models.in_trunk(k, self.trunk)}
+            for c, layers in variables.items()
+        }
+
+    def of_networks(self, variables: dict) -> dict:
+        """Of variables {collection: {layer: tree}} those of the layers beyond the trunk."""
+        return {
+            c: {k: v for k, v in layers.items() if not models.in_trunk(k, self.trunk)}
+            for c, layers in variables.items()
+        }
+
+    def _by_layer(self, variables: dict, trunk, other) -> dict:
+        """A prefix of the tree of variables: `trunk` for the layers in it, `other` for others."""
+        return {
+            c: {k: trunk if models.in_trunk(k, self.trunk) else other for k in layers}
+            for c, layers in variables.items()
+        }
 
     def _apply_local(self, variables, images, key, train, names):
         """On one device: its networks, its part of the batch."""
-        n = jax.tree.leaves(variables)[0].shape[0]
+        n = jax.tree.leaves(self.of_networks(variables))[0].shape[0]
         first = first_example(images.shape[1])
         example_ids = first + jnp.arange(images.shape[1])
         keys = _network_keys(key, first_network(n), n)
@@ -111,13 +148,16 @@ class Stack:
             return logits, tuple(features.values()), new.get("batch_stats", {})
 
         lowering = choose_lowering(self.lowering, n)
+        if self.trunk and lowering == "unrolled":
+            lowering = "dense"  # every copy of the network would have the trunk in it
         if lowering == "unrolled":
             outs = [
                 one(self.take(variables, i), images[0 if shared else i], keys[i]) for i in range(n)
             ]
             logits, features, stats = jax.tree.map(lambda *x: jnp.stack(x), *outs)
         else:
-            mapped = jax.vmap(one, (0, None if shared else 0, 0))
+            axes = self._by_layer(variables, None, 0)
+            mapped = jax.vmap(one, (axes, None if shared else 0, 0))
             images = images[0] if shared else images
             if lowering == "grouped":
                 with conv.grouped_lowering():
@@ -126,6 +166,9 @@ class Stack:
                 logits, features, stats = mapped(variables, images, keys)
         if train and not self.synced:
             stats = mean_over_batch(stats)
+        if self.trunk:
+            shared_stats = self.of_trunk({"": stats})[""]
+            stats = stats | jax.tree.map(_mean_over_networks, shared_stats)
         return logits, features, stats
 
 
@@ -139,11 +182,14 @@ def make(
     batch_norm: str = "local",
     dtype: str | None = None,
     remat: str = "",
+    trunk: str = "",
 ) -> Stack:
     """A stack of S networks of the (divided) Spec.
 
+    `trunk`: the last stage that the networks share, as of `models.trunk_stage`; '' is none.
+
     Raises:
-      ConfigError: unknown lowering or batch_norm, or stages of `remat`.
+      ConfigError: unknown lowering or batch_norm, stages of `remat` or stage of `trunk`.
     """
     choose_lowering(lowering, num_networks)
     if batch_norm not in BATCH_NORMS:
@@ -158,7 +204,8 @@ def make(
         dtype=dtype,
         remat=models.remat_stages(spec, remat),
     )
-    return Stack(module, num_networks, sharding, lowering, synced)
+    trunk = models.trunk_stage(spec, trunk)
+    return Stack(module, num_networks, sharding, lowering, synced, trunk)
 
 
 def compiler_options(remat: str) -> dict[str, str] | None:
@@ -168,6 +215,17 @@ def compiler_options(remat: str) -> dict[str, str] | None:
     # XLA's CPU compiler drops the barriers that hold the recomputation back until it is needed, and
     # then finds the same computation twice and keeps its first result, as without `remat`.
     return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def merge(*parts: dict) -> dict:
+    """{collection: {layer: tree}} of layers from each of the parts."""
+    return {c: {k: v for part in parts for k, v in part[c].items()} for c in parts[0]}
+
+
+def _mean_over_networks(x: Array) -> Array:
+    """[n, ...] on every device -> [...], the mean over all networks; inside `Sharding.map`."""
+    # Around the first, so that the mean of equal numbers is that number.
+    return lax.pmean(x[0] + (x - x[:1]).mean(0), NET)
 
 
 def _network_keys(key: Array, first: int | Array, n: int) -> Array:

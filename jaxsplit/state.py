@@ -120,10 +120,12 @@ def shardings(
         **raw,
         opt_state=optax.tree_utils.tree_map_params(
             optimizer,
-            lambda _, s: s,
+            # What another group's optimizer keeps is masked.
+            lambda x, s: x if isinstance(x, optax.MaskedNode) else s,
             state.opt_state,
             raw["params"],
             transform_non_params=lambda _: everywhere,
+            is_leaf=lambda x: isinstance(x, optax.MaskedNode),
         ),
         key=everywhere,
         ema=None if state.ema is None else raw,

@@ -215,7 +215,8 @@ def make_eval_step(
     """(variables, batch) -> sums over the real examples of a padded batch, and their `count`.
 
     A batch is {'images': uint8[B, H, W, C], 'labels': int32[B], 'mask': float32[B]}. For every name
-    in `method.predict`: <name>/top1, <name>/top5 (hits), <name>/nll (nats); and `disagreement`.
+    in `method.predict`: <name>/top1, <name>/top5 (hits), <name>/nll (nats); and of several
+    networks `disagreement` and `oracle` (any of them is right).
     """
 
     def eval_step(variables, batch):
@@ -240,6 +241,8 @@ def make_eval_step(
         if len(networks) > 1:
             stacked = jnp.stack([named[n] for n in networks])
             sums["disagreement"] = (losses.pairwise_disagreement(stacked) * mask).sum()
+            right = (stacked.argmax(-1) == labels[None]).any(0)
+            sums["oracle"] = (right * mask).sum()
         return sums
 
     return eval_step

@@ -61,6 +61,15 @@ def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
     return Cost(sum(params.values()), stats, sum(macs.values()), groups)
 
 
+def last_map(spec, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(h, w, C) of the features `final` of the network of a Spec for an image of (H, W, C)."""
+    module = models.build(spec, 1)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.result_type(float))
+    key = jax.random.key(0)
+    (_, features), _ = jax.eval_shape(lambda x: module.init_with_output(key, x), image)
+    return features["final"].shape[1:]
+
+
 def _group(name: str) -> str:
     """'stage1_block2' -> 'stage1'."""
     return name.split("_")[0]
@@ -93,25 +102,28 @@ def _module(stack: str) -> str:
     return names[1] if len(names) > 1 else "other"
 
 
-def stack_cost(arch: str, num_networks: int, *, divide: bool = True, **kwargs) -> tuple[Cost, Cost]:
-    """(one of the S networks, the undivided network); not `divide`: all S are undivided."""
+def stack_cost(arch: str, divided_in: int, **kwargs) -> tuple[Cost, Cost]:
+    """(one of the networks that `arch` is divided in, the undivided network)."""
     whole = cost(models.divided(arch, 1), **kwargs)
-    return cost(models.divided(arch, num_networks), **kwargs) if divide else whole, whole
+    return whole if divided_in == 1 else cost(models.divided(arch, divided_in), **kwargs), whole
 
 
-def title(arch: str, num_networks: int, divide: bool = True) -> str:
-    """'resnet110 divided in 2'; '2 x resnet110' where every network is the whole; 'resnet110'."""
-    if num_networks == 1:
-        return arch
-    return f"{arch} divided in {num_networks}" if divide else f"{num_networks} x {arch}"
+def title(config) -> str:
+    """'resnet110 divided in 2', '2 x resnet110' (wholes), '1 of resnet110 divided in 2'."""
+    s, n = config.split, config.divide_in
+    if not config.divide or n == 1 or s == 1 == (n or s):
+        return config.arch if s == 1 else f"{s} x {config.arch}"
+    if n in (0, s):
+        return f"{config.arch} divided in {s}"
+    return f"{s} of {config.arch} divided in {n}"
 
 
-def table(arch: str, num_networks: int, *, divide: bool = True, **kwargs) -> str:
+def table(what: str, arch: str, num_networks: int, divided_in: int, **kwargs) -> str:
     """Text: parameters and multiply-adds per layer group and of the whole, and undivided."""
-    small, large = stack_cost(arch, num_networks, divide=divide, **kwargs)
+    small, large = stack_cost(arch, divided_in, **kwargs)
     s = num_networks
     head = f"{'':14} {'parameters':>12} {'mult-adds':>15}"
-    lines = [f"{title(arch, s, divide)}, one network", head]
+    lines = [f"{what}, one network", head]
     lines += [f"{g:14} {p:12,} {m:15,}" for g, (p, m) in small.groups.items()]
     lines += [
         f"{'one network':14} {small.params:12,} {small.macs:15,}",
@@ -136,9 +148,10 @@ def of_config(config) -> str:
     height, width, channels = source.image_shape
     shape = (config.data.image_size or height, config.data.image_size or width, channels)
     costs = table(
+        title(config),
         config.arch,
         config.split,
-        divide=config.divide,
+        config_lib.divided_in(config),
         num_classes=source.num_classes,
         image_shape=shape,
     )

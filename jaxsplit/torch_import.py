@@ -167,7 +167,7 @@ def to_variables(
             f"the checkpoint's networks have {classes} classes, data.name={config.data.name!r} has "
             f"{num_classes}; import with a config of {classes} classes, then use --init_from"
         )
-    what = summary.title(config.arch, config.split, config.divide)
+    what = summary.title(config)
     fields = dict(channels=source.image_shape[2], what=what)
     classes = classes or source.num_classes
     try:
@@ -260,7 +260,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError("files and --workdir must be given: CHECKPOINT... --workdir=DIR")
         config, workdir = cli.CONFIG.value, cli.WORKDIR.value
         weights = import_checkpoint(config, argv[1:], workdir)
-        what = summary.title(config.arch, config.split, config.divide)
+        what = summary.title(config)
         what += " with its trans-fusion module" * bool(weights.trans_fusion)
         if weights.epoch is not None:
             what += f", epoch {weights.epoch:g}"

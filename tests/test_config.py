@@ -1,8 +1,12 @@
 """jaxsplit.config: durations, what is derived, every wrong value, saving and identity."""
 
+import math
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -353,6 +357,20 @@ def test_type_of_a_field_cannot_change():
         changed(batch_size="64")
     with pytest.raises(TypeError):
         changed(duration=300)
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_only_divided_networks_have_a_divided_decay(divide):
+    config = changed(
+        split=2, divide=divide, optim__divide_weight_decay=True, optim__nesterov=False,
+        optim__weight_decay=0.5, optim__momentum=0.0, mesh__data=1, schedule__warmup="0%",
+    )  # fmt: skip
+    exp = experiment.build(config)
+    tx = exp.optimizer
+    ones = {"stack": {"kernel": jnp.ones((2, 3))}}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)
+    rate = float(exp.schedule(0)) * 0.5 * (math.exp(1 / 2 - 1) if divide else 1)
+    np.testing.assert_allclose(updates["stack"]["kernel"], -rate, rtol=1e-6)
 
 
 def test_networks_divided_or_whole():

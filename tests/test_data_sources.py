@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from tfds_fixtures import encode, picture, write_image_dataset, write_small
+from tfds_fixtures import picture, write_image_dataset, write_small
 
 from configs.common import get_config
-from jaxsplit import augment, config, data, evaluate, experiment, loop, sharding, step, summary
+from jaxsplit import augment, config, data, experiment, step, summary
 from jaxsplit.data import Arrays, Stream, eval_batches, load, train_feed
-from jaxsplit.data.stream import Skipped, centre_crop
+from jaxsplit.data.stream import centre_crop
 from jaxsplit.errors import ConfigError
 
 
@@ -140,6 +140,73 @@ def test_a_config_of_any_prepared_set_is_checked_and_summarised(tmp_path):
     assert f"{width * 7 + 7:,}" in summary.of_config(made)
     made.data.name = "flowers"
     assert "must be one of digits" in message_of(lambda: config.check(made))
+
+
+# ---- Without a test split
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_a_test_part_is_held_out_where_a_set_has_none(tmp_path, capsys, validation):
+    """As of eurosat and tf_flowers: a stratified tenth, the same in memory and in a stream."""
+    train = tiny(50) + tiny(20, first=100, classes=2)  # classes of 20, 20, 10, 10, 10
+    path = write_image_dataset(
+        tmp_path, "leaves", {"train": train}, num_classes=5, shape=(20, 20, 3)
+    )
+    assert path.is_dir()
+    capsys.readouterr()
+    whole = [image.tobytes() for image, _ in train]
+    found = {}
+    for where in ("device", "stream"):
+        made = load(data_config("leaves", tmp_path, resident=where, validation=validation))
+        assert capsys.readouterr().out == (
+            "leaves has no test split: 7 of its 70 training images, the same in every run, are "
+            "held out as one (data.test_share=0.1)\n"
+        )
+        parts = [made.train, made.test] + ([made.validation] if validation else [])
+        numbers = []
+        for part in parts:
+            read = [
+                (part.read(i, 3) if where == "stream" else part.read(i)) for i in range(len(part))
+            ]
+            numbers.append([whole.index(image.tobytes()) for image, _ in read])
+            assert [label for _, label in read] == [train[i][1] for i in numbers[-1]]
+        assert sorted(sum(numbers, [])) == list(range(70))  # none lost, none on two sides
+        found[where] = numbers
+    assert found["device"] == found["stream"]
+    labels = [train[i][1] for i in found["device"][1]]
+    np.testing.assert_array_equal(np.bincount(labels), [2, 2, 1, 1, 1])
+    made = load(data_config("leaves", tmp_path, test_share=0.3))
+    assert (len(made.train), len(made.test)) == (49, 21)
+
+
+def test_a_test_part_of_images_that_are_cropped(tmp_path):
+    train = tiny(30, 40, 30) + tiny(20, 30, 50)
+    write_image_dataset(tmp_path, "flowers", {"train": train}, num_classes=5)
+    made = load(data_config("flowers", tmp_path, image_size=24))
+    np.testing.assert_array_equal(np.bincount(made.test.labels()), [1] * 5)
+    assert sorted([*made.train.indices, *made.test.indices]) == list(range(50))
+    again = load(data_config("flowers", tmp_path, image_size=16))
+    np.testing.assert_array_equal(again.test.indices, made.test.indices)
+    batch = take(train_feed(made, batch_size=4, num_views=2, seed=0), 0, 1)[0]
+    assert batch["images"].shape == (2, 4, 24, 24, 3)
+
+
+def test_bad_test_shares(tmp_path):
+    write_image_dataset(tmp_path, "leaves", {"train": tiny(4)}, num_classes=5, shape=(20, 20, 3))
+    for share in (0.0, 1.0, -0.5, float("nan")):
+        message = message_of(lambda s=share: load(data_config("leaves", tmp_path, test_share=s)))
+        assert message == f"data.test_share={share}: must be in (0, 1)"
+    message = message_of(lambda: load(data_config("leaves", tmp_path)))
+    assert message == (
+        "data.test_share=0.1: holds out 0 of 4 examples of 'leaves', must leave some on both sides"
+    )
+    made = get_config()
+    made.data.update(name="digits", test_share=1.5)
+    assert message_of(lambda: config.check(made)) == "data.test_share=1.5: must be in (0, 1)"
+    write_image_dataset(tmp_path, "nuts", {"test": tiny(4)}, num_classes=5, shape=(20, 20, 3))
+    assert "'nuts' has no split 'train' (has: test)" in message_of(
+        lambda: load(data_config("nuts", tmp_path))
+    )
 
 
 # ---- Download
@@ -309,210 +376,3 @@ def test_views_are_those_of_the_device(cifar10):
             got.append(jax.device_get(jax.jit(inputs)(resident, batch, jax.random.key(0))))
         assert got[0]["views"].shape == shape
         jax.tree.map(np.testing.assert_array_equal, *got)
-
-
-# ---- Bad records
-
-
-def broken(n, bad, classes=5):
-    """n encoded images with the label of their number; those in `bad` are cut in half."""
-    source = []
-    for i in range(n):
-        image = encode(picture(i, 40, 50), "JPEG")
-        source.append(dict(image=image[: len(image) // 2] if i in bad else image, label=i))
-    return source
-
-
-def dataset_of(train, shape=(16, 16, 3)):
-    return data.Dataset("any", 10, shape, (0.5,) * 3, (0.2,) * 3, train, None, train)
-
-
-def test_a_bad_record_is_named_with_its_file(tmp_path):
-    jpeg = encode(picture(0, 40, 50), "JPEG")
-    splits = {"train": [(jpeg, 1)] * 5 + [(jpeg[:-300], 2)] + [(jpeg, 3)], "test": [(jpeg, 1)]}
-    path = write_image_dataset(tmp_path, "birds", splits, num_classes=5)
-    made = load(data_config("birds", tmp_path, image_size=16))
-    feed = train_feed(made, batch_size=7, num_views=1, seed=0)
-    file = path / "birds-train.array_record-00000-of-00001"
-    message = message_of(lambda: take(feed, 0, 1))
-    assert message.startswith(f"data.dir: record 5 (number 5 of {file}) cannot be decoded (")
-    # A label that tfds lets through: of ten classes, where the data set has five.
-    features = path / "features.json"
-    splits["train"][5] = (jpeg, 7)
-    write_image_dataset(tmp_path / "ten", "birds", splits, num_classes=10)
-    features = tmp_path / "ten/birds/1.0.0/features.json"
-    features.write_text(features.read_text().replace('"10"', '"5"'))
-    made = load(data_config("birds", tmp_path / "ten", image_size=16))
-    feed = train_feed(made, batch_size=7, num_views=1, seed=0)
-    message = message_of(lambda: take(feed, 0, 1))
-    assert message.startswith("data.dir: record 5 (number 5 of ")
-    assert message.endswith(") has the label 7, must lie in 0..4")
-
-
-def test_a_record_is_found_in_its_shard():
-    source = broken(6, {4})
-    source[4]["file_name"] = b"cat.jpg"
-    stream = Stream(source, files=(("a", 3), ("b", 3)))
-    message = message_of(lambda: stream.read(4, 3))
-    assert message.startswith("data.dir: record 4 (cat.jpg, number 1 of b) cannot be decoded (")
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("bad", [(), (0,), (5, 6, 17)])
-def test_every_example_once_also_if_some_are_bad(processes, bad, capsys):
-    """Labels are the examples' numbers: whatever is drawn, who saw what is known."""
-    n, size = 24, 8
-    stream = Stream(broken(n, set(bad)), skipped=Skipped())
-    parts, counts = [], []
-    for p in range(processes):
-        own = Stream(stream.source, skipped=Skipped())
-        feed = train_feed(
-            dataset_of(own),
-            batch_size=size,
-            num_views=2,
-            seed=4,
-            process_index=p,
-            process_count=processes,
-        )
-        parts.append(take(feed, 0, 9))
-        counts.append(feed.bad_records)
-    seen = [np.concatenate([part[k]["labels"] for part in parts]) for k in range(9)]
-    for epoch in range(3):
-        order = data.epoch_order(n, 4, epoch)
-        labels = np.concatenate(seen[3 * epoch : 3 * epoch + 3])
-        times = np.bincount(labels, minlength=n)
-        assert (times[list(bad)] == 0).all() and times.sum() == n
-        good = np.delete(np.arange(n), list(bad))
-        assert (times[good] >= 1).all()  # none is lost
-        if not bad:
-            assert (times == 1).all()
-        for position, label in enumerate(labels):  # bad ones give their place to the next good one
-            after = (order[(position + k) % n] for k in range(n))
-            assert label == next(i for i in after if i not in bad)
-    assert sum(counts) == 3 * len(bad)
-    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
-    assert len(warnings) == sum(count > 0 for count in counts)  # one line a process
-
-
-def test_skipping_keeps_batches_a_function_of_seed_and_step():
-    def feed(threads):
-        stream = Stream(broken(20, {3, 11}), skipped=Skipped())
-        return train_feed(dataset_of(stream), batch_size=4, num_views=2, seed=0, threads=threads)
-
-    one = feed(1)
-    whole = take(one, 0, 12)
-    for start, threads in ((0, 3), (4, 1), (7, 4)):
-        for a, b in zip(take(feed(threads), start, 5), whole[start : start + 5], strict=True):
-            np.testing.assert_array_equal(a["images"], b["images"])
-            np.testing.assert_array_equal(a["labels"], b["labels"])
-    clean = train_feed(dataset_of(Stream(broken(20, ()))), batch_size=4, num_views=2, seed=0)
-    same = [
-        np.array_equal(a["images"][:, i], b["images"][:, i])
-        for a, b in zip(whole, take(clean, 0, 12), strict=True)
-        for i in range(4)
-    ]
-    assert same.count(False) == one.bad_records  # no other example changed, in order or in crops
-
-
-def test_only_bad_records():
-    stream = Stream(broken(8, set(range(8))), skipped=Skipped())
-    feed = train_feed(dataset_of(stream), batch_size=2, num_views=1, seed=0, threads=1)
-    message = message_of(lambda: take(feed, 0, 1))
-    assert message.endswith("; 8 records in a row are bad")
-
-
-def test_evaluation_of_only_bad_records():
-    stream = Stream(broken(8, set(range(8))), skipped=Skipped())
-    mesh = sharding.make(1, 1, num_networks=1, batch_size=4, devices=jax.devices()[:1])
-    fields = dict(image_shape=(16, 16, 3), batch_size=4, sharding=mesh, threads=1)
-
-    def eval_step(variables, batch):
-        return {"count": batch["mask"].sum()}
-
-    message = message_of(lambda: evaluate.evaluate(eval_step, {}, stream, **fields))
-    assert message == "data.on_bad_record='skip': leaves no example to evaluate; all are bad"
-
-
-def test_evaluation_masks_bad_records(capsys):
-    stream = Stream(broken(7, {1, 6}), skipped=Skipped())
-    for processes in (1, 2):
-        parts = [
-            list(
-                eval_batches(
-                    stream,
-                    batch_size=4,
-                    image_shape=(16, 16, 3),
-                    process_index=p,
-                    process_count=processes,
-                )
-            )
-            for p in range(processes)
-        ]
-        masks, labels = (
-            np.concatenate([part[k][key] for k in range(2) for part in parts])
-            for key in ("mask", "labels")
-        )
-        np.testing.assert_array_equal(masks, [1, 0, 1, 1, 1, 1, 0, 0])
-        np.testing.assert_array_equal(labels * masks, [0, 0, 2, 3, 4, 5, 0, 0])
-    assert capsys.readouterr().out.count("warning: data.dir: record 1 cannot be decoded") == 1
-
-
-def test_in_memory_bad_records_are_dropped(tmp_path, capsys):
-    examples = tiny(8)
-    png = encode(examples[2][0], "PNG")
-    examples[2] = (png[: len(png) // 2], 2)
-    examples[5] = (picture(0, 10, 20), 0)
-    path = write_image_dataset(
-        tmp_path, "leaves", {"train": examples, "test": tiny(4)}, num_classes=5
-    )
-    features = path / "features.json"  # says what is not true of image 5
-    features.write_text(features.read_text().replace('"-1"', '"20"'))
-    message = message_of(lambda: load(data_config("leaves", tmp_path)))
-    assert message.startswith("data.dir: record 2 (number 2 of ") and "cannot be decoded" in message
-    made = load(data_config("leaves", tmp_path, on_bad_record="skip"))
-    good = [0, 1, 3, 4, 6, 7]
-    np.testing.assert_array_equal(made.train.labels, [examples[i][1] for i in good])
-    np.testing.assert_array_equal(made.train.images, [examples[i][0] for i in good])
-    counts = [
-        train_feed(
-            made, batch_size=2, num_views=1, seed=0, process_index=p, process_count=2
-        ).bad_records
-        for p in range(2)
-    ]
-    assert counts == [2, 0]  # all processes read the whole: one counts
-    assert capsys.readouterr().out.count("warning: ") == 1
-
-
-def test_labels_out_of_range_in_an_npz(tmp_path, capsys):
-    arrays = dict(
-        train_images=np.zeros((5, 8, 8, 1), np.uint8), train_labels=np.array([0, 1, 10, 3, -1])
-    )
-    arrays |= dict(test_images=arrays["train_images"][:2], test_labels=np.arange(2))
-    np.savez(tmp_path / "digits.npz", **arrays)
-    message = message_of(lambda: load(data_config("digits", tmp_path)))
-    assert message.endswith("values -1..10, must lie in 0..9 (example 2 has 10)")
-    made = load(data_config("digits", tmp_path, on_bad_record="skip"))
-    np.testing.assert_array_equal(made.train.labels, [0, 1, 3])
-    assert made.train.dropped == 2 and made.test.dropped == 0
-    assert "; 2 left out (data.on_bad_record='skip')" in capsys.readouterr().out
-
-
-def test_bad_records_are_in_the_metrics(tmp_path, capsys):
-    examples = [(encode(image, "PNG"), label) for image, label in tiny(16)]
-    examples[3] = (examples[3][0][:60], 3)
-    splits = {"train": examples, "test": tiny(8)}
-    write_image_dataset(tmp_path / "d", "leaves", splits, num_classes=5, shape=(20, 20, 3))
-    made = get_config()
-    made.arch, made.split, made.method, made.batch_size = "wide_resnet10_1", 1, "single", 16
-    made.data.update(name="leaves", dir=str(tmp_path / "d"), resident="stream")
-    made.duration, made.schedule.warmup, made.log_every = "2 epochs", "0 steps", "1 steps"
-    made.mesh.data, made.eval.every = 1, "2 epochs"
-    assert "record 3 (number 3 of" in message_of(
-        lambda: loop.train_and_evaluate(made, tmp_path / "a")
-    )
-    made.data.on_bad_record = "skip"  # a run that broke off may go on with this
-    loop.train_and_evaluate(made, tmp_path / "a")
-    lines = map(json.loads, (tmp_path / "a" / "metrics.jsonl").read_text().splitlines())
-    counted = [line["data/bad_records"] for line in lines if "data/bad_records" in line]
-    assert counted == [2, 2]  # a batch ahead of the two that are trained; each epoch meets it once
-    assert capsys.readouterr().out.count("warning: data.dir: record 3 ") == 1

@@ -111,15 +111,23 @@ def whole(tmp_path_factory):
 
 def test_final_metrics(whole):
     names = [f"test/{n}/{m}" for n in ("net0", "net1", "ensemble") for m in ("top1", "top5", "nll")]
-    names += ["test/disagreement", "test/count", "step", "best/step", f"best/{ENSEMBLE}"]
+    names += [
+        "test/disagreement",
+        "test/oracle",
+        "test/count",
+        "step",
+        "best/step",
+        f"best/{ENSEMBLE}",
+    ]
     assert set(whole.results) == set(names)
     assert all(isinstance(v, float) and np.isfinite(v) for v in whole.results.values())
     assert whole.results["test/count"] == 512
     assert whole.results["step"] == 4
     for name in names:
-        if name.endswith(("top1", "top5", "disagreement")):
+        if name.endswith(("top1", "top5", "disagreement", "oracle")):
             assert 0 <= whole.results[name] <= 1
     assert whole.results["test/ensemble/top5"] >= whole.results[ENSEMBLE]
+    assert whole.results["test/oracle"] >= max(whole.results[f"test/net{i}/top1"] for i in (0, 1))
 
 
 def test_table_at_the_end(whole):
@@ -138,7 +146,8 @@ def test_table_at_the_end(whole):
             f"{n * small.macs:,}",
         ]
     assert rows["undivided"] == ["-", "-", "-", f"{large.params:,}", f"{large.macs:,}"]
-    assert table[6].endswith(f"disagreement of the networks: {results['test/disagreement']:.2%}")
+    assert f"disagreement of the networks: {results['test/disagreement']:.2%}; " in table[6]
+    assert table[6].endswith(f"any of them right (oracle): {results['test/oracle']:.2%}")
     assert table[-1].startswith(f"best: step {results['best/step']:.0f}, ensemble top-1 ")
     assert table[-1].endswith("chosen on the test set")
     assert whole.said.count("mean pairwise disagreement") == 1

@@ -371,3 +371,58 @@ def test_without_clipping_the_state_is_as_before():
     mask = optim.decay_mask(PARAMS, decay_norm=True)
     plain = optim.sgd(lambda i: 0.1, momentum=0.9, nesterov=False, weight_decay=0.5, mask=mask)
     assert structure[0] == jax.tree.structure(plain.init(PARAMS)) != structure[1]
+
+
+# ---- Parts that are optimised differently
+
+GROUPED = {"stack": {"conv": {"kernel": jnp.ones((2, 3))}}, "aux": {"conv": {"bias": jnp.ones(3)}}}
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_groups_have_their_own_optimizer(divide):
+    config = optim_config(momentum=0.9, nesterov=True, decay_bias=True, divide_weight_decay=divide)
+    groups = {"other": dict(name="adam", lr=1e-3, weight_decay=0.25)}
+    rates = [0.1, 0.01]
+    tx = optim.build(
+        config,
+        lambda step: jnp.asarray(rates)[step],
+        GROUPED,
+        4,
+        group=lambda path: "other" if path[0] == "aux" else "",
+        groups=groups,
+    )
+    grads = [jax.tree.map(lambda x, i=i: (i + 1) * x, GROUPED) for i in range(2)]
+    got = run(tx, GROUPED, grads)
+    factor = math.exp(1 / 4 - 1) if divide else 1
+    mask = optim.decay_mask(GROUPED, decay_norm=True, decay_bias=True)
+    sgd = optim.sgd(
+        lambda step: jnp.asarray(rates)[step],
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.5 * factor,
+        mask=mask,
+    )
+    # Its rate, 1e-3 where the others have config.lr, follows the same curve; its decay is as given.
+    adam = optim.adam(
+        lambda step: 1e-3 / config.lr * jnp.asarray(rates)[step], weight_decay=0.25, mask=mask
+    )
+    for a, s, d in zip(got, run(sgd, GROUPED, grads), run(adam, GROUPED, grads), strict=True):
+        np.testing.assert_allclose(a["stack"]["conv"]["kernel"], s["stack"]["conv"]["kernel"])
+        np.testing.assert_allclose(a["aux"]["conv"]["bias"], d["aux"]["conv"]["bias"], rtol=1e-6)
+
+
+def test_groups_change_what_they_name_only():
+    """A group without a decay of its own has that of the config, undivided where it says so."""
+    config = optim_config(divide_weight_decay=True)
+    tx = optim.build(
+        config,
+        lambda step: 0.1,
+        GROUPED,
+        4,
+        group=lambda path: path[0],
+        groups={"stack": {}, "aux": dict(divide_weight_decay=False, decay_bias=True)},
+    )
+    (after,) = run(tx, GROUPED, [jax.tree.map(jnp.zeros_like, GROUPED)])
+    divided = 1 - 0.1 * 0.5 * math.exp(1 / 4 - 1)
+    np.testing.assert_allclose(after["stack"]["conv"]["kernel"], divided, rtol=1e-6)
+    np.testing.assert_allclose(after["aux"]["conv"]["bias"], 1 - 0.1 * 0.5, rtol=1e-6)

@@ -384,6 +384,50 @@ def test_a_run_with_partial_does_not_count_without_it(tmp_path, monkeypatch, cap
     assert [image for image, _ in found["train"]] == made
 
 
+def broken_off(monkeypatch, *args, **kwargs):
+    """A run that is complete but for its last step."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Unfinished, "finish", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        with pytest.raises(ConfigError, match="cannot be written"):
+            prepare.prepare(*args, **kwargs)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_image_that_was_mended_is_taken(tmp_path, monkeypatch, capsys, flat):
+    """Names stay as they are: size and time of change tell."""
+    if flat:
+        make_tree(tmp_path / "train", dict.fromkeys(WNIDS, 2))
+        (tmp_path / "val").mkdir()
+        made = [encode(picture(i, 30, 50), "JPEG") for i in range(3)]
+        for i, content in enumerate(made):
+            (tmp_path / "val" / f"ILSVRC2012_val_{i + 1:08}.JPEG").write_bytes(content)
+        broken, split = tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG", "validation"
+        args = ("imagenet2012", tmp_path, tmp_path / "d")
+    else:
+        made = make_tree(tmp_path / "train", {"a": 2, "b": 2})
+        make_tree(tmp_path / "test", {"a": 1, "b": 1})
+        broken, split = tmp_path / "train" / "a" / "000.JPEG", "train"
+        args = ("birds", tmp_path, tmp_path / "d")
+    broken.write_bytes(bytes(len(made[0])))  # as long as the right one
+    os.utime(broken, ns=(0, 0))
+    broken_off(monkeypatch, *args, partial=True)
+    broken.write_bytes(made[0])
+    capsys.readouterr()
+    found = contents(prepare.prepare(*args, partial=True))
+    assert [image for image, _ in found[split]] == made
+    assert "goes on after" not in capsys.readouterr().out
+
+
+def test_a_full_check_does_not_go_on_from_headers(tmp_path, monkeypatch):
+    made = make_tree(tmp_path / "train", {"a": 1, "b": 1}, size=(200, 300))
+    make_tree(tmp_path / "test", {"a": 1, "b": 1})
+    path = tmp_path / "train" / "b" / "000.JPEG"
+    path.write_bytes(made[1][:2] + b"\xff\xfe\x00\x04\xff\xd9" + made[1][2 : len(made[1]) // 2])
+    broken_off(monkeypatch, "birds", tmp_path, tmp_path / "d", check="header")
+    with pytest.raises(ConfigError, match="broken image"):
+        prepare.prepare("birds", tmp_path, tmp_path / "d")
+
+
 def test_shards_have_a_largest_number_of_records(tmp_path, monkeypatch):
     images = make_idx(tmp_path)
     monkeypatch.setattr(shards, "SHARD_RECORDS", 8)

@@ -216,6 +216,10 @@ def test_every_case_of_the_references_parser():
             different["co-training's warm-up"] += 1
 
         size = models.known(arch)[1].image_size if dataset == "imagenet2012" else 32
+        # 4. One case has another batch than its data set: a user's option.
+        if recipes.of(dataset, arch, epochs).batch_size != batch_size:
+            assert (arch, epochs, batch_size) == ("resnexst101_8x32d", 270, 512)
+            different["batch"] += 1
         recipe = recipes.of(dataset, arch, epochs, batch_size=batch_size, crop=size)
         found = {
             "lr": recipe.lr,
@@ -233,15 +237,15 @@ def test_every_case_of_the_references_parser():
             {k: v for k, v in wanted.items() if k != "randaa"}, rel=1e-12
         ), case
         assert recipe.randaugment == (wanted["randaa"] or ""), case
-        # 4. The loaders of CIFAR-10 and SVHN apply AutoAugment whatever the flag says.
+        # 5. The loaders of CIFAR-10 and SVHN apply AutoAugment whatever the flag says.
         own = {"cifar10": "cifar10", "svhn_cropped": "svhn"}.get(dataset, "")
         assert recipe.autoaugment == own
-        # 5. EfficientNet's optimizer is not in the parser's result: its training script has it.
+        # 6. EfficientNet's optimizer is not in the parser's result: its training script has it.
         efficient = dataset == "imagenet2012" and arch.startswith("efficientnet")
         assert (recipe.optimizer, recipe.schedule) == (
             ("rmsprop_tf", "exponential") if efficient else ("sgd", "cosine")
         )
-    assert different == {"no warm-up": 55, "co-training's warm-up": 185}
+    assert different == {"no warm-up": 55, "co-training's warm-up": 185, "batch": 5}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

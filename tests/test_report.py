@@ -94,7 +94,7 @@ SMALL, LARGE = Cost(1000, 10, 50_000, {}), Cost(4100, 20, 210_000, {})
 
 
 def test_results_table():
-    values = results("net0", "net1", "ensemble", disagreement=0.125, count=360.0)
+    values = results("net0", "net1", "ensemble", disagreement=0.125, oracle=0.95, count=360.0)
     lines = report.results_table("a title", values, (SMALL, LARGE), 2).splitlines()
     assert lines[0] == "a title"
     cells = [line.split() for line in lines[1:-1]]
@@ -106,12 +106,14 @@ def test_results_table():
         ["undivided", "-", "-", "-", "4,100", "210,000"],
     ]
     assert len({len(line) for line in lines[1:-1]}) == 1  # columns stand under their heads
-    assert lines[-1] == "mean pairwise disagreement of the networks: 12.50%"
+    assert lines[-1] == (
+        "mean pairwise disagreement of the networks: 12.50%; any of them right (oracle): 95.00%"
+    )
 
 
 @pytest.mark.parametrize("names", [("net0", "net1", "ensemble"), ("ensemble", "net0", "net1")])
 def test_networks_come_in_order_and_the_answer_last(names):
-    values = results(*names, disagreement=0.5)
+    values = results(*names, disagreement=0.5, oracle=1.0)
     lines = report.results_table("t", values, (SMALL, LARGE), 2).splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["net0", "net1", "ensemble"]
 
@@ -130,10 +132,10 @@ def test_a_single_network():
 
 def test_published_results_stand_below():
     same = dict(dataset="cifar100", method="cotrain", arch="wide_resnet40_10", split=2)
-    values = results("net0", "net1", "ensemble", disagreement=0.5)
+    values = results("net0", "net1", "ensemble", disagreement=0.5, oracle=1.0)
     text = report.results_table("t", values, (SMALL, LARGE), 2, published.find(**same))
     assert text.splitlines()[-3:] == [
-        "mean pairwise disagreement of the networks: 50.00%",
+        "mean pairwise disagreement of the networks: 50.00%; any of them right (oracle): 100.00%",
         "published: 85.72 % (300 epochs, batch 128, 32 pixels; best epoch on the test set)",
         "published: 85.91 % (1800 epochs, batch 128, 32 pixels, weight decay by Eq. (6); "
         "best epoch on the test set)",

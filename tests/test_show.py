@@ -1,5 +1,9 @@
 """--mode=show_views: what is in the picture, and where."""
 
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +59,19 @@ def test_the_picture(tmp_path):
             part = picture[top : top + 16 * zoom, left : left + 16 * zoom]
             np.testing.assert_array_equal(part, image.repeat(zoom, 0).repeat(zoom, 1))
     assert (picture[: show._HEADER] != 255).any()  # the names of the columns
+
+
+def test_from_the_shell(tmp_path):
+    root = pathlib.Path(show.__file__).parent.parent
+    command = [sys.executable, "main.py", "--mode=show_views", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config={root / 'configs' / 'digits_wrn16_4_x4.py'}", "--config.seed=1"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run' / 'views.png'}\n"), done.stderr
+    zoom, columns = 12, 5  # the image and four networks
+    width = show._GAP + columns * (8 * zoom + show._GAP) + 2 * show._GAP
+    height = show._HEADER + 8 * (8 * zoom + show._GAP)
+    with Image.open(tmp_path / "run" / "views.png") as picture:
+        assert picture.size == (width, height)
 
 
 def test_bad_config(tmp_path):

@@ -43,6 +43,7 @@ def test_sums_by_hand():
     assert (sums["ensemble/top1"], sums["ensemble/top5"]) == (1, 2)
     log_p = np.asarray(jax.nn.log_softmax(logits))
     assert sums["ensemble/nll"] == pytest.approx(-log_p[[0, 1, 2], [0, 4, 5]].sum(), rel=1e-6)
+    assert sums["oracle"] == 1  # net0 is right once, net1 never
     assert sums["disagreement"] == 3  # net0 says 0, net1 says 6; the padding does not count
 
 

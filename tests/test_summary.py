@@ -80,7 +80,14 @@ def rows_of(text: str) -> dict[str, list[str]]:
 
 
 def test_table():
-    text = summary.table("wide_resnet10_4", 4, num_classes=K, image_shape=(8, 8, 1))
+    text = summary.table(
+        "wide_resnet10_4 divided in 4",
+        "wide_resnet10_4",
+        4,
+        4,
+        num_classes=K,
+        image_shape=(8, 8, 1),
+    )
     small, large = summary.stack_cost("wide_resnet10_4", 4, num_classes=K, image_shape=(8, 8, 1))
     assert text.splitlines()[0] == "wide_resnet10_4 divided in 4, one network"
     rows = rows_of(text)

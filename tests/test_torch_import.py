@@ -204,7 +204,7 @@ def save(request, monkeypatch, tmp_path):
         return path
 
     if request.param == "stand-in":
-        monkeypatch.setattr(torch_import, "_read_torch", contents.__getitem__)
+        monkeypatch.setattr(torch_files, "_read_torch", contents.__getitem__)
     return save_
 
 
@@ -605,7 +605,7 @@ def test_values_that_are_no_numbers_are_named():
 
 def test_files_of_different_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        torch_import,
+        torch_files,
         "_read_torch",
         lambda path: {"state_dict": {"fc.bias": np.zeros(3)}, "arch": path.stem},
     )

@@ -30,6 +30,7 @@ from jaxsplit.data.feed import (
     TrainFeed,
     epoch_order,
     eval_batches,
+    first_images,
     num_eval_batches,
     train_feed,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "TrainFeed",
     "epoch_order",
     "eval_batches",
+    "first_images",
     "load",
     "num_eval_batches",
     "source",
@@ -56,6 +58,7 @@ __all__ = [
 RESIDENT = ("auto", "device", "stream")
 ON_BAD_RECORD = ("error", "skip")
 _MIN_CROP = 16  # pixels; smallest image_size of images that are cropped
+_TEST_SEED = 1907  # of a test part that is held out; one for all, so that figures can be compared
 
 _Splits = tuple[Arrays | Stream, Arrays | Stream]  # training and test part
 
@@ -89,6 +92,7 @@ class Source:
     one_size: every image has image_shape.
     train_splits: of tfds; those after the first where they exist.
     test_splits: of tfds; the first that exists.
+    may_lack_test: without any of them `data.test_share` of the training part is held out as test.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Source:
     one_size: bool = True
     train_splits: tuple[str, ...] = ("train",)
     test_splits: tuple[str, ...] = ("test",)
+    may_lack_test: bool = False
 
     def __call__(self, data_config: Any) -> Dataset:
         """The data set, nothing held out. <data.dir>/<name>.npz is used first where it exists."""
@@ -149,8 +154,11 @@ def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]
     builder = prepared.open_builder(name, data_config)
     has = list(builder.info.splits)
     tests = [split for split in source.test_splits if split in has][:1]
-    for wanted, found in ((source.train_splits[:1], has), (source.test_splits, tests)):
-        if not set(wanted) & set(found):
+    needed = [source.train_splits[:1]]
+    if not source.may_lack_test:
+        needed.append(source.test_splits)
+    for wanted in needed:
+        if not set(wanted) & set(has):
             raise ConfigError(
                 f"data.dir={data_config.dir}: '{name}' has no split "
                 f"{' or '.join(map(repr, wanted))} (has: {', '.join(has)})"
@@ -162,15 +170,33 @@ def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]
             f"data.resident='device': must be auto or stream, as the images of '{name}' are "
             f"cropped to {shape[0]} pixels"
         )
-    train, test = (
+    train, *test = (
         prepared.open_split(
-            builder, name, data_config, splits, num_classes=source.num_classes, shape=whole
+            builder, name, data_config, tuple(splits), num_classes=source.num_classes, shape=whole
         )
-        for splits in (tuple(trains), tuple(tests))
+        for splits in (trains, tests)
+        if splits
     )
+    train, test = (train, *test) if test else _hold_out_test(source, data_config.test_share, train)
     if whole is None or not _resident(data_config, len(train), shape):
         return train, test
-    return prepared.read_all(train), prepared.read_all(test)
+    return tuple(prepared.read_all(part, data_config.threads) for part in (train, test))
+
+
+def _hold_out_test(source: Source, share: float, train: Stream) -> tuple[Stream, Stream]:
+    """(training, test) parts of a set without a test split: the same in every run."""
+    kept, held = stratified_holdout(train.labels(), share, _TEST_SEED)
+    if not len(kept) or not len(held):
+        raise ConfigError(
+            f"data.test_share={share}: holds out {len(held)} of {len(train)} examples of "
+            f"{source.name!r}, must leave some on both sides"
+        )
+    print(
+        f"{source.name} has no test split: {len(held):,} of its {len(train):,} training images, "
+        f"the same in every run, are held out as one (data.test_share={share})",
+        flush=True,
+    )
+    return train.part(kept), train.part(held)
 
 
 def _resident(data_config: Any, count: int, shape: tuple[int, int, int]) -> bool:
@@ -247,7 +273,7 @@ def source(data_config: Any) -> Source:
 
     Of a name in DATASETS nothing is read at all; of another the metadata of what lies prepared in
     data.dir, or, with data.download, of tfds's data set of that name. Such a set is tested on its
-    split `test`, or `validation` where it has none.
+    split `test`, or `validation` where it has none, or on a part of `train` where it has neither.
 
     Raises:
       ConfigError: nothing is known of that name; image_size is 0 but the images vary in size; mean
@@ -297,6 +323,7 @@ def _other_source(data_config: Any) -> Source:
         min_size=_MIN_CROP,
         one_size=one_size,
         test_splits=("test", "validation"),
+        may_lack_test=True,
     )
 
 
@@ -320,6 +347,8 @@ def load(data_config: Any, *, seed_split: int = 0) -> Dataset:
             )
     if not 0 <= share < 1:
         raise ConfigError(f"data.validation={share}: must be in [0, 1)")
+    if not 0 < data_config.test_share < 1:
+        raise ConfigError(f"data.test_share={data_config.test_share}: must be in (0, 1)")
     dataset = source(data_config)(data_config)
     if share == 0:
         return dataset

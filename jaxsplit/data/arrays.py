@@ -1,10 +1,11 @@
 """Splits that fit in memory, and sources that need no tfds: digits, synthetic, .npz files."""
 
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from jaxsplit.data.stream import BadRecordError, Skipped
 from jaxsplit.errors import ConfigError
 
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -14,19 +15,36 @@ NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 class Arrays:
     """A split in memory. images: uint8[N, H, W, C]; labels: int32[N], classes from 0.
 
-    dropped: bad records that were left out when it was read.
+    bad: {i: why example i cannot be used}. It keeps its place, so that who is held out and in which
+      order the others come is the same as in a stream; its label is -1 where it has none.
+    skipped: counts those that evaluations leave out; None: there are none.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    dropped: int = 0
+    bad: dict[int, str] = field(default_factory=dict)
+    skipped: Skipped | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Arrays":
-        """The examples at `indices` (int[M]), in that order."""
-        return Arrays(self.images[indices], self.labels[indices], self.dropped)
+        """The examples at `indices` (int[M]), in that order; they count their own bad ones."""
+        bad = {}
+        if self.bad:
+            bad = {k: self.bad[i] for k, i in enumerate(indices.tolist()) if i in self.bad}
+        skipped = None if self.skipped is None else Skipped()
+        return Arrays(self.images[indices], self.labels[indices], bad, skipped)
+
+    def read(self, i: int) -> tuple[np.ndarray, int]:
+        """Example i: (uint8[H, W, C], label).
+
+        Raises:
+          BadRecordError: it is bad.
+        """
+        if i in self.bad:
+            raise BadRecordError(self.bad[i])
+        return self.images[i], int(self.labels[i])
 
 
 def stratified_holdout(
@@ -110,7 +128,7 @@ def check_arrays(
 ) -> Arrays:
     """Arrays of `images` uint8[N, H, W, C] (or [N, H, W]: C = 1) and integer `labels` [N], checked.
 
-    skip: examples with a label outside 0..num_classes-1 are left out, and one line says so.
+    skip: examples with a label outside 0..num_classes-1 are `Arrays.bad`, not an error.
 
     Raises:
       ConfigError: wrong dtype, shape, length or label; begins with `where`.
@@ -128,23 +146,25 @@ def check_arrays(
             f"{where}_labels: shape {labels.shape}, must be [N] with N = {len(images)} > 0"
         )
     good = (labels >= 0) & (labels < num_classes)
-    if not good.all():
-        bad = np.flatnonzero(~good)
-        message = (
+    bad = np.flatnonzero(~good).tolist()
+    if bad and not (skip and good.any()):
+        raise ConfigError(
             f"{where}_labels: values {labels.min()}..{labels.max()}, must lie in "
             f"0..{num_classes - 1} (example {bad[0]} has {labels[bad[0]]})"
         )
-        if not skip or not good.any():
-            raise ConfigError(message)
-        print(f"warning: {message}; {len(bad)} left out (data.on_bad_record='skip')", flush=True)
-        return Arrays(images[good], labels[good].astype(np.int32), len(bad))
-    return Arrays(images, labels.astype(np.int32))
+    allowed = f"must lie in 0..{num_classes - 1}"
+    return Arrays(
+        images,
+        np.where(good, labels, -1).astype(np.int32),
+        {i: f"{where}_labels: example {i} has the label {labels[i]}, {allowed}" for i in bad},
+        Skipped() if skip else None,
+    )
 
 
 def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[Arrays, Arrays]:
     """(train, test) from an .npz with train_images, train_labels, test_images, test_labels.
 
-    skip: examples with a label out of range are left out.
+    skip: examples with a label out of range are `Arrays.bad`, not an error.
 
     Raises:
       ConfigError: not such a file, or its arrays are not those of `check_arrays`.

@@ -5,7 +5,8 @@ state, with any number of decoding threads. Process p of P gets rows p*B/P to (p
 the global batch: the processes' parts, put together in order, are the batch of a single process.
 
 A bad record that is skipped is replaced by the next good one in the order of the epoch, so that
-this still holds: no other example moves or is lost, and that one is seen once more.
+this still holds: no other example moves or is lost, and that one is seen once more. In memory as in
+a stream: both give the same batches.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxsplit.data.arrays import Arrays
-from jaxsplit.data.stream import BadRecordError, Stream, random_crops
+from jaxsplit.data.stream import BadRecordError, Skipped, Stream, random_crops
 from jaxsplit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,16 +44,15 @@ class TrainFeed:
     resident: Arrays | None
     cropped: bool
     _make: Callable[[int], Iterator[dict[str, np.ndarray]]] = field(repr=False)
-    _bad_records: Callable[[], int] = field(repr=False)
+    _skipped: Skipped = field(repr=False)
 
     @property
     def bad_records(self) -> int:
-        """Bad records left out so far; their sum over the processes is that of the whole run.
+        """How often a bad record was replaced in the batches that were taken so far.
 
-        In memory: when the split was read. Of a stream: how often one was replaced in the batches
-        that were taken.
+        The sum over the processes is that of the whole batches.
         """
-        return self._bad_records()
+        return self._skipped.count
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches start_step, start_step + 1, ... without end (b = batch_size / process_count).
@@ -111,6 +111,7 @@ def train_feed(
         raise ConfigError(f"data.scale_min={scale_min}: must be in (0, 1]")
     steps_per_epoch = len(split) // batch_size
     cropped = isinstance(split, Stream) and split.shape is None
+    skipped = Skipped()
 
     @functools.lru_cache(maxsize=2)  # threads may work on both sides of an epoch's end
     def order(epoch: int) -> np.ndarray:
@@ -124,12 +125,19 @@ def train_feed(
         step = start_step
         while True:
             epoch, where = positions(step)
-            index = order(epoch)[where.start : where.stop]
+            index = order(epoch)[where.start : where.stop].copy()
+            bad: list[str] = []
+            for b in [b for b, i in enumerate(index.tolist()) if i in split.bad]:
+                index[b], _ = _next_good(split, order(epoch), where[b], split.read, bad)
+            skipped.add(bad)
             if dataset.resident:
                 yield {"index": index}
             else:
                 yield {"images": split.images[index], "labels": split.labels[index]}
             step += 1
+
+    def read(i: int) -> tuple[np.ndarray, int]:
+        return split.read(i, dataset.image_shape[2])
 
     def image_batch(step: int) -> dict[str, np.ndarray]:
         height, width, channels = dataset.image_shape
@@ -139,7 +147,7 @@ def train_feed(
         labels = np.empty(len(where), np.int32)
         bad: list[str] = []
         for b, position in enumerate(where):
-            image, labels[b] = _next_good(split, order(epoch), position, channels, bad)
+            _, (image, labels[b]) = _next_good(split, order(epoch), position, read, bad)
             if cropped:
                 rng = _generator(seed, _CROPS, epoch, position)
                 random_crops(image, images[:, b], rng, scale_min)
@@ -148,26 +156,48 @@ def train_feed(
         return {"images": images, "labels": labels, _BAD: bad}
 
     if isinstance(split, Arrays):
-        # Every process reads the whole split: one of them counts.
-        dropped = split.dropped if process_index == 0 else 0
         resident = split if dataset.resident else None
-        return TrainFeed(steps_per_epoch, resident, False, array_batches, lambda: dropped)
+        return TrainFeed(steps_per_epoch, resident, False, array_batches, skipped)
     return TrainFeed(
         steps_per_epoch,
         None,
         cropped,
-        lambda start: _in_threads(image_batch, split, start, _FOREVER, threads),
-        lambda: split.skipped.count if split.skipped else 0,
+        lambda start: _in_threads(image_batch, skipped, start, _FOREVER, threads),
+        skipped,
     )
 
 
+def first_images(dataset: Dataset, *, seed: int, count: int) -> np.ndarray:
+    """uint8[count, H, W, C]: the images of the first batch of `count`, as evaluation sees them."""
+    split, out, bad = dataset.train, [], []
+    order = epoch_order(len(split), seed, 0)
+
+    def read(i: int) -> tuple[np.ndarray, int]:
+        if isinstance(split, Arrays):
+            return split.read(i)
+        return split.read_eval(i, dataset.image_shape)
+
+    for position in range(count):
+        _, (image, _) = _next_good(split, order, position, read, bad)
+        out.append(image)
+    return np.stack(out)
+
+
 def _next_good(
-    split: Stream, order: np.ndarray, position: int, channels: int, bad: list[str]
-) -> tuple[np.ndarray, int]:
-    """The example at `position` of the order, or the next good one; `bad` gets why it is not."""
+    split: Arrays | Stream,
+    order: np.ndarray,
+    position: int,
+    read: Callable[[int], Any],
+    bad: list[str],
+) -> tuple[int, Any]:
+    """(i, read(i)) of the example i at `position` of the order, or of the next good one.
+
+    `bad` gets why the one at `position` is not good.
+    """
     for k in range(min(_BAD_IN_A_ROW, len(order))):
+        i = int(order[(position + k) % len(order)])
         try:
-            return split.read(order[(position + k) % len(order)], channels)
+            return i, read(i)
         except BadRecordError as error:
             if split.skipped is None:
                 raise
@@ -223,6 +253,11 @@ def eval_batches(
             images[:count] = split.images[first : first + count]
             labels[:count] = split.labels[first : first + count]
             mask[:count] = 1
+            bad_rows = [b for b in range(count) if first + b in split.bad] if split.bad else []
+            for array in (images, labels, mask):
+                array[bad_rows] = 0
+            if bad_rows:
+                split.skipped.add([split.bad[first + b] for b in bad_rows])
             return {"images": images, "labels": labels, "mask": mask}
         bad: list[str] = []
         for b in range(count):
@@ -238,16 +273,20 @@ def eval_batches(
     total = num_eval_batches(split, batch_size=batch_size)
     if isinstance(split, Arrays):
         return map(batch, range(total))
-    return _in_threads(batch, split, 0, total, threads)
+    return _in_threads(batch, split.skipped, 0, total, threads)
 
 
 def _in_threads(
-    make: Callable[[int], dict[str, Any]], split: Stream, start: int, stop: int, threads: int
+    make: Callable[[int], dict[str, Any]],
+    skipped: Skipped | None,
+    start: int,
+    stop: int,
+    threads: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """make(start), ..., make(stop - 1) in order, made ahead by threads of Grain.
 
-    The bad records of a batch are counted when it is taken, so that how far the threads are ahead
-    changes no number.
+    `skipped` counts the bad records of a batch when it is taken, so that how far the threads are
+    ahead changes no number.
     """
     import grain
 
@@ -264,7 +303,7 @@ def _in_threads(
             if isinstance(batch, ConfigError):
                 raise batch
             if bad := batch.pop(_BAD):
-                split.skipped.add(bad)
+                skipped.add(bad)
             yield batch
     finally:
         made.close()

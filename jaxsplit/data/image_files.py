@@ -6,6 +6,7 @@ import pathlib
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -48,10 +49,22 @@ def _files(folder: pathlib.Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(others)
 
 
+def _update(digest: Any, folder: pathlib.Path, files: list[str]) -> None:
+    """Adds name, size and time of change of each of the `files` in a folder."""
+    for name in files:
+        try:
+            stat = os.stat(folder / name)
+            facts = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:  # a dangling link, say: it is named when the image is read
+            facts = "?"
+        digest.update(f"{name}\0{facts}\0".encode(errors="surrogateescape"))
+
+
 class _Tree:
     """A folder with one folder of images for each class.
 
     names: of the classes in it, sorted. counts: images of each. others: other files.
+    stamp: changes with any of the images.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -59,7 +72,8 @@ class _Tree:
         digest = hashlib.sha256()
         for name in _subfolders(folder):
             images, others = _files(folder / name)
-            digest.update("\0".join([name, *images, "\0"]).encode(errors="surrogateescape"))
+            digest.update(f"{name}\0\0".encode(errors="surrogateescape"))
+            _update(digest, folder / name, images)
             self.others += [str(folder / name / other) for other in others]
             self.names.append(name)
             self.counts.append(len(images))
@@ -201,7 +215,7 @@ def imagenet(source: pathlib.Path) -> Found:
     if (source / _VAL_TAR).is_file():
         labels = _validation_labels(source, names)
         splits["validation"] = lambda: _val_tar(source / _VAL_TAR, labels)
-        stamp.append(file_stamp(source / _VAL_TAR))
+        stamp += [file_stamp(source / _VAL_TAR), hashlib.sha256(repr(labels).encode()).hexdigest()]
     elif val.is_dir() and _subfolders(val):
         add_tree("validation", _Tree(val))
     elif val.is_dir() and _files(val)[0]:
@@ -210,7 +224,9 @@ def imagenet(source: pathlib.Path) -> Found:
             Example(str(val / name), _label(val / name, labels), val / name) for name in images
         )
         totals["validation"] = len(images)
-        stamp.append(hashlib.sha256("\0".join(images).encode()).hexdigest())
+        digest = hashlib.sha256(repr(labels).encode())
+        _update(digest, val, images)
+        stamp.append(digest.hexdigest())
     else:
         raise not_found(source, _LOOKED_FOR)
     return Found(splits, names, totals, stamp, tuple(notes))

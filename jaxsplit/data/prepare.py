@@ -6,8 +6,8 @@ python -m jaxsplit.data.prepare imagenet2012 --source=/data/imagenet --data_dir=
 python -m jaxsplit.data.prepare my_birds --source=birds --holdout=0.1
 
 An interrupted run is continued by the same command, from the last full shard (8192 images or
-256 MiB), unless the source has changed. The set appears in `data_dir` under its name only when it
-is whole.
+256 MiB), unless an image, another file of the source or --check has changed. The set appears in
+`data_dir` under its name only when it is whole.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def prepare(
         )
     _check_counts(name, source, found.totals, partial)
     began = time.monotonic()
-    stamp = [1, name, list(found.splits), list(found.names), found.stamp]
+    stamp = [2, name, list(found.splits), list(found.names), check, found.stamp]
     try:
         with shards.Unfinished(final, stamp, len(found.names)) as work:
             for split, examples in found.splits.items():

@@ -7,12 +7,13 @@ nothing is there takes minutes without a network.
 import json
 import pathlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from jaxsplit.data.arrays import NPZ_KEYS, Arrays
-from jaxsplit.data.stream import BadRecordError, Skipped, Stream
+from jaxsplit.data.stream import READ_AHEAD, BadRecordError, Skipped, Stream, announced, chunks
 from jaxsplit.errors import ConfigError
 
 _NAME = re.compile(r"\w+(/[\w.+-]+)?")  # a tfds data set, perhaps one of its configurations
@@ -226,35 +227,43 @@ def open_split(
             open(file, "rb").close()
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         if not skip:
-            source[len(source) - 1]  # opens the last shard: now rather than in mid-run
+            # Opens the last shard: now rather than in mid-run. What the record holds is not asked.
+            source.data_source[len(source) - 1]
     except ConfigError:
         raise
     except Exception as error:  # tfds and array_record raise anything, bare RuntimeError included
         raise _damaged(path, name, data_dir, error) from error
-    return Stream(source, None, shape, num_classes, files, Skipped() if skip else None)
+    skipped = Skipped() if skip else None
+    return Stream(source, None, shape, num_classes, files, skipped, f"{name} {split}")
 
 
-def read_all(stream: Stream) -> Arrays:
-    """All examples of a stream whose images have one shape, decoded into memory.
+def read_all(stream: Stream, threads: int) -> Arrays:
+    """All examples of a stream whose images have one shape, decoded into memory by `threads`.
 
     Raises:
-      BadRecordError: a record is bad and is not to be skipped.
+      BadRecordError: a record is bad and is not to be skipped; the first of them.
       ConfigError: no record is good.
     """
-    images = np.empty((len(stream), *stream.shape), np.uint8)
-    labels = np.empty(len(stream), np.int32)
-    bad: list[str] = []
-    at = 0
-    for i in range(len(stream)):
-        try:
-            images[at], labels[at] = stream.read(i, stream.shape[2])
-            at += 1
-        except BadRecordError as error:
-            if stream.skipped is None:
-                raise
-            bad.append(str(error))
-    if not at:
+    count, channels = len(stream), stream.shape[2]
+    images = np.zeros((count, *stream.shape), np.uint8)
+    labels = np.full(count, -1, np.int32)
+
+    def read(some: range) -> dict[int, str]:
+        bad = {}
+        for i, example in zip(some, stream.examples(some), strict=True):
+            try:
+                labels[i] = stream.label(i, example)
+                images[i] = stream.image(i, example, channels)
+            except BadRecordError as error:
+                if stream.skipped is None:
+                    raise
+                bad[i] = str(error)
+        return bad
+
+    bad: dict[int, str] = {}
+    with ThreadPoolExecutor(threads) as pool:
+        for found in announced(pool.map(read, chunks(count, READ_AHEAD)), stream.name, count):
+            bad |= found
+    if len(bad) == count:
         raise ConfigError(f"{bad[0]}; no record is good" if bad else "data.dir: no records")
-    if stream.skipped:
-        stream.skipped.add(bad)
-    return Arrays(images[:at], labels[:at], len(bad))
+    return Arrays(images, labels, bad, None if stream.skipped is None else Skipped())

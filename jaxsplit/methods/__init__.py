@@ -6,8 +6,20 @@ To add one: write its file with `make(stack, ...) -> Method`, and add it to `MET
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxsplit import distill
 from jaxsplit.errors import ConfigError
-from jaxsplit.methods import cotrain, independent, single
+from jaxsplit.methods import (
+    cl_ilr,
+    codistill,
+    cotrain,
+    dml,
+    ffsd,
+    independent,
+    kdcl,
+    okddip,
+    one,
+    single,
+)
 from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.stack import Stack
 
@@ -40,12 +52,42 @@ def _cotrain(config, plan, stack: Stack, **fields) -> Method:
     )
 
 
+def _distilling(module, temperature: float, own=lambda config: {}):
+    """(config, plan, stack, ...) -> Method of a module that takes a `distill.Distill`.
+
+    Args:
+      module: has `make(stack, distill=, ...)`.
+      temperature: that of its paper.
+      own: config -> further arguments of `make`.
+    """
+
+    def make(config, plan, stack: Stack, **fields) -> Method:
+        loss = distill.make(config.distill, temperature)
+        return module.make(stack, distill=loss, **own(config), **fields)
+
+    return make
+
+
 METHODS: dict[str, Entry] = {
     "single": Entry(lambda config, plan, stack, **fields: single.make(stack, **fields)),
     "independent": Entry(
         lambda config, plan, stack, **fields: independent.make(stack, **fields), views="different"
     ),
     "cotrain": Entry(_cotrain, views="different"),
+    "ffsd": Entry(ffsd.from_config, optimizers=ffsd.optimizers),
+    "dml": Entry(_distilling(dml, 1.0)),
+    "kdcl": Entry(
+        _distilling(kdcl, 2.0, lambda config: {"teacher": config.kdcl.teacher}), views="different"
+    ),
+    "one": Entry(_distilling(one, 3.0), trunk=True),
+    "okddip": Entry(_distilling(okddip, 3.0, lambda config: {"factor": config.okddip.factor})),
+    "cl_ilr": Entry(
+        _distilling(cl_ilr, 2.0, lambda config: {"label_weight": config.cl_ilr.label_weight}),
+        trunk=True,
+    ),
+    "codistill": Entry(
+        _distilling(codistill, 1.0, lambda config: {"every": config.codistill.every})
+    ),
 }
 
 
@@ -73,3 +115,7 @@ def check_split(method: str, num_networks: int) -> None:
         raise ConfigError(f"split={num_networks}: must be 1 with method='single'")
     if method != "single" and num_networks == 1:
         raise ConfigError(f"split=1: must be 2 or more with method={method!r}")
+    if method == "okddip" and num_networks < 3:
+        raise ConfigError(
+            f"split={num_networks}: must be 3 or more with method='okddip', peers and a leader"
+        )

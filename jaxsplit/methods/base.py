@@ -19,9 +19,9 @@ class Method(NamedTuple):
     """A way of training several networks: pure functions over a tree of variables.
 
     Variables are {'params': {part: ...}, 'batch_stats': {part: ...}}; the part `stack` carries a
-    leading network axis, others (a leader, auxiliary modules) carry none. A batch is a dict with
-    `views` float[S, B, H, W, C] (or [1, B, ...] for all), `labels` int[B] and, when mixed,
-    `partner` int[B] and `lam`.
+    leading network axis, others (a trunk, a leader, auxiliary modules) carry none. A batch is a
+    dict with `views` float[S, B, H, W, C] (or [1, B, ...] for all), `labels` int[B] and, when
+    mixed, `partner` int[B] and `lam`.
     """
 
     init: Callable[[Array, tuple[int, int, int]], dict]
@@ -163,6 +163,7 @@ def over_stack(
     group: Callable[[tuple[str, ...]], str] = lambda path: "",
     label_smoothing: float = 0.0,
     label_weight: float = 1.0,
+    trunk_gradient: float = 1.0,
     ensemble: str = "mean_logits",
 ) -> Method:
     """Cross-entropy summed over the networks of a stack, plus what they exchange.
@@ -176,6 +177,7 @@ def over_stack(
       group: as of `Method`; '' is the optimizer of the config.
       label_smoothing: of the cross-entropy.
       label_weight: of the cross-entropy in the loss.
+      trunk_gradient: what the gradient of the stack's trunk is multiplied by.
       ensemble: how the networks answer together, a name in `losses.ENSEMBLES`.
     """
     several = stack.num_networks > 1
@@ -183,7 +185,7 @@ def over_stack(
     def init(key: Array, image_shape: tuple[int, int, int]) -> dict:
         variables = stack.init(key, image_shape)
         # A backbone without BatchNorm has no statistics.
-        parts = {c: {"stack": variables.get(c, {})} for c in ("params", "batch_stats")}
+        parts = {c: parts_of_stack(variables.get(c, {})) for c in ("params", "batch_stats")}
         if exchange is None:
             return parts
         names: list[str] = []
@@ -202,8 +204,14 @@ def over_stack(
         exchange(drawing)
         return {c: tree | drawing.variables.get(c, {}) for c, tree in parts.items()}
 
+    def parts_of_stack(layers: dict) -> dict:
+        if not stack.trunk:
+            return {"stack": layers}
+        own, trunk = (of({"": layers})[""] for of in (stack.of_networks, stack.of_trunk))
+        return {"stack": own, "trunk": trunk}
+
     def of_stack(variables: dict) -> dict:
-        return {collection: tree["stack"] for collection, tree in variables.items()}
+        return {c: tree["stack"] | tree.get("trunk", {}) for c, tree in variables.items()}
 
     def cross_entropy(logits: Array, batch: dict) -> Array:
         return losses.cross_entropy(
@@ -216,6 +224,10 @@ def over_stack(
 
     def loss(variables: dict, batch: dict, key: Array, progress: Array):
         views = batch["views"]
+        if trunk_gradient != 1 and stack.trunk:
+            params = variables["params"]
+            trunk = jax.tree.map(lambda x: scale_gradient(x, trunk_gradient), params["trunk"])
+            variables = variables | {"params": params | {"trunk": trunk}}
         logits, features, stats = stack.apply(of_stack(variables), views, train=True, key=key)
         by_network = cross_entropy(logits, batch)
         total = label_weight * by_network.sum()
@@ -223,7 +235,7 @@ def over_stack(
         if several:
             together = losses.ensemble(logits, ensemble)[None]
             metrics["ensemble/top1"] = top1(together, batch["labels"])[0]
-        new_stats = {"stack": stats}
+        new_stats = parts_of_stack(stats)
         if exchange is not None:
             this = Pass(stack, True, logits, features, batch, progress, key, variables)
             metrics |= exchange(this)
@@ -244,6 +256,12 @@ def over_stack(
 
     default = "ensemble" if several else "net0"
     return Method(init, loss, predict, group, answer or default)
+
+
+def scale_gradient(x: Array, factor: float) -> Array:
+    """`x`, whose gradient is multiplied by `factor`."""
+    fixed = jax.lax.stop_gradient(x)
+    return fixed + factor * (x - fixed)  # the difference is zero, so that the value is exact
 
 
 def top1(logits: Array, labels: Array) -> Array:

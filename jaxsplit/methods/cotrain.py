@@ -5,13 +5,23 @@ Zhao et al. 2020, "Towards Better Accuracy-efficiency Trade-offs: Divide and Co-
 predictions.
 """
 
+from collections.abc import Callable
+
 from jax import Array
 
-from jaxsplit import losses
+from jaxsplit import distill, losses
 from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.stack import Stack
 
-LOSSES = {"js": losses.js_divergence, "kl": losses.pairwise_kl}
+LOSSES: dict[str, Callable[[Array], Array]] = {
+    "js": losses.js_divergence,
+    "kl": losses.pairwise_kl,
+    "kl_mean": distill.kl_mean,
+    "mse": distill.mse,
+    "mse_mean": distill.mse_mean,
+    "smooth_l1": distill.smooth_l1,
+    "smooth_l1_mean": distill.smooth_l1_mean,
+}
 
 
 def make(
@@ -23,11 +33,12 @@ def make(
     warmup_steps: int = 0,
     **fields,
 ) -> Method:
-    """Cross-entropy summed over networks + weight x Jensen-Shannon divergence or pairwise KL.
+    """Cross-entropy summed over networks + weight x a divergence of their predictions.
 
     Args:
       stack: S >= 2 networks.
-      loss: 'js', or 'kl' with detached targets.
+      loss: a name in `LOSSES`: 'js', Jensen-Shannon, that of the paper; in the others targets are
+        detached: every other network, or in '..._mean' the mean of the others' predictions.
       weight: of the divergence, warmed up linearly over `warmup_steps` from `floor`.
       floor: smallest weight during the warm-up.
       warmup_steps: 0 is the full weight from the start.

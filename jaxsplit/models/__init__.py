@@ -5,7 +5,8 @@ A family is a module, or any object, with
               `image_size` (pixels that it was made for)
   divide      (spec, S) -> Spec of one of the S networks; S is among `spec.splits`
   build       (spec, num_classes, axis_name=, dtype=) -> Linen module; where its Specs have
-              `num_stages`, also remat=: names of the stages to recompute in the backward pass
+              `num_stages`, also remat=: names of the stages to recompute in the backward pass, and
+              the layers of the module are named as `in_trunk` says
 and, where it has them,
   PATTERNS    names that stand for many, and `find(arch)` -> Spec or None, which knows them
   torch_name  (spec, path of a module) -> its name in the reference's `state_dict`
@@ -140,6 +141,46 @@ def remat_stages(spec, text: str) -> tuple[str, ...]:
             f"of {spec.arch}"
         )
     return tuple(stage for stage in stages if stage in chosen)
+
+
+def trunk_stage(spec, text: str, *, default: bool = False) -> str:
+    """The last stage of a trunk that several networks of a Spec share; '' where they share none.
+
+    Args:
+      spec: of each network.
+      text: 'none', a stage, as 'stage1', or '': the last but one where `default`, else none.
+      default: of the method.
+
+    Raises:
+      ConfigError: another text, or an architecture without stages; also where it has but one and
+        the default is all but the last.
+    """
+    stages = tuple(f"stage{i + 1}" for i in range(getattr(spec, "num_stages", 0)))
+    if text == "none" or (text == "" and not default):
+        return ""
+    if not stages:
+        raise ConfigError(f"trunk={text!r}: must be 'none'; {spec.arch} has no stages to share")
+    if text == "" and len(stages) > 1:
+        return stages[-2]
+    if text not in stages:
+        allowed = ", ".join(("none", *stages))
+        raise ConfigError(f"trunk={text!r}: must be one of {allowed} with {spec.arch}")
+    return text
+
+
+def in_trunk(layer: str, stage: str) -> bool:
+    """Whether an outermost layer of a backbone comes before the end of a stage.
+
+    Layers are named `stem...`, `stage<k>_...`, `stage<k>_transition` (between stage k and the
+    next), and otherwise where they come after the last stage.
+    """
+    if layer.startswith("stem"):
+        return stage != ""
+    match = re.fullmatch(r"stage(\d+)_(.*)", layer)
+    if not match or not stage:
+        return False
+    last = int(stage.removeprefix("stage"))
+    return int(match[1]) + (match[2] == "transition") <= last
 
 
 def _find(arch: str):

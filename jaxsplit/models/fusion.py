@@ -8,6 +8,8 @@ ones. All maps are NHWC; C channels of one network, M networks.
 import re
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -55,11 +57,14 @@ class TransFusion(nn.Module):
 class SelfDistillation(nn.Module):
     """float[B, h, w, C] -> maps like those of the earlier stages, the coarsest first.
 
-    `features`: their channels. Map i is float[B, h * 2^(i+1), w * 2^(i+1), features[i]], a
-    transposed convolution of the one before it, BatchNorm, ReLU.
+    `features`: their channels; `sizes`: their (height, width), None: each twice those before it.
+    Each is a transposed convolution of the one before it that doubles it, BatchNorm, ReLU. Beyond
+    the paper's networks: for a stage as large as the one after it a plain convolution, what is less
+    than twice as large is cut, what is more repeated.
     """
 
     features: Sequence[int]
+    sizes: Sequence[tuple[int, int]] | None = None
     axis_name: str | None = None
     dtype: Dtype | None = None
 
@@ -67,7 +72,15 @@ class SelfDistillation(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
         maps = []
         for i, channels in enumerate(self.features, start=1):
-            x = ConvTranspose(channels, dtype=self.dtype, name=f"layer{i}_conv")(x)
+            have = x.shape[1:3]
+            size = self.sizes[i - 1] if self.sizes else tuple(2 * n for n in have)
+            larger = any(a > b for a, b in zip(size, have, strict=True))
+            layer = ConvTranspose if larger else Conv
+            x = layer(channels, dtype=self.dtype, name=f"layer{i}_conv")(x)
+            for axis, wanted in enumerate(size, start=1):
+                if wanted > x.shape[axis]:
+                    x = jnp.repeat(x, -(-wanted // x.shape[axis]), axis)
+                x = jax.lax.slice_in_dim(x, 0, wanted, axis=axis)
             x = BatchNorm(self.axis_name, dtype=self.dtype, name=f"layer{i}_bn")(x, train)
             x = nn.relu(x)
             maps.append(x)

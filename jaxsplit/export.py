@@ -1,0 +1,132 @@
+"""One network of a run, alone: as a Linen module and its variables, or as a workdir of its own."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from jaxsplit import checkpoint, models
+from jaxsplit import config as config_lib
+from jaxsplit.errors import ConfigError
+
+FOLDER = "leader"  # in the workdir of the run; where the leader goes by default
+
+
+def network(
+    workdir: str | pathlib.Path, name: str = "net0", which: str | int = "latest"
+) -> tuple[nn.Module, dict]:
+    """A network of a run for use without jaxsplit's stack; reads no data set.
+
+    Args:
+      workdir: of the run.
+      name: 'net0' ... or 'leader'.
+      which: checkpoint, 'latest', 'best' or a step.
+
+    Returns:
+      (module, variables {'params', 'batch_stats'} of numpy arrays without a network axis):
+      `logits, features = module.apply(variables, images)` for normalised float[B, H, W, C].
+
+    Raises:
+      ConfigError: no such run, checkpoint or network.
+    """
+    config = config_lib.load(workdir)
+    variables, _, _ = _read(config, workdir, name, which)
+    classes = variables["params"]["head"]["bias"].shape[-1]
+    spec = config_lib.spec(_alone(config, name))
+    dtype = None if config.dtype == "float32" else config.dtype
+    return models.build(spec, classes, dtype=dtype), variables
+
+
+def leader(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    to: str | pathlib.Path | None = None,
+    which: str | int = "latest",
+) -> str:
+    """Makes a workdir that holds the leader alone, for evaluation and as a start of other runs.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      to: the new workdir; None: `leader` in that of the run.
+      which: checkpoint, 'latest', 'best' or a step.
+
+    Returns:
+      What was done, in words.
+
+    Raises:
+      ConfigError: the method has no leader, no such checkpoint, or `to` holds checkpoints.
+    """
+    to = pathlib.Path(to) if to else pathlib.Path(workdir).expanduser() / FOLDER
+    if checkpoint.exists(to):
+        raise ConfigError(f"to={str(to)!r}: holds checkpoints already; choose another")
+    variables, step, metrics = _read(config, workdir, "leader", which)
+    alone = _alone(config, "leader")
+    config_lib.check(alone)
+    folder = config_lib.prepare_workdir(to)
+    config_lib.save(alone, folder)
+    # As the only network, under the name that it has then.
+    known = {
+        key.replace("/leader/", "/net0/"): value
+        for key, value in (metrics or {}).items()
+        if "/leader/" in key
+    }
+    best = next((key for key in known if key.endswith("/top1")), "")
+    checkpoints = checkpoint.Checkpoints(folder, best_metric=best)
+    stacked = {c: {"stack": jax.tree.map(lambda x: x[None], tree)} for c, tree in variables.items()}
+    origin = {"files": [str(workdir)], "epoch": None, "step": step}
+    checkpoints.save_weights(stacked, alone, origin, known or None)
+    checkpoints.close()
+    return (
+        f"the leader of checkpoint {step}, {alone.arch}, is in {to}\n"
+        f"evaluate: python main.py --mode=eval --workdir={to}"
+    )
+
+
+def _alone(config: ConfigDict, name: str) -> ConfigDict:
+    """The config of one network of a run, trained alone."""
+    alone = config.copy_and_resolve_references()
+    alone.method, alone.split, alone.trunk, alone.views = "single", 1, "", ""
+    alone.divide_in = config_lib.divided_in(config)
+    if name == "leader" and config.method == "ffsd" and config.ffsd.leader:
+        alone.arch, alone.divide, alone.divide_in = config.ffsd.leader, False, 0
+    return alone
+
+
+def _read(
+    config: ConfigDict, workdir: str | pathlib.Path, name: str, which: str | int
+) -> tuple[dict, int, dict[str, Any] | None]:
+    """(variables of a network as numpy arrays, step, metrics) of a checkpoint."""
+    if not checkpoint.exists(workdir):
+        raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
+    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir), read_only=True)
+    step = checkpoints.find(which)
+    shapes = checkpoints.model_shapes(step)
+    parts = {checkpoint.part_of(path) for path in shapes}
+    own = name == "leader" and "leader" in parts  # else a network of the stack
+    names = [f"net{i}" for i in range(config.split)]
+    if config.method == "okddip":
+        names.append("leader")
+    if not own and name not in names:
+        has = ", ".join([*names, *(["leader"] if "leader" in parts else [])])
+        raise ConfigError(f"method={config.method!r}: has no network {name!r}; there are {has}")
+    wanted = {"leader"} if own else {"stack", "trunk"} & parts
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = {
+        path: jax.ShapeDtypeStruct(shape, np.float32, sharding=here)
+        for path, shape in shapes.items()
+        if checkpoint.part_of(path) in wanted
+    }
+    arrays = jax.device_get(checkpoints.restore_some(step, unflatten_dict(like, sep="/")))
+    metrics = checkpoints.metrics(step)
+    checkpoints.close()
+    index = config.split - 1 if name == "leader" else int(name[3:])
+    found = {"params": {}, "batch_stats": {}}
+    for path, value in flatten_dict(arrays, sep="/").items():
+        collection, part, rest = path.split("/", 2)
+        found[collection][rest] = value[index] if part == "stack" else value
+    return {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}, step, metrics

@@ -1,0 +1,36 @@
+"""Collaborative learning (CL-ILR): heads on a shared intermediate-level representation.
+
+Song & Chai 2018, "Collaborative Learning for Deep Neural Networks" (arXiv 1805.11761): head h
+minimises beta CE(label) + (1 - beta) T^2 CE(q_h), q_h the softmax at temperature T of the mean of
+the other heads' logits, detached; here KL(q_h), which has the same gradient. The gradient that all
+heads send into the shared layers is divided by their number ("backpropagation rescaling").
+"""
+
+from jax import Array
+
+from jaxsplit.distill import Distill
+from jaxsplit.methods.base import Method, Pass, over_stack
+from jaxsplit.models.layers import widen
+from jaxsplit.stack import Stack
+
+
+def make(stack: Stack, *, distill: Distill, label_weight: float = 0.5, **fields) -> Method:
+    """CL-ILR over a stack with a trunk; without one it is the paper's "simultaneous" learning.
+
+    Args:
+      stack: S >= 2 heads.
+      distill: KL at temperature 2.
+      label_weight: beta, in [0, 1].
+      **fields: label_smoothing, ensemble (see `over_stack`).
+    """
+    heads = stack.num_networks
+
+    def exchange(this: Pass) -> dict[str, Array]:
+        logits = widen(this.logits)
+        others = (logits.sum(0, keepdims=True) - logits) / (heads - 1)
+        by_network = distill(logits, others, this.batch["labels"])
+        return {"exchange": (1 - label_weight) * by_network.sum(), "distill": by_network}
+
+    return over_stack(
+        stack, exchange, label_weight=label_weight, trunk_gradient=1 / heads, **fields
+    )

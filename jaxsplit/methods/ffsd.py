@@ -1,0 +1,274 @@
+"""FFSD: students that teach each other, a module that fuses their features, a leader that is kept.
+
+Li et al. 2021, "Distilling a Powerful Student Model via Online Knowledge Distillation"
+(arXiv 2103.14473), in the order and with the weights of the original code. The students are the
+stack. In one step, every network on the weights before it:
+
+  student i   CE + T^2 KL towards the other students (their mean) + diversity of its attention from
+              that of student i - 1 + self-distillation of its earlier maps
+  fusion      CE + T^2 KL towards the mean of the students' logits, on their last maps
+  leader      CE + T^2 KL towards the fusion module's logits + attention towards the fused map
+              + attention of its trans-fusion module towards all students' maps
+              + self-distillation of its earlier maps from the fused map
+  self-distillation modules   to give, from a network's last map, its earlier ones
+
+Every right-hand side is detached, so that one gradient of the sum is what the original code gets
+from a backward pass for each network. Self-distillation modules normalise by their running
+statistics where they teach, and by the batch where they learn.
+
+The original code weights the students' self-distillation by the weight of the diversity, not by
+that of self-distillation, and uses the latter only to train the modules: `Weights` names each.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsplit import attention, distill, losses, models
+from jaxsplit.methods.base import Method, Pass, over_stack, top1
+from jaxsplit.models import fusion
+from jaxsplit.stack import Stack
+
+# Labels of optimizers; the students' is that of the config.
+LEADER, FUSION, SELF_DISTILLATION = "leader", "fusion", "self_distillation"
+
+
+class Weights(NamedTuple):
+    """Of the terms beside cross-entropy and KL; the published values."""
+
+    diversity: float = 1e-5
+    student_self_distillation: float = 1e-5
+    fusion: float = 10.0
+    trans_fusion: float = 10.0
+    leader_self_distillation: float = 10.0
+    train_self_distillation: float = 1000.0
+
+
+def warmup(progress: Array | int, steps_per_epoch: int, warmup_steps: int) -> Array:
+    """Factor of all `Weights`: exp(-5 (1 - e / E)^2) in epoch e = 1, 2 ... up to E, then 1."""
+    epoch = jnp.asarray(progress) // steps_per_epoch + 1
+    left = jnp.maximum(1 - epoch * steps_per_epoch / max(warmup_steps, 1), 0)
+    return jnp.exp(-5 * jnp.square(left))
+
+
+def make(
+    stack: Stack,
+    *,
+    leader,
+    distil: distill.Distill,
+    leader_remat: tuple[str, ...] = (),
+    weights: Weights | None = None,
+    steps_per_epoch: int = 1,
+    warmup_steps: int = 0,
+    label_smoothing: float = 0.0,
+    ensemble: str = "mean_logits",
+) -> Method:
+    """FFSD over a stack of M >= 2 students.
+
+    Variables: parts `stack`; `leader`, `fusion`, `trans_fusion`, `sd_leader`, and `sd1` ... of each
+    student but the first. All students see views[0], as does the leader, unless there are several
+    views; then the leader sees the first student's.
+
+    Args:
+      stack: the students.
+      leader: its Spec.
+      distil: what networks learn of each other's logits; T^2 KL, T = 2, in the paper.
+      leader_remat: stages of the leader to recompute, of `models.remat_stages`.
+      weights: of the other terms; None: the published ones.
+      steps_per_epoch: of the warm-up, which goes by epochs.
+      warmup_steps: of `weights`; 0 is none.
+      label_smoothing, ensemble: see `over_stack`.
+    """
+    students, weights = stack.num_networks, weights or Weights()
+
+    def lead(this: Pass) -> tuple[Array, dict[str, Array]]:
+        """(logits, features) of the leader."""
+        classes = this.logits.shape[-1]
+        build = functools.partial(models.build, leader, classes, remat=leader_remat)
+        return this.network("leader", build, this.batch["views"][0])
+
+    def fuse(this: Pass, features: int) -> tuple[Array, Array, Array]:
+        """(the students' last maps side by side, the module's logits, the fused map).
+
+        `features` of the fused map are those of the leader's, which learns from it; in the paper
+        these are the students', too.
+        """
+        last = jax.lax.stop_gradient(this.features["final"])  # [M, B, h, w, C]
+        joined = jnp.moveaxis(last, 0, -2).reshape(*last.shape[1:4], -1)
+        module = functools.partial(fusion.Fusion, features, this.logits.shape[-1])
+        return joined, *this.beside("fusion", module, joined)
+
+    def exchange(this: Pass) -> dict[str, Array]:
+        labels, w = this.batch["labels"], warmup(this.progress, steps_per_epoch, warmup_steps)
+
+        def label_loss(logits: Array) -> Array:
+            mixed = {k: this.batch[k] for k in ("partner", "lam") if k in this.batch}
+            return losses.cross_entropy(
+                logits[None], labels, label_smoothing=label_smoothing, **mixed
+            )[0]
+
+        def towards(logits: Array, teacher: Array) -> Array:
+            return distil(logits[None], jax.lax.stop_gradient(teacher)[None], labels)[0]
+
+        # ---- Students
+        maps = _maps(this.features)
+        maps_of = [[x[i] for x in maps] for i in range(students)]
+        z = this.logits
+        mutual = distil.pairwise(z, labels)
+        diversity, taught, learned = [jnp.zeros(())], [jnp.zeros(())], []
+        for i in range(1, students):
+            before, last = jax.lax.stop_gradient(maps_of[i - 1][-1]), maps_of[i][-1]
+            target = attention.attention(before)
+            diversity.append(attention.diversity_loss(attention.attention(last), target))
+            target = attention.diversity_target(before).astype(before.dtype)
+            taught.append(_self_distillation(this, f"sd{i}", maps_of[i], target))
+            learned.append(_train_self_distillation(this, f"sd{i}", maps_of[i]))
+        diversity, taught = jnp.stack(diversity), jnp.stack(taught)
+
+        leader_logits, features = lead(this)
+        leader_maps = _maps(features)
+
+        # ---- Fusion
+        joined, fusion_logits, fused = fuse(this, leader_maps[-1].shape[-1])
+        fusion_ce = label_loss(fusion_logits)
+        fusion_kl = towards(fusion_logits, z.mean(0))
+
+        # ---- Leader
+        fused = jax.lax.stop_gradient(fused)
+        module = functools.partial(fusion.TransFusion, joined.shape[-1])
+        trans_fused = this.beside("trans_fusion", module, leader_maps[-1])
+        leader_ce = label_loss(leader_logits)
+        leader_kl = towards(leader_logits, fusion_logits)
+        leader_fusion = attention.attention_loss(
+            attention.attention(leader_maps[-1]), attention.attention(fused)
+        )
+        leader_trans_fusion = attention.attention_loss(
+            attention.attention(trans_fused), attention.attention(joined)
+        )
+        leader_taught = _self_distillation(this, "sd_leader", leader_maps, fused)
+        learned.append(_train_self_distillation(this, "sd_leader", leader_maps))
+
+        # The student's own loss, without its cross-entropy; [M]
+        student = mutual + w * (
+            weights.diversity * diversity + weights.student_self_distillation * taught
+        )
+        leader_loss = (
+            leader_ce
+            + leader_kl
+            + w * weights.fusion * leader_fusion
+            + w * weights.trans_fusion * leader_trans_fusion
+            + w * weights.leader_self_distillation * leader_taught
+        )
+        by_map, by_attention = (sum(terms) for terms in zip(*learned, strict=True))
+        modules = w * weights.train_self_distillation * (by_map + by_attention)
+        return {
+            "exchange": student.sum() + fusion_ce + fusion_kl + leader_loss + modules,
+            "distill": mutual,
+            "diversity": diversity,
+            "self_distillation": taught,
+            "fusion/cross_entropy": fusion_ce,
+            "fusion/distill": fusion_kl,
+            "fusion/top1": top1(fusion_logits[None], labels)[0],
+            "leader/loss": leader_loss,
+            "leader/cross_entropy": leader_ce,
+            "leader/distill": leader_kl,
+            "leader/fusion": leader_fusion,
+            "leader/trans_fusion": leader_trans_fusion,
+            "leader/self_distillation": leader_taught,
+            "leader/top1": top1(leader_logits[None], labels)[0],
+            "self_distillation/maps": by_map,
+            "self_distillation/attention": by_attention,
+            "ffsd/warmup": w,
+        }
+
+    def answers(this: Pass) -> dict[str, Array]:
+        leader_logits, features = lead(this)
+        fused = fuse(this, features["final"].shape[-1])
+        return {"fusion": fused[1], "leader": leader_logits}
+
+    def group(path: tuple[str, ...]) -> str:
+        if path[0].startswith("sd"):
+            return SELF_DISTILLATION
+        return {"fusion": FUSION, "stack": ""}.get(path[0], LEADER)
+
+    return over_stack(
+        stack,
+        exchange,
+        answers=answers,
+        answer="leader",
+        group=group,
+        label_smoothing=label_smoothing,
+        ensemble=ensemble,
+    )
+
+
+def from_config(config, plan, stack: Stack, **fields) -> Method:
+    """`make` as a config says, with what `durations.plan` derived from it."""
+    its = config.ffsd
+    students = models.divided(config.arch, config.split if config.divide else 1)
+    leader = models.divided(its.leader, 1) if its.leader else students
+    return make(
+        stack,
+        leader=leader,
+        leader_remat=models.remat_stages(leader, config.remat),
+        distil=distill.make(config.distill, 2.0),
+        weights=Weights(**{name: its[name] for name in Weights._fields}),
+        steps_per_epoch=plan.steps_per_epoch,
+        warmup_steps=plan.ffsd_warmup_steps,
+        **fields,
+    )
+
+
+def optimizers(config) -> dict[str, dict[str, Any]]:
+    """Label -> fields of `config.optim` that differ: see `Entry`."""
+    its = config.ffsd
+    return {
+        # Eq. (6) of divide and co-training is for divided networks.
+        LEADER: dict(divide_weight_decay=False) if its.leader else {},
+        FUSION: dict(weight_decay=its.fusion_weight_decay),
+        SELF_DISTILLATION: dict(
+            name="adam",
+            lr=its.self_distillation_lr,
+            weight_decay=its.self_distillation_weight_decay,
+        ),
+    }
+
+
+def _maps(features: dict[str, Array]) -> list[Array]:
+    """The maps that are distilled, finest first: of each stage but the last, and `final`."""
+    *stages, _, final = features.values()
+    return [*stages, final]
+
+
+def _module(this: Pass, part: str, maps: list[Array], x: Array, **fields) -> list[Array]:
+    """What a self-distillation module gives for the map `x`: maps like maps[:-1], finest first."""
+    earlier = jax.tree.map(lambda m: m.shape[1:], maps[-2::-1])
+    make = functools.partial(
+        fusion.SelfDistillation,
+        tuple(shape[-1] for shape in earlier),
+        tuple(tuple(shape[:2]) for shape in earlier),
+    )
+    return this.beside(part, make, x, **fields)[::-1]
+
+
+def _self_distillation(this: Pass, part: str, maps: list[Array], x: Array) -> Array:
+    """Attention of the earlier maps towards what the module, frozen, gives for the map `x`."""
+    wanted = jax.lax.stop_gradient(_module(this, part, maps, x, train=False, frozen=True))
+    pairs = zip(maps[:-1], wanted, strict=True)
+    return sum(
+        attention.attention_loss(attention.attention(m), attention.attention(y)) for m, y in pairs
+    )
+
+
+def _train_self_distillation(this: Pass, part: str, maps: list[Array]) -> tuple[Array, Array]:
+    """What the module learns by: difference of its maps, and of their attention, from the true."""
+    maps = jax.lax.stop_gradient(maps)
+    pairs = list(zip(_module(this, part, maps, maps[-1]), maps[:-1], strict=True))
+    by_map = sum(attention.attention_loss(y, m) for y, m in pairs)
+    by_attention = sum(
+        attention.attention_loss(attention.attention(y), attention.attention(m)) for y, m in pairs
+    )
+    return by_map, by_attention

@@ -1,0 +1,76 @@
+"""OKDDip: peers that weigh each other's predictions by attention, and a leader taught by them all.
+
+Chen et al. 2020, "Online Knowledge Distillation with Diverse Peers" (arXiv 1912.00350). Of S
+networks the last is the group leader, the others are peers, with pooled features h:
+
+  weights   alpha_ab = softmax over peers b of L(h_a)^T E(h_b), L and E linear
+  peer a    CE + T^2 KL(t_a || q_a), t_a = sum_b alpha_ab q_b, q_b = softmax(z_b / T)
+  leader    CE + T^2 KL(t || q_leader), t the mean of the q_b
+
+Gradients flow as in the authors' code, which detaches nothing: through the weights into L, E and
+the features, and into the peers' predictions wherever these are targets, the leader's included.
+That code weighs logits, where the paper and this file weigh predictions.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from jaxsplit.distill import Distill
+from jaxsplit.methods.base import Method, Pass, over_stack
+from jaxsplit.models.layers import Dtype, widen
+from jaxsplit.stack import Stack
+
+
+class Attention(nn.Module):
+    """Features float[B, M, C] of M peers -> log of the weights alpha float[B, M, M], [a, b]."""
+
+    features: int  # of L and E
+    axis_name: str | None = None
+    dtype: Dtype | None = None  # not used: these are few numbers
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        x = widen(x)
+        left = nn.Dense(self.features, use_bias=False, name="left")(x)
+        right = nn.Dense(self.features, use_bias=False, name="right")(x)
+        return jax.nn.log_softmax(left @ right.swapaxes(1, 2))
+
+
+def make(stack: Stack, *, distill: Distill, factor: int = 8, **fields) -> Method:
+    """OKDDip over a stack; variables: parts `stack` and `attention`, answer `leader`.
+
+    Args:
+      stack: S >= 3 networks.
+      distill: KL at temperature 3.
+      factor: L and E have this many times fewer features than the networks.
+      **fields: label_smoothing, ensemble (see `over_stack`).
+    """
+
+    def exchange(this: Pass) -> dict[str, Array]:
+        labels, t = this.batch["labels"], distill.temperature
+        peers, leader = this.logits[:-1], this.logits[-1:]
+        pooled = widen(this.features["final"][:-1]).mean((2, 3)).swapaxes(0, 1)
+        attention = functools.partial(Attention, max(1, pooled.shape[-1] // factor))
+        weights = this.beside("attention", attention, pooled)  # [B, a, b]
+        log_q = jax.nn.log_softmax(widen(peers) / t)
+        weighted = jnp.moveaxis(weights, 0, -1)[..., None] + log_q[None]  # [a, b, B, K]
+        # As logits, which softmax(. / T) turns back into the targets.
+        targets = t * jax.nn.logsumexp(weighted, 1)
+        target = t * jax.nn.logsumexp(log_q, 0, keepdims=True)  # the mean, as scale does not matter
+        by_network = jnp.concatenate(
+            [
+                distill(peers, targets, labels, detach=False),
+                distill(leader, target, labels, detach=False),
+            ]
+        )
+        own = jnp.exp(weights).trace(axis1=1, axis2=2).mean() / len(peers)
+        return {"exchange": by_network.sum(), "distill": by_network, "okddip/own_weight": own}
+
+    def answers(this: Pass) -> dict[str, Array]:
+        return {"leader": this.logits[-1]}
+
+    return over_stack(stack, exchange, answers=answers, answer="leader", **fields)
