@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     # single | independent | cotrain | ffsd | dml | kdcl | one | okddip | cl_ilr | codistill
     config.method = "cotrain"
     # What the S networks see of one image: different | same; '': as in the method's paper, which is
-    # different for independent and cotrain, same for the others.
+    # different for independent, cotrain and kdcl, same for the others.
     config.views = ""
     # The last layers that the networks share, as 'stage1', or 'none'; '': as in the method's paper,
     # all stages but the last for one and cl_ilr, none for the others.

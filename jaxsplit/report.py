@@ -4,8 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from jaxsplit import config as config_lib
-from jaxsplit import models, published, summary
-from jaxsplit.models import fusion
+from jaxsplit import published, summary
 from jaxsplit.published import Result
 from jaxsplit.summary import Cost
 
@@ -68,7 +67,7 @@ def results_table(
       costs: (one divided network, the undivided network).
       num_networks: S.
       published: what the paper reached with the same, a line each below the table.
-      own: name -> (parameters, multiply-adds) of answers that are not given by all networks alike.
+      own: of `summary.own_costs`.
     """
     own = own or {}
     small, large = costs
@@ -77,9 +76,12 @@ def results_table(
     names = sorted((n for n in answers if n.startswith("net")), key=lambda n: int(n[3:]))
     names += [n for n in answers if n not in names]
     rows = [("", "top-1 %", "top-5 %", "NLL", "parameters", "mult-adds")]
+    together = own.get(summary.ALL, (num_networks * small.params, num_networks * small.macs))
     for name in names:
-        n = 1 if name.startswith("net") else num_networks
-        params, macs = own.get(name, (n * small.params, n * small.macs))
+        if name.startswith("net"):
+            params, macs = small.params, small.macs
+        else:
+            params, macs = own.get(name, together)
         rows.append(
             (
                 name,
@@ -132,7 +134,12 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
         num_classes=exp.dataset.num_classes,
         image_shape=exp.dataset.image_shape,
     )
-    own = _own_costs(exp, costs[0])
+    own = summary.own_costs(
+        config,
+        costs[0],
+        num_classes=exp.dataset.num_classes,
+        image_shape=exp.dataset.image_shape,
+    )
     parts = []
     for split in ("validation", "test"):
         if f"{split}/count" not in results:
@@ -164,24 +171,3 @@ def _as_published(config) -> bool:
     if config.method == "ffsd":
         return not (config.divide or config.ffsd.leader)
     return config.divide and config.divide_in in (0, config.split)
-
-
-def _own_costs(exp, small: Cost) -> dict[str, tuple[int, int]]:
-    """(parameters, multiply-adds) of the answers that other modules than the stack's give."""
-    config, classes, shape = exp.config, exp.dataset.num_classes, exp.dataset.image_shape
-    s = config.split
-    if config.method == "okddip":
-        return {"leader": (small.params, small.macs)}
-    if config.method != "ffsd":
-        return {}
-    student = spec = config_lib.spec(config)
-    leader = small
-    if config.ffsd.leader:
-        spec = models.divided(config.ffsd.leader, 1)
-        leader = summary.cost(spec, num_classes=classes, image_shape=shape)
-    last, width = summary.last_map(student, shape), summary.last_map(spec, shape)[-1]
-    module = summary.module_cost(fusion.Fusion(width, classes), (*last[:2], s * last[-1]))
-    return {
-        "leader": (leader.params, leader.macs),
-        "fusion": (s * small.params + module.params, s * small.macs + module.macs),
-    }

@@ -20,7 +20,9 @@ from flax import linen as nn
 
 from jaxsplit import conv, models
 from jaxsplit.errors import ConfigError
+from jaxsplit.models import fusion
 
+ALL = "all"  # the networks of a stack together, in `own_costs`
 SPLITS = (1, 2, 4)  # of the table of all architectures
 
 
@@ -30,7 +32,22 @@ class Cost(NamedTuple):
     params: int
     stats: int  # elements of running statistics
     macs: int
-    groups: dict[str, tuple[int, int]]  # layer group -> (params, multiply-adds)
+    layers: dict[str, tuple[int, int]]  # outermost layer -> (params, multiply-adds)
+
+    @property
+    def groups(self) -> dict[str, tuple[int, int]]:
+        """As `layers`, by stage: 'stage1' is all that is called stage1_..."""
+        groups: dict[str, tuple[int, int]] = {}
+        for name, (params, macs) in self.layers.items():
+            group = name.split("_")[0]
+            before = groups.get(group, (0, 0))
+            groups[group] = (before[0] + params, before[1] + macs)
+        return groups
+
+    def in_trunk(self, stage: str) -> tuple[int, int]:
+        """(params, multiply-adds) of the layers that networks share up to a stage."""
+        shared = [n for layer, n in self.layers.items() if models.in_trunk(layer, stage)]
+        return sum(p for p, _ in shared), sum(m for _, m in shared)
 
 
 def cost(spec, *, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
@@ -51,28 +68,20 @@ def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
     _count(program.jaxpr, macs, 1, "")
     params = Counter()
     for path, leaf in jax.tree.leaves_with_path(variables["params"]):
-        params[_group(path[0].key)] += math.prod(leaf.shape)
+        params[path[0].key] += math.prod(leaf.shape)
     stats = sum(math.prod(x.shape) for x in jax.tree.leaves(variables.get("batch_stats", {})))
-    by_module = Counter()
-    for name, n in macs.items():
-        by_module[_group(name)] += n
-    order = [*by_module, *(g for g in params if g not in by_module)]  # as the data flows
-    groups = {g: (params[g], by_module[g]) for g in order}
-    return Cost(sum(params.values()), stats, sum(macs.values()), groups)
+    order = [*macs, *(layer for layer in params if layer not in macs)]  # as the data flows
+    layers = {layer: (params[layer], macs[layer]) for layer in order}
+    return Cost(sum(params.values()), stats, sum(macs.values()), layers)
 
 
-def last_map(spec, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(h, w, C) of the features `final` of the network of a Spec for an image of (H, W, C)."""
+def map_shape(spec, image_shape: tuple[int, int, int], name: str = "final") -> tuple[int, int, int]:
+    """(h, w, C) of features of the network of a Spec for an image of (H, W, C)."""
     module = models.build(spec, 1)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.result_type(float))
     key = jax.random.key(0)
     (_, features), _ = jax.eval_shape(lambda x: module.init_with_output(key, x), image)
-    return features["final"].shape[1:]
-
-
-def _group(name: str) -> str:
-    """'stage1_block2' -> 'stage1'."""
-    return name.split("_")[0]
+    return features[name].shape[1:]
 
 
 def _count(jaxpr, macs: Counter, times: int, scope: str) -> None:
@@ -118,19 +127,69 @@ def title(config) -> str:
     return f"{s} of {config.arch} divided in {n}"
 
 
-def table(what: str, arch: str, num_networks: int, divided_in: int, **kwargs) -> str:
-    """Text: parameters and multiply-adds per layer group and of the whole, and undivided."""
-    small, large = stack_cost(arch, divided_in, **kwargs)
-    s = num_networks
-    head = f"{'':14} {'parameters':>12} {'mult-adds':>15}"
-    lines = [f"{what}, one network", head]
-    lines += [f"{g:14} {p:12,} {m:15,}" for g, (p, m) in small.groups.items()]
-    lines += [
-        f"{'one network':14} {small.params:12,} {small.macs:15,}",
-        f"{f'all {s}':14} {s * small.params:12,} {s * small.macs:15,}",
-        f"{'undivided':14} {large.params:12,} {large.macs:15,}",
-        f"{'ratio':14} {s * small.params / large.params:12.3f} {s * small.macs / large.macs:15.3f}",
-    ]
+def own_costs(config, small: Cost, **fields) -> dict[str, tuple[int, int]]:
+    """(parameters, multiply-adds) of what a config's networks answer together, by name of it.
+
+    Args:
+      config: which method, how many networks, what they share.
+      small: one of the networks.
+      **fields: num_classes, image_shape.
+
+    Returns:
+      `ALL`, the networks with what they share counted once, and the answers that are given by other
+      modules as well, or by fewer networks.
+    """
+    from jaxsplit import config as config_lib
+    from jaxsplit.methods.one import Gate
+
+    s, spec, shape = config.split, config_lib.spec(config), fields["image_shape"]
+    trunk = config_lib.trunk(config)
+    params, macs = small.in_trunk(trunk)
+    every = (s * small.params - (s - 1) * params, s * small.macs - (s - 1) * macs)
+
+    def and_module(module: nn.Module, *shape: int) -> tuple[int, int]:
+        more = module_cost(module, shape)
+        return every[0] + more.params, every[1] + more.macs
+
+    costs = {ALL: every}
+    if config.method == "okddip":
+        costs["leader"] = (small.params, small.macs)
+    if config.method == "one":
+        costs["gated"] = and_module(Gate(s), map_shape(spec, shape, trunk)[-1])
+    if config.method == "ffsd":
+        its = models.divided(config.ffsd.leader, 1) if config.ffsd.leader else spec
+        leader = cost(its, **fields) if config.ffsd.leader else small
+        costs["leader"] = (leader.params, leader.macs)
+        h, w, c = map_shape(spec, shape)
+        module = fusion.Fusion(map_shape(its, shape)[-1], fields["num_classes"])
+        costs["fusion"] = and_module(module, h, w, s * c)
+    return costs
+
+
+def table(config, **fields) -> str:
+    """Text: parameters and multiply-adds per layer group and of the whole, and undivided.
+
+    Args:
+      config: says which networks.
+      **fields: num_classes, image_shape.
+    """
+    from jaxsplit import config as config_lib
+
+    small, large = stack_cost(config.arch, config_lib.divided_in(config), **fields)
+    costs = own_costs(config, small, **fields)
+    params, macs = every = costs.pop(ALL)
+    rows = {
+        **small.groups,
+        "one network": (small.params, small.macs),
+        f"all {config.split}": every,
+        **costs,
+        "undivided": (large.params, large.macs),
+    }
+    lines = [f"{title(config)}, one network", f"{'':14} {'parameters':>12} {'mult-adds':>15}"]
+    lines += [f"{name:14} {p:12,} {m:15,}" for name, (p, m) in rows.items()]
+    lines.append(f"{'ratio':14} {params / large.params:12.3f} {macs / large.macs:15.3f}")
+    if trunk := config_lib.trunk(config):
+        lines.append(f"the networks share all up to {trunk}, which is counted once in `all`")
     return "\n".join(lines)
 
 
@@ -147,14 +206,7 @@ def of_config(config) -> str:
     source = data.source(config.data)
     height, width, channels = source.image_shape
     shape = (config.data.image_size or height, config.data.image_size or width, channels)
-    costs = table(
-        title(config),
-        config.arch,
-        config.split,
-        config_lib.divided_in(config),
-        num_classes=source.num_classes,
-        image_shape=shape,
-    )
+    costs = table(config, num_classes=source.num_classes, image_shape=shape)
     return f"{costs}\n\n{curves.of_config(config)}"
 
 

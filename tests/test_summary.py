@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from configs import digits_wrn16_4_x4, imagenet_seresnet101_x4
+from configs import common, digits_wrn16_4_x4, imagenet_seresnet101_x4
 from jaxsplit import models, summary
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import resnet, senet
@@ -79,16 +79,36 @@ def rows_of(text: str) -> dict[str, list[str]]:
     return {name: [v.replace(",", "") for v in values] for name, *values in lines}
 
 
+@pytest.mark.parametrize("method", ["one", "okddip", "ffsd"])
+def test_table_of_other_methods(method):
+    """What networks share counts once; answers of other modules have their own lines."""
+    config = common.get_config()
+    config.arch, config.split, config.method, config.divide = "wide_resnet10_1", 3, method, False
+    small, large = summary.stack_cost("wide_resnet10_1", 1, num_classes=K, image_shape=(8, 8, 1))
+    assert small == large
+    rows = rows_of(summary.table(config, num_classes=K, image_shape=(8, 8, 1)))
+    every = [int(v) for v in rows["all 3"]]
+    if method == "one":  # shares the stem and two of three stages
+        shared = [sum(small.groups[g][i] for g in ("stem", "stage1", "stage2")) for i in (0, 1)]
+        assert every == [3 * small.params - 2 * shared[0], 3 * small.macs - 2 * shared[1]]
+        gate = 3 * 32 + 3 + 2 * 3  # 32 channels to 3 branches, its bias, normalisation
+        assert [int(v) for v in rows["gated"]] == [every[0] + gate, every[1] + 3 * 32]
+        return
+    assert every == [3 * small.params, 3 * small.macs]
+    assert [int(v) for v in rows["leader"]] == [small.params, small.macs]
+    if method == "ffsd":
+        c = 64  # channels of 2x2 maps: depthwise 3x3, then 1x1, of three students'; a classifier
+        params = 3 * c * 9 + 2 * 3 * c + 3 * c * c + 2 * c + c * K + K
+        macs = 4 * (3 * c * 9 + 3 * c * c) + c * K
+        assert [int(v) for v in rows["fusion"]] == [every[0] + params, every[1] + macs]
+
+
 def test_table():
-    text = summary.table(
-        "wide_resnet10_4 divided in 4",
-        "wide_resnet10_4",
-        4,
-        4,
-        num_classes=K,
-        image_shape=(8, 8, 1),
-    )
-    small, large = summary.stack_cost("wide_resnet10_4", 4, num_classes=K, image_shape=(8, 8, 1))
+    config = common.get_config()
+    config.arch, config.split = "wide_resnet10_4", 4
+    fields = dict(num_classes=K, image_shape=(8, 8, 1))
+    text = summary.table(config, **fields)
+    small, large = summary.stack_cost("wide_resnet10_4", 4, **fields)
     assert text.splitlines()[0] == "wide_resnet10_4 divided in 4, one network"
     rows = rows_of(text)
     groups = ["stem", "stage1", "stage2", "stage3", "head"]
