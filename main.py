@@ -8,10 +8,15 @@ python main.py --mode=export_leader --workdir=runs/ffsd
 python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/tuned --init_from=runs/other
 """
 
-from absl import app, flags
+from jaxsplit import signals
 
-from jaxsplit import cli, export, loop, show, summary
-from jaxsplit.errors import ConfigError
+if __name__ == "__main__":
+    signals.early()  # before the imports that take seconds
+
+from absl import app, flags  # noqa: E402
+
+from jaxsplit import cli, distributed, export, loop, show, summary  # noqa: E402
+from jaxsplit.errors import ConfigError  # noqa: E402
 
 _MODE = flags.DEFINE_string("mode", "train", "train, eval, summary, show_views or export_leader")
 _CHECKPOINT = flags.DEFINE_string(
@@ -20,6 +25,10 @@ _CHECKPOINT = flags.DEFINE_string(
 _TO = flags.DEFINE_string(
     "to", None, "For export_leader: the leader's workdir; default WORKDIR/leader"
 )
+# Of several processes on machines that know nothing of each other; see `distributed.initialize`.
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port that process 0 listens on")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run; 1: this alone")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0")
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
@@ -31,7 +40,8 @@ _INIT_FROM = flags.DEFINE_string(
 def _train(config) -> None:
     if _INIT_FROM.value is not None:
         config.init_from = _INIT_FROM.value
-    loop.train_and_evaluate(config, cli.WORKDIR.value)
+    with signals.Stop() as stop:
+        loop.train_and_evaluate(config, cli.WORKDIR.value, stop)
 
 
 MODES = {
@@ -55,6 +65,8 @@ def main(_: list[str]) -> None:
             raise ConfigError(f"init_from: only with --mode=train, not {_MODE.value}")
         if _MODE.value != "export_leader" and _TO.value is not None:
             raise ConfigError(f"to: only with --mode=export_leader, not {_MODE.value}")
+        if _MODE.value in ("train", "eval"):
+            distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[_MODE.value](cli.CONFIG.value)
 
 

@@ -1,6 +1,7 @@
 """Measurements; `results/` holds their figures."""
 
 import datetime
+import pathlib
 import platform
 import subprocess
 
@@ -12,3 +13,11 @@ def made_by(*facts: str) -> str:
     ).stdout.strip()
     python = f"Python {platform.python_version()}"
     return ", ".join([*facts, python, f"commit {commit or 'unknown'}", str(datetime.date.today())])
+
+
+def show(text: str, out: pathlib.Path | None) -> None:
+    """Prints a table; `out`: the Markdown file that it is appended to."""
+    print(text)
+    if out:
+        with out.open("a") as f:
+            f.write(text + "\n")

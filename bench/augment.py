@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 
-from bench import made_by
+from bench import made_by, show
 from configs import cifar10
 from jaxsplit import augment, experiment, metrics, state, step
 from jaxsplit import config as config_lib
@@ -119,10 +119,7 @@ def main() -> None:
             test_labels=labels[:128],
         )
         text = report(args, measure(args, pathlib.Path(folder)))
-    print(text)
-    if args.out:
-        with args.out.open("a") as f:
-            f.write(text + "\n")
+    show(text, args.out)
 
 
 if __name__ == "__main__":

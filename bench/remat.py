@@ -15,7 +15,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from bench import made_by
+from bench import made_by, show
 from jaxsplit import losses, models, sharding, stack
 
 
@@ -103,10 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="Markdown file to append the table to")
     args = parser.parse_args()
     text = report(args, measure(args))
-    print(text)
-    if args.out:
-        with args.out.open("a") as f:
-            f.write(text + "\n")
+    show(text, args.out)
 
 
 if __name__ == "__main__":

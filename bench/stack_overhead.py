@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bench import made_by
+from bench import made_by, show
 from configs import common
 from jaxsplit import losses, models, optim, sharding, stack
 
@@ -105,10 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="Markdown file to append the table to")
     args = parser.parse_args()
     text = report(args, measure(args))
-    print(text)
-    if args.out:
-        with args.out.open("a") as f:
-            f.write(text + "\n")
+    show(text, args.out)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def get_config() -> ConfigDict:
     config.label_smoothing = 0.0
 
     config.cotrain = ConfigDict()
-    config.cotrain.loss = "js"  # js | kl, mse, smooth_l1 (detached targets), and those with _mean
+    # js | kl, mse, smooth_l1 (detached targets), and those with _mean | distill: config.distill
+    config.cotrain.loss = "js"
     config.cotrain.weight = 0.5
     config.cotrain.floor = 0.005  # the weight never warms up from less than this
     config.cotrain.warmup = "40 epochs"  # linear
@@ -128,7 +129,8 @@ def get_config() -> ConfigDict:
     config.optim.decay_norm = True  # the scales of BatchNorm decay, as in the reference
     config.optim.decay_bias = False  # biases, too
     config.optim.divide_weight_decay = False  # Eq. (6): weight_decay * exp(1/S - 1)
-    config.optim.clip_norm = 0.0  # of the gradient of each network; 0: not clipped
+    # Of the gradient of each network, and of each module beside them; 0: not clipped.
+    config.optim.clip_norm = 0.0
     config.optim.accumulate = 1  # parts that a batch is cut in, one after another; saves memory
 
     config.schedule = ConfigDict()
@@ -168,4 +170,6 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "1 epochs"
     config.checkpoint.keep = 2  # the newest ones; the best one is kept beside them
+    # A newest checkpoint that is damaged: previous (goes on from the one before) | error
+    config.checkpoint.on_corrupt = "previous"
     return config

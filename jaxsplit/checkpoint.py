@@ -1,8 +1,12 @@
-"""Orbax checkpoints: items model, opt, config and data; the newest few and the best are kept."""
+"""Orbax checkpoints: items model, opt, config and data; the newest few and the best are kept.
+
+A fifth item, `checksums`, is of all that the others hold; see `integrity`.
+"""
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,10 +14,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from jaxsplit.errors import ConfigError
+from jaxsplit import distributed, integrity
+from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
 from jaxsplit.state import TrainState
 
 FOLDER = "checkpoints"
+_DAMAGED = "damaged-"  # before the step, in the name of a checkpoint that was set aside
 
 
 class Checkpoints:
@@ -39,6 +45,7 @@ class Checkpoints:
     ):
         self._folder = pathlib.Path(workdir).expanduser().absolute() / FOLDER
         self._keep, self._best_metric = keep, best_metric
+        self._failed = False  # a save; nothing is waited for then
         self._manager = self._open(read_only)
 
     def _open(self, read_only: bool) -> ocp.CheckpointManager:
@@ -60,10 +67,10 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
         )
-        return ocp.CheckpointManager(
+        return _Manager(
             self._folder,
             options=options,
-            item_names=("model", "opt", "config", "data"),
+            item_names=("model", "opt", "config", "data", "checksums"),
         )
 
     def save(
@@ -82,6 +89,9 @@ class Checkpoints:
           train_examples: in the training set; with seed and step it fixes the data position.
           metrics: of an evaluation at this step.
           bad_records: that were left out up to this step.
+
+        Raises:
+          SaveError: this save, or the one before, which was still under way, failed.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -89,13 +99,25 @@ class Checkpoints:
         position = {"step": step, "train_examples": train_examples}
         if bad_records:
             position["bad_records"] = bad_records
-        args = ocp.args.Composite(
-            model=ocp.args.StandardSave(state.variables),
-            opt=ocp.args.StandardSave(_opt_item(state)),
-            config=ocp.args.JsonSave(config.to_dict()),
-            data=ocp.args.JsonSave(position),
+        self._save(
+            step,
+            {"model": state.variables, "opt": _opt_item(state)},
+            {"config": config.to_dict(), "data": position},
+            metrics,
         )
-        self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def _save(self, step: int, arrays: dict, texts: dict, metrics: dict | None) -> None:
+        """`arrays`: item -> its tree; `texts`: item -> what becomes JSON."""
+        texts["data"]["format"] = integrity.FORMAT
+        known = texts if metrics is None else texts | {"metrics": metrics}
+        sums = integrity.sums_of(arrays, known)
+        with self._save_errors():
+            args = ocp.args.Composite(
+                **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
+                **{item: ocp.args.JsonSave(text) for item, text in texts.items()},
+                checksums=ocp.args.JsonSave(sums),
+            )
+            self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def save_weights(
         self, variables: dict, config: ConfigDict, origin: dict, metrics: dict | None = None
@@ -108,12 +130,8 @@ class Checkpoints:
           origin: where they come from, to be read by people.
           metrics: known of them.
         """
-        args = ocp.args.Composite(
-            model=ocp.args.StandardSave(variables),
-            config=ocp.args.JsonSave(config.to_dict()),
-            data=ocp.args.JsonSave({"step": 0, "origin": origin}),
-        )
-        self._manager.save(0, args=args, metrics=metrics, force=True)
+        texts = {"config": config.to_dict(), "data": {"step": 0, "origin": origin}}
+        self._save(0, {"model": variables}, texts, metrics)
 
     def metrics(self, step: int) -> dict | None:
         """Those saved with a checkpoint; None: it was not evaluated."""
@@ -160,19 +178,84 @@ class Checkpoints:
             )
         return found
 
+    def resume(
+        self,
+        like: TrainState,
+        train_examples: int,
+        *,
+        on_corrupt: str = "previous",
+        say: Callable[[str], None] = print,
+    ) -> tuple[int, TrainState, int]:
+        """The newest state that is whole.
+
+        Damaged checkpoints that are newer are set aside: renamed, so that the run can save those
+        steps again. Every process must call it.
+
+        Args:
+          like: ShapeDtypeStructs with shardings.
+          train_examples: in the training set.
+          on_corrupt: 'error' raises at a damaged one instead.
+          say: gets a line for each damaged one.
+
+        Returns:
+          (step, state, bad records that had been left out).
+
+        Raises:
+          DamagedError: no checkpoint is whole, or the newest is not and `on_corrupt` is 'error'.
+          ConfigError: it does not fit, or the training set is of another size.
+        """
+        damaged: list[int] = []
+        for step, older in zip(self.steps()[::-1], [*self.steps()[-2::-1], None], strict=True):
+            error = None
+            try:
+                bad_records = self.check_data(step, train_examples)
+                state = self.restore(step, like)
+            except DamagedError as caught:
+                error = caught
+            if not distributed.total(error is not None):  # else all go on to the one before
+                self._set_aside(damaged)
+                return step, state, bad_records
+            error = error or DamagedError(f"checkpoint={step}: another process cannot read it")
+            damaged.append(step)
+            if older is None:
+                raise DamagedError(f"{error}; none is whole, train anew in another workdir")
+            if on_corrupt == "error":
+                raise DamagedError(
+                    f"{error}; checkpoint.on_corrupt='previous' goes on from step {older}"
+                )
+            say(f"{error}; set aside as {_DAMAGED}{step}, going on from step {older}")
+        raise ConfigError(f"{self._folder}: holds no checkpoint")
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self._folder / f"{_DAMAGED}{step}"
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+                (self._folder / str(step)).rename(aside)
+        distributed.total(0)  # nobody reads the folder before
+        self._manager.reload()
+
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The whole state at a step, on the mesh of `like` (ShapeDtypeStructs with shardings).
 
         Raises:
-          ConfigError: it does not fit, or cannot be read.
+          DamagedError: it cannot be read, or is not what was saved.
+          ConfigError: it does not fit, or is of a newer format.
         """
-        items = self._restore(
-            step,
-            model=ocp.args.StandardRestore(like.variables),
-            opt=ocp.args.StandardRestore(_opt_item(like)),
-        )
-        model = items.model if like.ema is None else {"ema": items.model}
-        return TrainState(**model, **items.opt)
+        wanted = {"model": like.variables, "opt": _opt_item(like)}
+        with integrity.named_errors(self._path(step)):
+            sums = integrity.checked(self._path(step))
+            for item, tree in wanted.items():
+                # Orbax itself finds some of what does not fit only while it reads, and reads on.
+                integrity.check_fits(self._path(step), item, tree, sums)
+            args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+            found = self._manager.restore(step, args=ocp.args.Composite(**args))
+            for item in wanted:
+                integrity.compare(item, sums, found[item])
+        model = found.model if like.ema is None else {"ema": found.model}
+        return TrainState(**model, **found.opt)
 
     def check_data(self, step: int, train_examples: int) -> int:
         """Makes sure that the training set is as large as when the checkpoint was saved.
@@ -182,9 +265,12 @@ class Checkpoints:
 
         Raises:
           ConfigError: it is not, so that the run would go on with other batches.
+          DamagedError: that cannot be read.
         """
-        position = self._restore(step, data=ocp.args.JsonRestore()).data
-        saved = position["train_examples"]
+        with integrity.named_errors(self._path(step)):
+            integrity.checked(self._path(step))
+            position = integrity.text(self._path(step), "data")
+            saved = position["train_examples"]
         if saved != train_examples:
             raise ConfigError(
                 f"data.dir: the training set has {train_examples} examples, must have {saved} as "
@@ -198,26 +284,31 @@ class Checkpoints:
         Parts that the method of `like` does not have, such as an auxiliary module, are left out.
 
         Raises:
-          ConfigError: they do not fit, or cannot be read.
+          DamagedError: they cannot be read, or are not what was saved.
+          ConfigError: they do not fit, or are of a newer format.
         """
-        with self._named_errors(step):
-            self._check_fits(step, "model", like.variables, parts=True)
+        with integrity.named_errors(self._path(step)):
+            sums = integrity.checked(self._path(step))
+            integrity.check_fits(self._path(step), "model", like.variables, sums, parts=True)
         return self.restore_some(step, like.variables)
 
     def model_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """'params/stack/head/bias' -> shape, of all that the item `model` holds.
 
         Raises:
-          ConfigError: it cannot be read.
+          DamagedError: it cannot be read.
+          ConfigError: it is of a newer format.
         """
-        with self._named_errors(step):
-            return self._saved_shapes(step, "model")
+        with integrity.named_errors(self._path(step)):
+            integrity.checked(self._path(step))
+            return integrity.saved_shapes(self._path(step), "model")
 
     def restore_some(self, step: int, like: dict) -> dict:
         """The arrays of the item `model` that `like`, a part of its tree, has.
 
         Raises:
-          ConfigError: they do not fit, or cannot be read.
+          DamagedError: they cannot be read, or are not what was saved.
+          ConfigError: they are of a newer format.
         """
         args = ocp.args.PyTreeRestore(
             like,
@@ -225,50 +316,60 @@ class Checkpoints:
             partial_restore=True,
         )
         with (
-            self._named_errors(step),
+            integrity.named_errors(self._path(step)),
             ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
         ):
-            return reader.restore(self._folder / str(step) / "model", args=args)
+            sums = integrity.checked(self._path(step))
+            found = reader.restore(self._path(step) / "model", args=args)
+            integrity.compare("model", sums, found)
+            return found
 
-    def _restore(self, step: int, **items: Any) -> Any:
-        with self._named_errors(step):
-            # Orbax itself finds some of what does not fit only while it reads, and reads on.
-            for name, args in items.items():
-                if isinstance(args, ocp.args.StandardRestore):
-                    self._check_fits(step, name, args.item)
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+    def _path(self, step: int) -> pathlib.Path:
+        return self._folder / str(step)
 
-    @contextlib.contextmanager
-    def _named_errors(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # orbax raises bare Exception for damaged files
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConfigError(
-                f"checkpoint={step} in {self._folder}: is damaged or of another architecture "
-                f"({reason[0][:200]})"
-            ) from error
-
-    def _saved_shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
-        with ocp.StandardCheckpointer() as reader:
-            return shapes(reader.metadata(self._folder / str(step) / item).item_metadata.tree)
-
-    def _check_fits(self, step: int, item: str, like: Any, parts: bool = False) -> None:
-        """`parts`: what is saved may hold more parts (params/<part>/...) than `like`."""
-        have, need = self._saved_shapes(step, item), shapes(like)
-        if parts:
-            wanted = {part_of(path) for path in need}
-            have = {path: shape for path, shape in have.items() if part_of(path) in wanted}
-        for path in sorted(have.keys() | need.keys()):
-            if have.get(path) != need.get(path):
-                raise ValueError(f"{path} has shape {have.get(path)}, should be {need.get(path)}")
+    def check(self) -> None:
+        """Raises SaveError where a save has failed meanwhile; waits for nothing."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        self._manager.wait_until_finished()
+        """Until all is saved.
+
+        Raises:
+          SaveError: it could not be.
+        """
+        if not self._failed:
+            with self._save_errors():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits as `wait` does; ends the threads."""
         self.wait()
-        self._manager.close()
+        with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            good = max(_steps(self._folder), default=None)
+            kept = "there is no checkpoint yet" if good is None else f"the last good one is {good}"
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            reason = "the disk is full" if disk_full(error) else reason[0][:200]
+            raise SaveError(
+                f"saving a checkpoint in {self._folder} failed: {reason}; {kept}"
+            ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    def metrics(self, step: int) -> Any:
+        """None, too, where they are damaged: the folder must open, so that this can be said."""
+        try:
+            return super().metrics(step)
+        except ValueError:
+            return None
 
 
 def _opt_item(state: TrainState) -> dict:
@@ -277,27 +378,20 @@ def _opt_item(state: TrainState) -> dict:
     return item if state.ema is None else item | state.raw
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """'params/stack/head/bias' -> shape."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-
-
-def part_of(path: str) -> str:
-    """'stack' of 'params/stack/head/bias': which of a method's modules the array belongs to."""
-    return path.split("/")[1]
-
-
 def exists(workdir: str | pathlib.Path) -> bool:
     """Whether a workdir holds a checkpoint."""
-    folder = pathlib.Path(workdir).expanduser() / FOLDER
-    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+    return bool(_steps(pathlib.Path(workdir).expanduser() / FOLDER))
 
 
 def weights_only(workdir: str | pathlib.Path) -> bool:
     """Whether the newest checkpoint of a workdir lacks what training goes on from."""
     folder = pathlib.Path(workdir).expanduser() / FOLDER
-    newest = max((p for p in folder.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
-    return not (newest / "opt").is_dir()
+    # No training saves a step 0; the optimizer's item alone may be missing by damage.
+    return max(_steps(folder)) == 0 and not (folder / "0" / "opt").is_dir()
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Those that lie in a folder as whole checkpoints."""
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]

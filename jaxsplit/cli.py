@@ -1,10 +1,13 @@
 """What the command line programs share: flags of a config and a workdir, errors of one line."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -15,7 +18,14 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from configs import saved  # noqa: E402
 from jaxsplit import config as config_lib  # noqa: E402
-from jaxsplit.errors import ConfigError, NonFiniteLossError  # noqa: E402
+from jaxsplit import distributed  # noqa: E402
+from jaxsplit.errors import (  # noqa: E402
+    ConfigError,
+    NonFiniteLossError,
+    SaveError,
+    Stopped,
+    disk_full,
+)
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(), --config.field=value overrides; default: the workdir's"
@@ -57,12 +67,39 @@ def parse(argv: list[str], *, files: bool = False) -> list[str]:
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Ends the program at bad input (status 2) and at a loss that is not finite (status 1)."""
-    logging.set_verbosity(logging.ERROR)  # jax and orbax tell much
+    """Ends the program at bad input (status 2) and at a loss that is not finite, a checkpoint that
+    cannot be saved and a full disk (status 1); where a signal stopped it with the signal's status.
+
+    Of several processes also at any other error (status 1): the others would be waited for.
+    """
+    logging.set_verbosity(logging.FATAL)  # orbax tells much, and errors twice
+    before = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_show, before)
     try:
         yield
-    except (ConfigError, NonFiniteLossError) as error:
+    except (ConfigError, NonFiniteLossError, SaveError) as error:
         _fail(error, 2 if isinstance(error, ConfigError) else 1)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        distributed.leave_together(stopped.status)
+    except Exception as error:
+        if disk_full(error):
+            _fail(SaveError(f"the disk is full: {error}"), 1)
+        if not distributed.several():
+            raise
+        if line := distributed.lost(error):
+            print("error:", line, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        distributed.leave(1)
+    finally:
+        sys.unraisablehook = before
+
+
+def _show(before: Callable, unraisable: Any) -> None:
+    # Of each write that still was under way when another one of the same checkpoint failed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        before(unraisable)
 
 
 def _fail(error: Exception, status: int) -> None:
@@ -73,4 +110,4 @@ def _fail(error: Exception, status: int) -> None:
     ours = last.removeprefix(f"{ConfigError.__module__}.{ConfigError.__qualname__}: ")
     text = text if "Traceback" in text and ours == last else ours
     print("error:", text, file=sys.stderr, flush=True)
-    sys.exit(status)
+    distributed.leave(status)

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from configs import common
@@ -18,6 +19,7 @@ from jaxsplit import (
     augment,
     data,
     distill,
+    distributed,
     durations,
     losses,
     methods,
@@ -47,6 +49,8 @@ RUNTIME = (
     "duration",  # it may only grow
     "init_from",  # not read again; the run's own checkpoints go on
 )
+# Fields that may differ between the processes of a run.
+PER_HOST = ("data.dir", "data.threads")
 # Fields that are durations, or several, besides `duration`.
 DURATIONS = (
     "schedule.warmup",
@@ -60,6 +64,7 @@ DURATIONS = (
 )
 VIEWS = ("", "different", "same")
 DTYPES = ("float32", "bfloat16")
+ON_CORRUPT = ("previous", "error")  # what a run does at a checkpoint that is damaged
 
 
 def spec(config: ConfigDict):
@@ -93,6 +98,12 @@ def trunk(config: ConfigDict) -> str:
     if config.method == "one" and not stage:
         raise ConfigError(f"trunk={config.trunk!r}: must be a stage with method='one'")
     return stage
+
+
+def best_metric(config: ConfigDict) -> str:
+    """What makes a checkpoint the best one: accuracy of the method's answer, held out if can be."""
+    split = "validation" if config.data.validation else "test"
+    return f"{split}/{methods.METHODS[config.method].answer}/top1"
 
 
 def check_field(field: str, value: Any) -> None:
@@ -148,6 +159,7 @@ def check(config: ConfigDict) -> None:
     need("views", "different, same or '' (as in the method's paper)", config.views in VIEWS)
     one_of("eval.ensemble", losses.ENSEMBLES)
     one_of("dtype", DTYPES)
+    one_of("checkpoint.on_corrupt", ON_CORRUPT)
     one_of("batch_norm", stack.BATCH_NORMS)
     one_of("lowering", stack.LOWERINGS)
     need("split", "at least 1", config.split >= 1 or (config.divide and not config.divide_in))
@@ -224,6 +236,17 @@ def check(config: ConfigDict) -> None:
         scale_min=config.data.scale_min,
     )
     optim.build(config.optim, lambda step: config.optim.lr, {}, 1)
+
+
+def check_same_on_all(config: ConfigDict) -> None:
+    """Checks that all processes of a run have the same config, but for where and how fast they
+    read their data; each has to call it.
+
+    Raises:
+      ConfigError: on all of them; names the field and the values.
+    """
+    fields = {k: repr(v) for k, v in _flat(config) if k not in PER_HOST}
+    distributed.check_same(fields | {"the version of jax": jax.__version__})
 
 
 def flags_given(argv: list[str]) -> dict[str, str]:

@@ -40,12 +40,13 @@ def evaluate(
       ConfigError: every example of the split is bad and was skipped.
     """
     devices = sharding.data_devices
+    part, parts = sharding.part
     batches = data.eval_batches(
         split,
         batch_size=-(-batch_size // devices) * devices,
         image_shape=image_shape,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
         threads=threads,
     )
     totals: dict[str, np.ndarray] = {}

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxsplit import (
     augment,
     data,
+    distributed,
     durations,
     methods,
     metrics,
@@ -50,7 +51,7 @@ class Experiment:
     @property
     def best_metric(self) -> str:
         """What makes a checkpoint the best one."""
-        return f"{self.eval_split[0]}/{self.method.answer}/top1"
+        return config_lib.best_metric(self.config)
 
     def state_shapes(self) -> state.TrainState:
         return state.shapes(
@@ -80,16 +81,20 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
     if training:
         step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)
     dataset = data.load(config.data)
+    part, parts = mesh.part
     feed = data.train_feed(
         dataset,
         batch_size=config.batch_size,
         num_views=1 if config_lib.shared_view(config) else config.split,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
         threads=config.data.threads,
         scale_min=config.data.scale_min,
     )
+    if training:
+        # Else every process would go through its own order of the examples.
+        distributed.check_same({"data.dir's training examples": len(dataset.train)})
     plan = durations.plan(config, feed.steps_per_epoch)
     networks = stack.make(
         config_lib.spec(config),

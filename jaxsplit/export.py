@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxsplit import checkpoint, models
+from jaxsplit import checkpoint, integrity, models
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 
@@ -92,6 +92,7 @@ def _alone(config: ConfigDict, name: str) -> ConfigDict:
     alone = config.copy_and_resolve_references()
     alone.method, alone.split, alone.trunk, alone.views = "single", 1, "", ""
     alone.divide_in = config_lib.divided_in(config)
+    alone.mesh.data, alone.mesh.net, alone.init_from = -1, 1, ""  # of the run, or its machine
     if name == "leader" and config.method == "ffsd" and config.ffsd.leader:
         alone.arch, alone.divide, alone.divide_in = config.ffsd.leader, False, 0
     return alone
@@ -103,10 +104,11 @@ def _read(
     """(variables of a network as numpy arrays, step, metrics) of a checkpoint."""
     if not checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
-    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir), read_only=True)
+    best = config_lib.best_metric(config)
+    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir), best_metric=best, read_only=True)
     step = checkpoints.find(which)
     shapes = checkpoints.model_shapes(step)
-    parts = {checkpoint.part_of(path) for path in shapes}
+    parts = {integrity.part_of(path) for path in shapes}
     own = name == "leader" and "leader" in parts  # else a network of the stack
     names = [f"net{i}" for i in range(config.split)]
     if config.method == "okddip":
@@ -119,7 +121,7 @@ def _read(
     like = {
         path: jax.ShapeDtypeStruct(shape, np.float32, sharding=here)
         for path, shape in shapes.items()
-        if checkpoint.part_of(path) in wanted
+        if integrity.part_of(path) in wanted
     }
     arrays = jax.device_get(checkpoints.restore_some(step, unflatten_dict(like, sep="/")))
     metrics = checkpoints.metrics(step)

@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxsplit import checkpoint, summary, torch_files, torch_import
+from jaxsplit import checkpoint, integrity, summary, torch_files, torch_import
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 
@@ -72,7 +72,7 @@ def _step(path: pathlib.Path) -> bool:
 
 def _from_files(config: ConfigDict, paths: list[pathlib.Path], like: dict) -> Start:
     variables = torch_import.to_variables(config, torch_files.read(paths))
-    names, differences = _fitting(checkpoint.shapes(variables), like)
+    names, differences = _fitting(integrity.shapes(variables), like)
     have, wanted = (flatten_dict(tree, sep="/") for tree in (variables, like))
 
     def put(value: np.ndarray, sharding) -> jax.Array:
@@ -88,13 +88,21 @@ def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> tuple[list[str], l
     Raises:
       ConfigError: another array than a classifier's is missing, left over or of another shape.
     """
-    need = checkpoint.shapes(like)
-    have_parts, need_parts = ({checkpoint.part_of(name) for name in x} for x in (have, need))
+    need = integrity.shapes(like)
+    have_parts, need_parts = ({integrity.part_of(name) for name in x} for x in (have, need))
     names = []
     differences = [f"{part} (not in this run)" for part in sorted(have_parts - need_parts)]
     differences += [f"{part} (not in the checkpoint)" for part in sorted(need_parts - have_parts)]
+    shared = have_parts & need_parts
+    if _layers(have, "trunk") != _layers(need, "trunk"):
+        raise ConfigError("its networks share other stages than those of this run (config.trunk)")
+    for part in sorted(shared - {"stack", "trunk"}):
+        both = ({n: x[n] for n in x if integrity.part_of(n) == part} for x in (have, need))
+        if next(both) != next(both):
+            shared.remove(part)
+            differences.append(f"{part} (of another shape)")
     for name in sorted(have.keys() | need.keys()):
-        if checkpoint.part_of(name) not in have_parts & need_parts:
+        if integrity.part_of(name) not in shared:
             continue
         old, new = have.get(name), need.get(name)
         if old == new:
@@ -107,6 +115,11 @@ def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> tuple[list[str], l
                 "another number of channels"
             )
     return names, differences
+
+
+def _layers(shapes: dict[str, tuple[int, ...]], part: str) -> set[str]:
+    """Names of the layers of a part."""
+    return {name.split("/")[2] for name in shapes if integrity.part_of(name) == part}
 
 
 def _start(source: str, like: dict, arrays: dict[str, jax.Array], differences: list[str]) -> Start:

@@ -8,18 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jaxsplit import (
     checkpoint,
+    compile_cache,
+    distributed,
     durations,
     evaluate,
     experiment,
     initial,
     metrics,
     report,
+    signals,
     state,
 )
 from jaxsplit import config as config_lib
@@ -30,14 +31,19 @@ from jaxsplit.experiment import Experiment
 _QUEUE = 2
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | pathlib.Path, stop: signals.Stop | None = None
+) -> dict[str, float]:
     """Trains, or goes on with what `workdir` holds, and evaluates.
 
     A new run starts from the weights that `config.init_from` names, if any: see `initial.read`.
 
     Args:
       config: see `configs/common.py`.
-      workdir: gets config.json, metrics.jsonl, TensorBoard files and checkpoints/.
+      workdir: gets config.json, metrics.jsonl, TensorBoard files, checkpoints/ and compiled
+        programs. Several processes must share it; only the first one writes but for checkpoints.
+      stop: entered with `with`, ends the run in good order at SIGTERM and SIGINT. Without it they
+        do what Python does; but several processes always stop together at SIGTERM.
 
     Returns:
       Final metrics: test/<name>/top1, /top5 (0..1), /nll for every network and the ensemble,
@@ -47,7 +53,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     Raises:
       ConfigError: a wrong value, or a workdir of another experiment; before any compilation.
       NonFiniteLossError: the loss became NaN or infinite; nothing saved was overwritten.
+      SaveError: a checkpoint could not be saved, as where the disk is full.
+      Stopped: by a signal; what was done is saved.
     """
+    stop = stop or signals.Stop()
+    config_lib.check_same_on_all(config)
     exp = experiment.build(config)
     start = None
     if config.init_from and not checkpoint.exists(workdir):
@@ -55,13 +65,21 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
         start = initial.read(config, exp.state_shapes().variables)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
     with contextlib.ExitStack() as at_end:
-        return _train(exp, config_lib.prepare_workdir(workdir), start, at_end.callback)
+        try:
+            folder = distributed.shared_workdir(workdir, config_lib.prepare_workdir)
+            at_end.enter_context(compile_cache.inside(folder))
+            return _train(exp, folder, start, stop, at_end.callback)
+        except Exception:
+            if distributed.several():
+                at_end.pop_all()  # closing waits for the others, who may be gone
+            raise
 
 
 def _train(
     exp: Experiment,
     workdir: pathlib.Path,
     init_from: initial.Start | None,
+    stop: signals.Stop,
     at_end: Callable[[Callable[[], None]], Any],
 ) -> dict[str, float]:
     config = exp.config
@@ -88,8 +106,12 @@ def _train(
     start = checkpoints.latest() or 0
     bad_before = 0  # records that were left out up to `start`
     if start:
-        bad_before = checkpoints.check_data(start, len(exp.dataset.train))
-        train_state = checkpoints.restore(start, exp.state_shapes())
+        start, train_state, bad_before = checkpoints.resume(
+            exp.state_shapes(),
+            len(exp.dataset.train),
+            on_corrupt=config.checkpoint.on_corrupt,
+            say=lambda text: chief and print(text, flush=True),
+        )
     else:
         train_state = state.init(
             exp.method,
@@ -132,6 +154,7 @@ def _train(
     results: dict[str, float] = {}
     queue: collections.deque = collections.deque()
     clock = _Clock()
+    stop.hold()
     for done in range(start + 1, plan.total_steps + 1):
         bad_here = exp.feed.bad_records  # up to this step's batch; the next one is taken ahead
         train_state, totals = train_step(train_state, totals, resident, batch)
@@ -144,11 +167,13 @@ def _train(
             queue.popleft().block_until_ready()
 
         logs, evaluates = (last or done % n == 0 for n in (plan.log_every, plan.eval_every))
-        saves = last or done % plan.checkpoint_every == 0
+        stops = stop.after(done)
+        saves = last or stops or done % plan.checkpoint_every == 0
         if logs or evaluates or saves:
             _check_finite(totals, checkpoints)
             bad_records = bad_before + _over_processes(exp, bad_here)
         if logs:
+            checkpoints.check()
             values = {f"train/{k}": v for k, v in metrics.means(totals).items()}
             values["lr"] = float(exp.schedule(done - 1))
             values["images_per_second"] = int(totals.count) * config.batch_size / clock.lap()
@@ -174,7 +199,13 @@ def _train(
                 results if evaluates else None,
                 bad_records,
             )
+        if stops:
+            checkpoints.wait()
+            text = f"step {done} of {plan.total_steps} is saved in {workdir}"
+            raise stop.stopped(f"{text}; {signals.AGAIN}")
         clock.resume()
+    checkpoints.wait()
+    stop.release()
 
     # ---- Report
     splits = {exp.eval_split[0]: exp.eval_split[1], "test": exp.dataset.test}
@@ -209,6 +240,7 @@ def evaluate_checkpoint(
       ConfigError: no such checkpoint, or a config that does not fit the workdir.
     """
     workdir = pathlib.Path(workdir).expanduser()
+    config_lib.check_same_on_all(config)
     if not checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     config_lib.check_identity(config_lib.load(workdir), config, workdir, evaluating=True)
@@ -239,7 +271,7 @@ def _over_processes(exp: Experiment, bad_records: int) -> int:
     """The sum of what each process has left out of its part of the batches."""
     if not _skips(exp):
         return 0
-    return int(np.sum(multihost_utils.process_allgather(np.asarray(bad_records))))
+    return distributed.total(bad_records, counts=exp.sharding.reads_first)
 
 
 def _check_longer(old: ConfigDict, exp: Experiment, workdir: pathlib.Path) -> None:

@@ -29,6 +29,8 @@ class Progress:
         parts = [f"loss {m['train/loss']:.4f}"]
         if "train/ensemble/top1" in m:
             parts.append(f"ensemble {m['train/ensemble/top1']:.2%}")
+        if "train/leader/top1" in m:
+            parts.append(f"leader {m['train/leader/top1']:.2%}")
         if "train/cotrain/weight" in m:
             parts.append(f"cotrain weight {m['train/cotrain/weight']:.3f}")
         parts += [f"lr {m['lr']:.4g}", f"{m['images_per_second']:,.0f} images/s"]
@@ -160,7 +162,7 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
         best = f"{exp.method.answer} top-1 {results[f'best/{exp.best_metric}']:.2%}"
         chosen = "training part held out" if exp.eval_split[0] == "validation" else "test set"
         if imported:
-            parts.append(f"the imported files say: {best}")
+            parts.append(f"said where it comes from: {best}")
         else:
             parts.append(f"best: step {results['best/step']:.0f}, {best}, chosen on the {chosen}")
     return "\n\n".join(parts)

@@ -52,12 +52,34 @@ class Sharding:
 
         return jax.tree.map(put, tree)
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """(index, count): which of `count` equal parts of every batch this process reads.
+
+        Processes whose devices hold the same rows of the batch (but other networks) read the same
+        part.
+        """
+        rows = _rows_by_process(self.mesh)
+        parts = sorted(set(rows.values()))
+        return parts.index(rows[jax.process_index()]), len(parts)
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether no process before this one reads the same part of every batch."""
+        rows, me = _rows_by_process(self.mesh), jax.process_index()
+        return all(rows[p] != rows[me] for p in range(me) if p in rows)
+
     def put_local(self, tree, spec: P):
-        """A tree of which every process holds its own part along the batch, as global arrays."""
-        sharding = self.named(spec)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
-        )
+        """A tree of which every process holds its `part` along the batch, as global arrays."""
+        sharding, (_, parts) = self.named(spec), self.part
+        axis = list(spec).index(DATA)
+
+        def put(x):
+            x = np.asarray(x)
+            shape = (*x.shape[:axis], x.shape[axis] * parts, *x.shape[axis + 1 :])
+            return jax.make_array_from_process_local_data(sharding, x, shape)
+
+        return jax.tree.map(put, tree)
 
     def map(self, fn: Callable, in_specs, out_specs) -> Callable:
         """`fn` on each device's part."""
@@ -96,10 +118,22 @@ def make(
     mesh = jax.make_mesh(
         (data, net), (DATA, NET), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * net]
     )
-    # A process reads its own part of every batch, which all its networks need.
-    if any(len({d.process_index for d in row}) > 1 for row in mesh.devices):
-        raise ConfigError(f"mesh.net={net}: the groups must lie within one process")
+    parts = set(_rows_by_process(mesh).values())
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != data:
+        raise ConfigError(
+            f"mesh.net={net}: must divide the {jax.local_device_count()} devices of a process, or "
+            "be a multiple of them, so that processes read equal parts of a batch"
+        )
     return Sharding(mesh)
+
+
+def _rows_by_process(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """Process -> places along `data` of its devices."""
+    rows: dict[int, set[int]] = {}
+    for row, devices in enumerate(mesh.devices):
+        for device in devices:
+            rows.setdefault(device.process_index, set()).add(row)
+    return {process: tuple(sorted(found)) for process, found in rows.items()}
 
 
 def first_network(local_networks: int) -> Array:

@@ -1,5 +1,6 @@
 """One step of training and one of evaluation, as pure functions of arrays."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -152,7 +153,10 @@ def make_train_step(
         value, values = jax.tree.map(lambda x: x.mean(0), outs)
         return jax.tree.map(lambda x: x / accumulate, total), stats, value, values
 
-    def train_step(state, totals, resident, batch):
+    # Traced once, although `train_step` is traced with several totals: of a deep network that takes
+    # as long as to load its compiled program.
+    @functools.partial(jax.jit, inline=True)
+    def advance(state, resident, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         input_key, network_key = jax.random.split(key)
         batch = inputs(resident, batch, input_key)
@@ -169,7 +173,10 @@ def make_train_step(
         if ema:
             new = new.replace(ema=optax.incremental_update(new.raw, state.ema, 1 - ema))
         # The norm overflows long before the weights do, so that no diverged state is saved.
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
+        return new, values, jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
+
+    def train_step(state, totals, resident, batch):
+        new, values, finite = advance(state, resident, batch)
         return new, metrics.add(totals, values, finite, state.step)
 
     return train_step

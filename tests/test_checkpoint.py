@@ -92,7 +92,7 @@ def test_items_on_disk(opened, tmp_path):
     folder = tmp_path / "checkpoints" / "3"
     assert {"model", "opt", "config", "data"} <= {path.name for path in folder.iterdir()}
     position = json.loads((folder / "data" / "metadata").read_text())
-    assert position == {"step": 3, "train_examples": 100}
+    assert position == {"step": 3, "train_examples": 100, "format": 2}
     saved = json.loads((folder / "config" / "metadata").read_text())
     assert saved["optim"] == config.optim.to_dict()
 
@@ -242,7 +242,7 @@ def test_weights_only(opened, tmp_path):
     assert checkpoints.best() == (0, {METRIC: 0.25})
     assert_same(checkpoints.restore_model(0, like(state)), variables)
     saved = json.loads((tmp_path / "checkpoints" / "0" / "data" / "metadata").read_text())
-    assert saved == {"step": 0, "origin": {"files": ["a"]}}
+    assert saved == {"step": 0, "origin": {"files": ["a"]}, "format": 2}
     sizes = checkpoints.model_shapes(0)
     assert sizes["params/stack/kernel"] == (2, 3, 4) and len(sizes) == 3
     part = like(state).params["stack"]["bias"]

@@ -2,18 +2,33 @@
 
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_recipes import shallow
 
 from configs import digits_ffsd_resnet20
 from configs import ffsd as ffsd_config
-from jaxsplit import attention, checkpoint, experiment, export, loop, models, published, state
+from jaxsplit import (
+    attention,
+    checkpoint,
+    experiment,
+    export,
+    initial,
+    loop,
+    methods,
+    models,
+    published,
+    stack,
+    state,
+)
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
+from jaxsplit.models import fusion
 
 
 def tiny(data=1, net=1, **fields):
@@ -142,6 +157,78 @@ def test_every_backbone(arch, monkeypatch):
     assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, variables["batch_stats"])
 
 
+@pytest.mark.parametrize(
+    ("arch", "leader"), [("wide_resnet10_1", "resnet50"), ("resnet50", "wide_resnet10_1")]
+)
+def test_a_leader_with_smaller_or_larger_maps(arch, leader, monkeypatch):
+    for name in (arch, leader):
+        family, spec = models.known(name)
+        if name == "resnet50":
+            monkeypatch.setitem(family.SPECS, name, shallow(spec))
+    config = tiny(arch=arch)
+    config.ffsd.leader, config.data.name = leader, "synthetic"
+    exp = experiment.build(config)
+    shape = exp.dataset.image_shape
+    variables = jax.eval_shape(lambda: exp.method.init(jax.random.key(0), shape))
+    batch = {
+        "views": jax.ShapeDtypeStruct((1, 16, *shape), jnp.float32),
+        "labels": jax.ShapeDtypeStruct((16,), jnp.int32),
+    }
+    key, progress = jax.random.key(0), jnp.asarray(0)
+    _, (stats, _) = jax.eval_shape(
+        lambda v, b: exp.method.loss(v, b, key, progress), variables, batch
+    )
+    assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, variables["batch_stats"])
+
+
+def test_three_students_by_hand():
+    """Who teaches whom, where the parity files have two students."""
+    config = tiny(split=3)
+    exp = experiment.build(config)
+    shape = exp.dataset.image_shape
+    variables = jax.jit(lambda: exp.method.init(jax.random.key(0), shape))()
+    views = jax.random.normal(jax.random.key(1), (1, 6, *shape))
+    batch = {"views": views, "labels": jnp.arange(6)}
+    key, progress = jax.random.key(2), jnp.asarray(100)
+    _, (_, found) = jax.jit(exp.method.loss)(variables, batch, key, progress)
+    built = stack.make(
+        config_lib.spec(config), 3, 10, exp.sharding, lowering="dense", batch_norm="sync"
+    )
+    of_stack = {c: variables[c]["stack"] for c in variables}
+    logits, features, _ = jax.jit(lambda v: built.apply(v, views, train=True, key=key))(of_stack)
+    z, last = np.asarray(logits, np.float64), np.asarray(features["final"], np.float64)
+
+    log_p = z / 2 - np.log(np.exp(z / 2).sum(-1, keepdims=True))
+    kl = [[(np.exp(t) * (t - s)).sum(-1).mean() for t in log_p] for s in log_p]
+    mutual = [4 * sum(kl[i][j] for j in range(3) if j != i) / 2 for i in range(3)]
+    np.testing.assert_allclose(found["distill"], mutual, rtol=2e-4, atol=1e-6)
+
+    a = np.square(last).mean(-1)  # [M, B, h, w]
+    for i in (1, 2):
+        terms = []
+        for x, y in zip(a[i], a[i - 1], strict=True):
+            norm = np.linalg.norm(y)
+            u = y / norm
+            t = np.sort(u.ravel())[max(u.size // 3, 1) - 1]
+            target = np.where(u > t, norm - u, np.where(u < t, u, norm / 2))
+            terms.append(np.square(x / np.linalg.norm(x) - target).mean())
+        np.testing.assert_allclose(found["diversity"][i], np.mean(terms), rtol=1e-4)
+    # The channels of one student after those of another, as the fusion module reads them.
+    joined = jnp.concatenate(list(features["final"]), -1)
+    module = fusion.Fusion(last.shape[-1], 10)
+    own = {c: variables[c]["fusion"] for c in variables}
+    (fused, _), _ = module.apply(own, joined, True, mutable=["batch_stats"])
+    wanted = optax.softmax_cross_entropy_with_integer_labels(fused, batch["labels"]).mean()
+    np.testing.assert_allclose(found["fusion/cross_entropy"], wanted, rtol=1e-5)
+
+
+def test_adam_of_the_modules_is_its_own():
+    config = tiny()
+    config.optim.update(name="rmsprop_tf", eps=1e-3, beta1=0.5)
+    its = methods.METHODS["ffsd"].optimizers(config)["self_distillation"]
+    assert (its["name"], its["eps"], its["beta1"], its["beta2"]) == ("adam", 1e-8, 0.9, 0.999)
+
+
 # ---- Degenerate inputs
 
 
@@ -237,13 +324,13 @@ def test_warmup_is_the_references(parity):
     table = np.load(parity / "losses.npz")["ffsd/lambda_warmup/table_epoch_div_fusion_sd"]
     from jaxsplit.methods.ffsd import warmup
 
-    for epoch, diversity, fusion, sd in table:
+    for epoch, diversity, towards_fusion, sd in table:
         if epoch < 1:
             continue  # training begins with epoch 1
         for progress in ((epoch - 1) * 7, epoch * 7 - 1):  # the first and last of its 7 steps
             factor = float(warmup(int(progress), 7, 35))
             found = [1e-5 * factor, 10 * factor, 1000 * factor]
-            assert found == pytest.approx([diversity, fusion, sd], rel=1e-5)
+            assert found == pytest.approx([diversity, towards_fusion, sd], rel=1e-5)
 
 
 # ---- Whole runs
@@ -327,6 +414,50 @@ def saved(config, workdir):
     checkpoints.close()
     config_lib.save(config, workdir)
     return s
+
+
+def test_export_of_the_best_checkpoint(run, tmp_path):
+    config, workdir, results = run
+    said = export.leader(config, workdir, tmp_path / "best", "best")
+    assert said.startswith(f"the leader of checkpoint {results['best/step']:.0f}, ")
+    _, variables = export.network(tmp_path / "best", which="best")
+    assert variables["params"]["head"]["bias"].shape == (10,)
+
+
+def test_export_from_a_mesh(tmp_path):
+    """The leader can be evaluated where fewer devices are."""
+    saved(tiny(data=2, net=2), tmp_path)
+    export.leader(config_lib.load(tmp_path), tmp_path)
+    alone = config_lib.load(tmp_path / export.FOLDER)
+    assert dict(alone.mesh) == {"data": -1, "net": 1}
+    experiment.build(alone, training=False)
+
+
+def test_start_from_a_run_with_another_leader(run, tmp_path):
+    """Students are taken, what belongs to the leader is drawn."""
+    _, workdir, _ = run
+    config = tiny(divide=True, init_from=str(workdir))
+    exp = experiment.build(config)
+    start = initial.read(config, exp.state_shapes().variables)
+    taken = {part: {x is None for x in jax.tree.leaves(tree, is_leaf=lambda x: x is None)}
+             for part, tree in start.taken["params"].items()}  # fmt: skip
+    assert taken["stack"] == taken["sd1"] == {False}
+    assert taken["leader"] == taken["fusion"] == {True}
+    assert "leader (of another shape)" in start.note
+    config = tiny(divide=True, init_from=str(workdir), trunk="stage1")
+    exp = experiment.build(config)
+    with pytest.raises(ConfigError, match="share other stages than those of this run"):
+        initial.read(config, exp.state_shapes().variables)
+
+
+@pytest.mark.slow
+def test_resnet20_on_digits(tmp_path):
+    config = digits_ffsd_resnet20.get_config()
+    config.mesh.data = 1
+    began = time.monotonic()
+    results = loop.train_and_evaluate(config, tmp_path)
+    assert results["test/leader/top1"] >= 0.975
+    assert time.monotonic() - began < 360  # on two CPU cores
 
 
 def test_a_leader_like_divided_students_is_exported_as_one_of_them(tmp_path):

@@ -11,7 +11,7 @@ from configs import common, digits_wrn16_4_x4
 from jaxsplit import config as config_lib
 from jaxsplit import distill, experiment, loop, methods, metrics, models, sharding, stack, state
 from jaxsplit.errors import ConfigError
-from jaxsplit.methods import cl_ilr, codistill, dml, kdcl, okddip, one
+from jaxsplit.methods import cl_ilr, codistill, cotrain, dml, kdcl, okddip, one
 from jaxsplit.models import resnet
 
 RELATIVES = ("dml", "kdcl", "one", "okddip", "cl_ilr", "codistill")
@@ -312,6 +312,20 @@ def test_codistill_in_every_step_is_dml():
     jax.tree.map(
         np.testing.assert_array_equal, got, run(dml.make(given(), distill=loss), variables)
     )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_cotraining_by_a_plug_in_loss(temperature):
+    """With KL at temperature 1 it is the pairwise KL that co-training has of its own."""
+    variables = variables_of()
+    loss = kl_at(temperature)
+    got = run(cotrain.make(given(), loss="distill", weight=0.5, distill=loss), variables)
+    if temperature == 1:
+        want = run(cotrain.make(given(), loss="kl", weight=0.5), variables)
+        close(got[1]["cotrain/distill"], want[1]["cotrain/kl"])
+        close(got[0], want[0], rtol=1e-6)  # the weight is a float32
+    wanted = np.sum(loss.pairwise(logits_of(variables), batch_of()["labels"]))
+    close(got[1]["exchange"], 0.5 * wanted, rtol=1e-6)
 
 
 # ---- All of them

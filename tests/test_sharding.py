@@ -1,13 +1,14 @@
 """The mesh: any of them gives what one device gives, and no activation is gathered."""
 
-import re
+import functools
 
 import jax
 import numpy as np
 import pytest
 
+from bench.scaling import collectives, compile_step
 from configs import common
-from jaxsplit import experiment, sharding, state
+from jaxsplit import experiment, methods, sharding, state
 from jaxsplit.errors import ConfigError
 
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
@@ -34,9 +35,9 @@ def make_config(data, net, **fields):
     return config
 
 
-def train(data, net, steps=3):
+def train(data, net, steps=3, **fields):
     """(experiment, compiled step, state after `steps`, loss of each step)."""
-    exp = experiment.build(make_config(data, net))
+    exp = experiment.build(make_config(data, net, **fields))
     s = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
     resident = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
     resident = exp.sharding.put(resident, exp.sharding.replicated)
@@ -56,10 +57,9 @@ def trained():
     return {mesh: train(*mesh) for mesh in MESHES}
 
 
-@pytest.mark.parametrize("mesh", MESHES[1:])
-def test_meshes_agree_with_one_device(trained, mesh):
-    _, _, one, losses = trained[1, 1]
-    _, _, many, other = trained[mesh]
+def assert_agree(one, many):
+    """States, losses of two meshes."""
+    (*_, one, losses), (*_, many, other) = one, many
     np.testing.assert_allclose(other, losses, rtol=1e-5)
     assert losses[2] != losses[0]
     for (path, a), b in zip(
@@ -74,6 +74,27 @@ def test_meshes_agree_with_one_device(trained, mesh):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_meshes_agree_with_one_device(trained, mesh):
+    assert_agree(trained[1, 1], trained[mesh])
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Method -> `train` on one device, done once.
+
+    The seed is one with which no activation is so near to zero that rounding decides its sign.
+    """
+    return functools.cache(lambda method: train(1, 1, method=method, seed=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 1), (8, 1), (1, 2), (2, 2), (2, 4), (1, 4)])
+@pytest.mark.parametrize("method", sorted(methods.METHODS.keys() - {"single"}))
+def test_every_method_on_every_mesh(one_device, method, mesh):
+    assert_agree(one_device(method), train(*mesh, method=method, seed=1))
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_each_device_holds_its_networks_only(trained, mesh):
     _, _, s, _ = trained[mesh]
@@ -86,36 +107,78 @@ def test_each_device_holds_its_networks_only(trained, mesh):
                 assert len(leaf.addressable_shards) == data * net
 
 
-def collectives(text):
-    """(operation, shapes of what it moves) of every collective in a compiled program."""
-    found = []
-    for line in text.splitlines():
-        match = re.search(
-            r"= (.*?) (all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter)"
-            r"(?:-start)?\(",
-            line,
-        )
-        if match:
-            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
-            found.append((match[2], [tuple(map(int, s.split(","))) if s else () for s in shapes]))
-    return found
-
-
 @pytest.mark.parametrize("mesh", MESHES[1:])
 def test_no_activation_crosses_devices(trained, mesh):
     exp, compiled, s, _ = trained[mesh]
-    found = collectives(compiled.as_text())
-    assert any(kind == "all-reduce" for kind, _ in found)
+    found = collectives(compiled.as_text(), *mesh)
+    assert {c.axis for c in found} <= {"data", "net", "both"}
+    assert any(c.kind == "all-reduce" and c.axis == "data" for c in found)
     logits = NETWORKS * BATCH * exp.dataset.num_classes
     parameters = {leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(s.params)}
-    for kind, shapes in found:
+    for kind, axis, shapes, _ in found:
         for shape in shapes:
-            if kind != "all-reduce":
-                # Logits may be gathered over the networks, nothing larger.
-                assert np.prod(shape) <= logits and len(shape) <= 3, (kind, shape)
+            if kind != "all-reduce" or axis != "data":
+                # Logits may be gathered or added up over the networks, nothing larger.
+                assert np.prod(shape) <= logits and len(shape) <= 3, (kind, axis, shape)
             else:
                 # Gradients and BatchNorm moments; logits of the divergence.
                 assert np.prod(shape) in parameters or np.prod(shape) <= logits, (kind, shape)
+
+
+def test_work_is_shared_out():
+    """By XLA's own count of each device's program, at a size where the networks are the work."""
+    flops = {}
+    for mesh in ((1, 1), (8, 1), (2, 4)):
+        config = make_config(*mesh)
+        config.data.name, config.batch_size = "synthetic", 64  # 32x32 pixels
+        config.arch, config.augment.erase_prob = "wide_resnet10_4", 0.0
+        flops[mesh] = compile_step(config).flops * mesh[0] * mesh[1]
+    for mesh in ((8, 1), (2, 4)):
+        # What every device does by itself is the update of its networks.
+        assert flops[mesh] / flops[1, 1] == pytest.approx(1, abs=0.05), mesh
+
+
+def test_bytes_along_the_mesh(trained):
+    """Gradients cross the data axis only, in proportion to the networks of a device."""
+    size = {}
+    for mesh in ((8, 1), (4, 2), (2, 4)):
+        _, compiled, s, _ = trained[mesh]
+        found = collectives(compiled.as_text(), *mesh)
+        size[mesh] = {
+            axis: sum(c.bytes for c in found if c.axis in (axis, "both"))
+            for axis in ("data", "net")
+        }
+        own = 4 * sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(s.params))
+        # Beside gradients there are moments of synchronised BatchNorm, forwards and backwards.
+        assert own <= size[mesh]["data"] <= 1.2 * own
+    assert size[8, 1]["net"] == 0
+    logits = 4 * NETWORKS * BATCH * 10
+    assert all(0 < size[mesh]["net"] < 4 * logits for mesh in ((4, 2), (2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("text", "axis"),
+    [
+        ("replica_groups={{0,2},{1,3}}", "data"),
+        ("replica_groups={{0,1},{2,3}}", "net"),
+        ("replica_groups={{0,1,2,3}}", "both"),
+        ("replica_groups={{0},{1},{2},{3}}", "none"),
+        ("replica_groups=[2,2]<=[4]", "net"),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", "data"),
+        ("replica_groups=mesh['data'=2,'net'=2] {'net'}", "net"),
+        ("replica_groups=mesh['data'=2,'net'=2] {'data'}", "data"),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_0'}", "net"),
+        ("replica_groups=mesh['axis_0'=4] {'axis_0'}", "both"),
+        ("", "?"),
+    ],
+)
+def test_axis_of_a_collective(text, axis):
+    """In every way that XLA writes which devices exchange something, on a mesh of 2 x 2."""
+    line = (
+        f"  %all-reduce.1 = (f32[2,3]{{1,0}}, bf16[4]{{0}}) all-reduce(%x, %y), {text}, to_apply=%a"
+    )
+    (found,) = collectives(line, 2, 2)
+    assert found == ("all-reduce", axis, ((2, 3), (4,)), 32)
 
 
 def test_the_check_sees_a_gathered_activation():
@@ -136,7 +199,7 @@ def test_the_check_sees_a_gathered_activation():
         return jax.numpy.square(y).sum()
 
     text = jax.jit(jax.grad(loss)).lower(kernel, x).compile().as_text()
-    gathered = [shapes for kind, shapes in collectives(text) if kind == "all-gather"]
+    gathered = [c.shapes for c in collectives(text, 8, 1) if c.kind == "all-gather"]
     assert any(BATCH in shape and len(shape) >= 4 for shapes in gathered for shape in shapes)
 
 

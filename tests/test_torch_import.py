@@ -502,7 +502,7 @@ def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run
     assert got["step"] == 0
     if facts:
         assert loop.evaluate_checkpoint(config, workdir, "best")["best/test/ensemble/top1"] == 0.125
-        assert "the imported files say: ensemble top-1 12.50%" in capsys.readouterr().out
+        assert "said where it comes from: ensemble top-1 12.50%" in capsys.readouterr().out
     else:
         with pytest.raises(ConfigError, match="checkpoint='best'.* one of: 0"):
             loop.evaluate_checkpoint(config, workdir, "best")

@@ -32,12 +32,14 @@ class Entry(NamedTuple):
     make: (config, plan, stack, label_smoothing=, ensemble=) -> Method.
     views: 'different' or 'same', what the networks see of one image unless `config.views` says.
     trunk: whether the networks share all stages but the last unless `config.trunk` says.
+    answer: that of the Method, to be known without networks.
     optimizers: config -> label of `Method.group` -> fields of `config.optim` that differ there.
     """
 
     make: Callable[..., Method]
     views: str = "same"
     trunk: bool = False
+    answer: str = "ensemble"
     optimizers: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda config: {}
 
 
@@ -45,6 +47,7 @@ def _cotrain(config, plan, stack: Stack, **fields) -> Method:
     return cotrain.make(
         stack,
         loss=config.cotrain.loss,
+        distill=distill.make(config.distill, 1.0),
         weight=config.cotrain.weight,
         floor=config.cotrain.floor,
         warmup_steps=plan.cotrain_warmup_steps,
@@ -69,18 +72,22 @@ def _distilling(module, temperature: float, own=lambda config: {}):
 
 
 METHODS: dict[str, Entry] = {
-    "single": Entry(lambda config, plan, stack, **fields: single.make(stack, **fields)),
+    "single": Entry(
+        lambda config, plan, stack, **fields: single.make(stack, **fields), answer="net0"
+    ),
     "independent": Entry(
         lambda config, plan, stack, **fields: independent.make(stack, **fields), views="different"
     ),
     "cotrain": Entry(_cotrain, views="different"),
-    "ffsd": Entry(ffsd.from_config, optimizers=ffsd.optimizers),
+    "ffsd": Entry(ffsd.from_config, answer="leader", optimizers=ffsd.optimizers),
     "dml": Entry(_distilling(dml, 1.0)),
     "kdcl": Entry(
         _distilling(kdcl, 2.0, lambda config: {"teacher": config.kdcl.teacher}), views="different"
     ),
-    "one": Entry(_distilling(one, 3.0), trunk=True),
-    "okddip": Entry(_distilling(okddip, 3.0, lambda config: {"factor": config.okddip.factor})),
+    "one": Entry(_distilling(one, 3.0), trunk=True, answer="gated"),
+    "okddip": Entry(
+        _distilling(okddip, 3.0, lambda config: {"factor": config.okddip.factor}), answer="leader"
+    ),
     "cl_ilr": Entry(
         _distilling(cl_ilr, 2.0, lambda config: {"label_weight": config.cl_ilr.label_weight}),
         trunk=True,
@@ -100,13 +107,14 @@ def make(config, plan, stack: Stack) -> Method:
     if config.method not in METHODS:
         raise ConfigError(f"method={config.method!r}: must be one of {', '.join(METHODS)}")
     check_split(config.method, config.split)
-    return METHODS[config.method].make(
-        config,
-        plan,
-        stack,
-        label_smoothing=config.label_smoothing,
-        ensemble=config.eval.ensemble,
-    )
+    entry = METHODS[config.method]
+    fields = dict(label_smoothing=config.label_smoothing, ensemble=config.eval.ensemble)
+    made = entry.make(config, plan, stack, **fields)
+    if made.answer != entry.answer:
+        raise ValueError(
+            f"method {config.method}: answers with {made.answer!r}, its Entry says {entry.answer!r}"
+        )
+    return made
 
 
 def check_split(method: str, num_networks: int) -> None:

@@ -36,7 +36,7 @@ def make(stack: Stack, *, distill: Distill, every: int = 10, **fields) -> Method
         if every == 1:
             by_network = present(this.logits)
         else:
-            # A condition, not a factor of 0: in other steps devices need not send their logits.
+            # A condition, not a factor of 0: other steps compute no loss of other networks' logits.
             absent = jax.eval_shape(present, this.logits)
             by_network = jax.lax.cond(
                 this.progress % every == 0,

@@ -9,18 +9,21 @@ from collections.abc import Callable
 
 from jax import Array
 
-from jaxsplit import distill, losses
+from jaxsplit import distill as distill_lib
+from jaxsplit import losses
 from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.stack import Stack
 
-LOSSES: dict[str, Callable[[Array], Array]] = {
+DISTILL = "distill"  # the loss that `config.distill` describes
+LOSSES: dict[str, Callable[[Array], Array] | None] = {
     "js": losses.js_divergence,
     "kl": losses.pairwise_kl,
-    "kl_mean": distill.kl_mean,
-    "mse": distill.mse,
-    "mse_mean": distill.mse_mean,
-    "smooth_l1": distill.smooth_l1,
-    "smooth_l1_mean": distill.smooth_l1_mean,
+    "kl_mean": distill_lib.kl_mean,
+    "mse": distill_lib.mse,
+    "mse_mean": distill_lib.mse_mean,
+    "smooth_l1": distill_lib.smooth_l1,
+    "smooth_l1_mean": distill_lib.smooth_l1_mean,
+    DISTILL: None,
 }
 
 
@@ -31,6 +34,7 @@ def make(
     weight: float = 0.5,
     floor: float = 0.005,
     warmup_steps: int = 0,
+    distill: distill_lib.Distill | None = None,
     **fields,
 ) -> Method:
     """Cross-entropy summed over networks + weight x a divergence of their predictions.
@@ -39,16 +43,20 @@ def make(
       stack: S >= 2 networks.
       loss: a name in `LOSSES`: 'js', Jensen-Shannon, that of the paper; in the others targets are
         detached: every other network, or in '..._mean' the mean of the others' predictions.
+        'distill' is the sum over networks of `distill.pairwise`.
       weight: of the divergence, warmed up linearly over `warmup_steps` from `floor`.
       floor: smallest weight during the warm-up.
       warmup_steps: 0 is the full weight from the start.
+      distill: needed with loss 'distill'.
       **fields: label_smoothing, ensemble (see `over_stack`).
     """
-    divergence = LOSSES[loss]
 
     def exchange(this: Pass) -> dict[str, Array]:
         w = losses.cotrain_weight(this.progress, warmup_steps, weight, floor)
-        term = divergence(this.logits)
+        if loss == DISTILL:
+            term = distill.pairwise(this.logits, this.batch["labels"]).sum()
+        else:
+            term = LOSSES[loss](this.logits)
         return {"exchange": w * term, f"cotrain/{loss}": term, "cotrain/weight": w}
 
     return over_stack(stack, exchange, **fields)

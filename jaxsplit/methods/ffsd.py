@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsplit import attention, distill, losses, models
+from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method, Pass, over_stack, top1
 from jaxsplit.models import fusion
 from jaxsplit.stack import Stack
@@ -148,7 +149,10 @@ def make(
         leader_trans_fusion = attention.attention_loss(
             attention.attention(trans_fused), attention.attention(joined)
         )
-        leader_taught = _self_distillation(this, "sd_leader", leader_maps, fused)
+        # A leader of another architecture may have a map of another size.
+        shape = (*leader_maps[-1].shape[:3], fused.shape[-1])
+        taken = fused if fused.shape == shape else jax.image.resize(fused, shape, "linear")
+        leader_taught = _self_distillation(this, "sd_leader", leader_maps, taken)
         learned.append(_train_self_distillation(this, "sd_leader", leader_maps))
 
         # The student's own loss, without its cross-entropy; [M]
@@ -231,6 +235,9 @@ def optimizers(config) -> dict[str, dict[str, Any]]:
         FUSION: dict(weight_decay=its.fusion_weight_decay),
         SELF_DISTILLATION: dict(
             name="adam",
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
             lr=its.self_distillation_lr,
             weight_decay=its.self_distillation_weight_decay,
         ),
@@ -239,6 +246,9 @@ def optimizers(config) -> dict[str, dict[str, Any]]:
 
 def _maps(features: dict[str, Array]) -> list[Array]:
     """The maps that are distilled, finest first: of each stage but the last, and `final`."""
+    if len(features) < 3:
+        names = ", ".join(features)
+        raise ConfigError(f"method='ffsd': needs maps of two stages and `final`, there are {names}")
     *stages, _, final = features.values()
     return [*stages, final]
 

@@ -9,7 +9,8 @@ networks the last is the group leader, the others are peers, with pooled feature
 
 Gradients flow as in the authors' code, which detaches nothing: through the weights into L, E and
 the features, and into the peers' predictions wherever these are targets, the leader's included.
-That code weighs logits, where the paper and this file weigh predictions.
+That code weighs logits, where the paper and this file weigh predictions. With
+`distill.standardize` it is their weighted mean that is standardised.
 """
 
 import functools

@@ -1,0 +1,130 @@
+"""Whether a checkpoint on disk is what was saved, and fits what is wanted of it.
+
+Format 1 had the items model, opt, config and data alone. Format 2 says so in the item data, and has
+a fifth item, `checksums`, of all that the others and the metrics hold.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxsplit import checksums
+from jaxsplit.errors import ConfigError, DamagedError
+
+FORMAT = 2
+
+
+class _UnfitError(Exception):
+    """What is saved has other arrays than are wanted."""
+
+
+@contextlib.contextmanager
+def named_errors(path: pathlib.Path) -> Iterator[None]:
+    """What goes wrong with the checkpoint `path`, as a DamagedError or ConfigError of one line."""
+    try:
+        yield
+    except _UnfitError as error:
+        raise ConfigError(
+            f"{_name(path)}: is damaged or of another architecture ({error})"
+        ) from error
+    except ConfigError:
+        raise
+    except Exception as error:  # orbax raises bare Exception for damaged files
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedError(f"{_name(path)}: is damaged ({reason[0][:200]})") from error
+
+
+def text(path: pathlib.Path, item: str) -> dict:
+    """An item that is kept as JSON."""
+    file = "metrics" if item == "metrics" else None
+    return ocp.JsonCheckpointHandler(file).restore(path / item)
+
+
+def sums_of(arrays: dict[str, Any], texts: dict[str, dict]) -> dict[str, Any]:
+    """The item `checksums`: of trees and of what becomes JSON, by item, and of itself."""
+    sums: dict[str, Any] = {item: checksums.of_arrays(tree) for item, tree in arrays.items()}
+    sums |= {item: checksums.of_json(text) for item, text in texts.items()}
+    return sums | {"checksums": checksums.of_json(sums)}
+
+
+def checked(path: pathlib.Path) -> dict[str, Any] | None:
+    """The checksums of a checkpoint, those of its texts compared; None: it has none, format 1.
+
+    Raises:
+      ConfigError: it is of a format that is not known here.
+      Exception: of many kinds, it is damaged.
+    """
+    form = text(path, "data").get("format", 1)
+    sums = None
+    if form == FORMAT or (path / "checksums").exists():
+        sums = text(path, "checksums")
+        for item in ("data", "config", "metrics"):
+            if item in sums and sums[item] != checksums.of_json(text(path, item)):
+                raise ValueError(f"{item}: its checksum differs")
+    if form not in range(1, FORMAT + 1):
+        raise ConfigError(
+            f"{_name(path)}: has format {form!r}, must be at most {FORMAT}; use the version of "
+            "jaxsplit that saved it, or a newer one"
+        )
+    if sums is not None and sums.pop("checksums", None) != checksums.of_json(sums):
+        raise ValueError("checksums: its own checksum differs")
+    return sums
+
+
+def check_fits(
+    path: pathlib.Path, item: str, like: Any, sums: dict[str, Any] | None, parts: bool = False
+) -> None:
+    """Compares the shapes of what is saved with those of `like`; reads no array.
+
+    `parts`: what is saved may hold more parts (params/<part>/...) than `like`.
+
+    Raises:
+      Exception: they differ; in `named_errors` it becomes a ConfigError.
+    """
+    need = shapes(like)
+    wanted = {part_of(path) for path in need} if parts else set()
+
+    def same(have: dict[str, tuple[int, ...]], error: type[Exception]) -> None:
+        for name in sorted(have.keys() | need.keys()):
+            here, should = have.get(name), need.get(name)
+            if here != should and (not parts or part_of(name) in wanted):
+                raise error(f"{name} has shape {here}, should be {should}")
+
+    if sums is None:
+        return same(saved_shapes(path, item), _UnfitError)
+    same({name: checksums.shape(sum_) for name, sum_ in sums[item].items()}, _UnfitError)
+    same(saved_shapes(path, item), ValueError)
+
+
+def compare(item: str, sums: dict[str, Any] | None, tree: Any) -> None:
+    """Raises ValueError where the arrays that were read are not those that were saved."""
+    if sums is not None and (names := checksums.differing(sums[item], tree)):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise ValueError(f"{item}: {names[0]}{more}: checksum differs")
+
+
+def saved_shapes(path: pathlib.Path, item: str) -> dict[str, tuple[int, ...]]:
+    """name -> shape of the arrays of an item."""
+    with ocp.StandardCheckpointer() as reader:
+        return shapes(reader.metadata(path / item).item_metadata.tree)
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """'params/stack/head/bias' -> shape."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def part_of(path: str) -> str:
+    """'stack' of 'params/stack/head/bias': which of a method's modules the array belongs to."""
+    return path.split("/")[1]
+
+
+def _name(path: pathlib.Path) -> str:
+    return f"checkpoint={path.name} in {path.parent}"

@@ -1,0 +1,152 @@
+"""SIGTERM and SIGINT: a run finishes its step, saves and ends with a status that schedulers know.
+
+    with signals.Stop() as stop:
+        train_and_evaluate(config, workdir, stop)
+
+Only the standard library is imported before it is needed, so that `early` can come first.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from typing import NoReturn, Self
+
+from jaxsplit.errors import Stopped
+
+# EX_TEMPFAIL, "try again", on which schedulers requeue; and what shells give to Ctrl-C.
+STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
+AGAIN = "the same command goes on from there"
+_PATIENCE = 5.0  # seconds that a program with nothing to save may take to end in good order
+
+
+def early() -> None:
+    """Until a `Stop` takes over, both signals end the program at once, with their status."""
+    for signum in STATUS:
+        signal.signal(signum, lambda number, _: _end(number))
+
+
+class Stop:
+    """Whether the run was asked to end.
+
+    Before `hold` and after `release` there is nothing to lose: a signal raises `Stopped` in the
+    main thread, and where that does not react, as in a compilation, the program ends without it.
+    In between, the training asks `after` every step. A SIGINT that is not the first signal ends the
+    program at once, always.
+
+    Signals are taken only between `with` and its end, only in the main thread of Python. Of several
+    processes jax takes SIGTERM itself, to agree on a step; it is seen while steps are made, not
+    before.
+    """
+
+    def __init__(self) -> None:
+        self._asked: signal.Signals | None = None
+        self._held = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        taken = [signal.SIGINT] if _several() else list(STATUS)
+        self._before = {signum: signal.signal(signum, self._handle) for signum in taken}
+        # Python runs handlers when the main thread next runs Python; a thread hears at once.
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if not self._before:
+            return
+        signal.set_wakeup_fd(self._wakeup)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._writer.close()  # ends the thread
+        self._watcher.join()
+        self._reader.close()
+
+    def hold(self) -> None:
+        """From now on a signal waits for the end of a step."""
+        self._held = True
+        self._raise_if_asked()
+
+    def release(self) -> None:
+        """All is saved: a signal need not wait any longer.
+
+        Raises:
+          Stopped: one has come meanwhile.
+        """
+        self._held = False
+        self._raise_if_asked()
+
+    def after(self, step: int) -> bool:
+        """Whether all processes end after this step; each has to ask, after every step."""
+        if not _several():
+            return self._asked is not None
+        from jax.experimental import multihost_utils
+
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        from jaxsplit import distributed
+
+        interrupted = distributed.total(self._asked == signal.SIGINT)
+        self._asked = signal.SIGINT if interrupted else signal.SIGTERM
+        return True
+
+    def stopped(self, text: str) -> Stopped:
+        """To be raised when all is saved; `text` says what is."""
+        return _stopped(self._asked, text)
+
+    def _raise_if_asked(self) -> None:
+        if self._asked is not None:
+            raise self.stopped(f"nothing was under way that is not saved; {AGAIN}")
+
+    def _handle(self, signum: int, _) -> None:
+        first, self._asked = self._asked is None, self._asked or signal.Signals(signum)
+        if first and self._held and _several():
+            os.kill(os.getpid(), signal.SIGTERM)  # by which jax makes the processes agree
+        if first and not self._held:
+            self._raise_if_asked()
+
+    def _watch(self) -> None:
+        asked, timeout = None, None
+        while True:
+            ready, _, _ = select.select([self._reader], [], [], timeout)
+            if not ready:
+                if not self._held:
+                    _end(asked)
+                timeout = None
+                continue
+            for signum in self._reader.recv(64) or [None]:
+                if signum is None:
+                    return
+                if asked and signum == signal.SIGINT:
+                    _end(signum)
+                elif not asked and signum in STATUS:
+                    asked, timeout = signal.Signals(signum), _PATIENCE
+                    if self._held:
+                        text = "finishing this step, then saving; Ctrl-C (again) stops at once"
+                        print(f"{asked.name}: {text}", file=sys.stderr, flush=True)
+
+
+def _several() -> bool:
+    if "jax" not in sys.modules:
+        return False
+    from jaxsplit import distributed
+
+    return distributed.several()
+
+
+def _stopped(signum: int | None, text: str) -> Stopped:
+    name = signal.Signals(signum or signal.SIGTERM)
+    return Stopped(f"stopped by {name.name}: {text}", STATUS[name])
+
+
+def _end(signum: int) -> NoReturn:
+    stopped = _stopped(signum, "at once; the same command starts again from the last checkpoint")
+    print(stopped, file=sys.stderr, flush=True)
+    os._exit(stopped.status)
