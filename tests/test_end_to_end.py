@@ -331,7 +331,7 @@ def test_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys, no
     for x, y in zip(jax.tree.leaves(start.params), jax.tree.leaves(end.params), strict=True):
         assert not np.array_equal(x, y)
     position = tmp_path / checkpoint.FOLDER / "4" / "data" / "metadata"
-    assert json.loads(position.read_text()) == {"step": 4, "train_examples": 2048}
+    assert json.loads(position.read_text()) == {"step": 4, "train_examples": 2048, "format": 2}
 
     timing = "images_per_second"
     assert [{k: v for k, v in line.items() if k != timing} for line in lines_of(tmp_path)] == [

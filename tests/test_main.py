@@ -142,7 +142,7 @@ def test_init_from(trained, run, tmp_path, monkeypatch):
     new = f"--workdir={tmp_path / 'new'}"
     run(*TINY, new, f"--init_from={workdir}")
     run(*TINY, new, "--config.init_from=of the config")
-    (config, where), (other, _) = seen
+    (config, where, _), (other, *_) = seen
     assert (config.init_from, where) == (str(workdir), str(tmp_path / "new"))
     assert other.init_from == "of the config"
 
