@@ -246,7 +246,7 @@ COTRAIN = {
 
 
 def test_co_training_has_them_all():
-    assert cotrain.LOSSES.keys() == {"js", "kl", *COTRAIN}
+    assert cotrain.LOSSES.keys() == {"js", "kl", "distill", *COTRAIN}
 
 
 @pytest.mark.parametrize("name", COTRAIN)
