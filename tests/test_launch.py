@@ -226,6 +226,8 @@ def stub(tmp_path):
             stderr=pipe,
             text=True,
             start_new_session=True,
+            # A shell that starts the tests in the background ignores it, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
