@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsplit.models.layers import widen
+
 _EPS = 1e-12  # smallest norm that is divided by
 
 
 def attention(x: Array) -> Array:
     """Mean of squares over channels: float[B, h, w, C] -> float[B, h, w] (arXiv 1612.03928)."""
-    return jnp.square(_wide(x)).mean(-1)
+    return jnp.square(widen(x)).mean(-1)
 
 
 def attention_loss(x: Array, y: Array) -> Array:
@@ -27,7 +29,7 @@ def attention_loss(x: Array, y: Array) -> Array:
     Returns:
       float[].
     """
-    x, y = _wide(x), _wide(y)
+    x, y = widen(x), widen(y)
     if x.shape != y.shape:
         size = tuple(min(pair) for pair in zip(x.shape, y.shape, strict=True))
         x, y = (jax.image.resize(z, size, "linear") if z.shape != size else z for z in (x, y))
@@ -45,8 +47,8 @@ def diversity_loss(x: Array, y: Array) -> Array:
     Returns:
       float[].
     """
-    target, _, _ = shifted(_wide(y))
-    return jnp.square(_normalized(_wide(x))[0] - jax.lax.stop_gradient(target)).mean()
+    target, _, _ = shifted(widen(y))
+    return jnp.square(_normalized(widen(x))[0] - jax.lax.stop_gradient(target)).mean()
 
 
 def shifted(y: Array) -> tuple[Array, Array, Array]:
@@ -74,7 +76,7 @@ def diversity_target(y: Array) -> Array:
     y + (shifted(A) - A / |A|) * |A| / C for every channel, with A = `attention(y)`.
     """
     target, unit, norm = shifted(attention(y))
-    return _wide(y) + ((target - unit) * norm / y.shape[-1])[..., None]
+    return widen(y) + ((target - unit) * norm / y.shape[-1])[..., None]
 
 
 def _normalized(x: Array) -> tuple[Array, Array]:
@@ -84,7 +86,3 @@ def _normalized(x: Array) -> tuple[Array, Array]:
     some = square > 0
     norm = jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0)
     return x / jnp.maximum(norm, _EPS), norm
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

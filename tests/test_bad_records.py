@@ -1,6 +1,5 @@
 """Bad records: named, or skipped alike in memory and in a stream, counted by the step."""
 
-import itertools
 import json
 import struct
 import zlib
@@ -8,37 +7,13 @@ import zlib
 import jax
 import numpy as np
 import pytest
+from data_helpers import data_config, message_of, take, tiny
 from tfds_fixtures import encode, picture, write_image_dataset
 
 from configs.common import get_config
 from jaxsplit import data, evaluate, loop, sharding, show
 from jaxsplit.data import Stream, eval_batches, load, train_feed
 from jaxsplit.data.stream import Skipped
-from jaxsplit.errors import ConfigError
-
-
-def data_config(name, folder="unused", **fields):
-    made = get_config().data
-    made.update(name=name, dir=str(folder), **fields)
-    return made
-
-
-def take(feed, start, count):
-    batches = feed.batches(start)
-    out = list(itertools.islice(batches, count))
-    batches.close()
-    return out
-
-
-def tiny(n, height=20, width=20, channels=3, first=0, classes=5):
-    return [(picture(first + i, height, width, channels), (first + i) % classes) for i in range(n)]
-
-
-def message_of(make):
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def broken(n, bad, classes=5):

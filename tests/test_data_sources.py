@@ -1,45 +1,19 @@
 """Data sets by any name, on the device or streamed, bad records, and who sees which example."""
 
 import dataclasses
-import itertools
 import json
 
 import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from tfds_fixtures import picture, write_image_dataset, write_small
+from data_helpers import data_config, message_of, take, tiny
+from tfds_fixtures import write_image_dataset, write_small
 
 from configs.common import get_config
 from jaxsplit import augment, config, data, experiment, step, summary
 from jaxsplit.data import Arrays, Stream, eval_batches, load, train_feed
 from jaxsplit.data.stream import centre_crop
-from jaxsplit.errors import ConfigError
-
-
-def data_config(name, folder="unused", **fields):
-    made = get_config().data
-    made.update(name=name, dir=str(folder), **fields)
-    return made
-
-
-def take(feed, start, count):
-    batches = feed.batches(start)
-    out = list(itertools.islice(batches, count))
-    batches.close()
-    return out
-
-
-def tiny(n, height=20, width=20, channels=3, first=0, classes=5):
-    return [(picture(first + i, height, width, channels), (first + i) % classes) for i in range(n)]
-
-
-def message_of(make):
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
 
 # ---- Names
 

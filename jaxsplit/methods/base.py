@@ -213,15 +213,6 @@ def over_stack(
     def of_stack(variables: dict) -> dict:
         return {c: tree["stack"] | tree.get("trunk", {}) for c, tree in variables.items()}
 
-    def cross_entropy(logits: Array, batch: dict) -> Array:
-        return losses.cross_entropy(
-            logits,
-            batch["labels"],
-            label_smoothing=label_smoothing,
-            partner=batch.get("partner"),
-            lam=batch.get("lam"),
-        )
-
     def loss(variables: dict, batch: dict, key: Array, progress: Array):
         views = batch["views"]
         if trunk_gradient != 1 and stack.trunk:
@@ -229,7 +220,7 @@ def over_stack(
             trunk = jax.tree.map(lambda x: scale_gradient(x, trunk_gradient), params["trunk"])
             variables = variables | {"params": params | {"trunk": trunk}}
         logits, features, stats = stack.apply(of_stack(variables), views, train=True, key=key)
-        by_network = cross_entropy(logits, batch)
+        by_network = cross_entropy(logits, batch, label_smoothing)
         total = label_weight * by_network.sum()
         metrics = {"cross_entropy": by_network, "top1": top1(logits, batch["labels"])}
         if several:
@@ -262,6 +253,17 @@ def scale_gradient(x: Array, factor: float) -> Array:
     """`x`, whose gradient is multiplied by `factor`."""
     fixed = jax.lax.stop_gradient(x)
     return fixed + factor * (x - fixed)  # the difference is zero, so that the value is exact
+
+
+def cross_entropy(logits: Array, batch: dict[str, Array], label_smoothing: float) -> Array:
+    """That of every network, mixed labels included: logits float[S, B, K], a batch -> float[S]."""
+    return losses.cross_entropy(
+        logits,
+        batch["labels"],
+        label_smoothing=label_smoothing,
+        partner=batch.get("partner"),
+        lam=batch.get("lam"),
+    )
 
 
 def top1(logits: Array, labels: Array) -> Array:

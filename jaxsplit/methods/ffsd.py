@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsplit import attention, distill, losses, models
+from jaxsplit import attention, distill, models
 from jaxsplit.errors import ConfigError
-from jaxsplit.methods.base import Method, Pass, over_stack, top1
+from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
 from jaxsplit.models import fusion
 from jaxsplit.stack import Stack
 
@@ -106,10 +106,7 @@ def make(
         labels, w = this.batch["labels"], warmup(this.progress, steps_per_epoch, warmup_steps)
 
         def label_loss(logits: Array) -> Array:
-            mixed = {k: this.batch[k] for k in ("partner", "lam") if k in this.batch}
-            return losses.cross_entropy(
-                logits[None], labels, label_smoothing=label_smoothing, **mixed
-            )[0]
+            return cross_entropy(logits[None], this.batch, label_smoothing)[0]
 
         def towards(logits: Array, teacher: Array) -> Array:
             return distil(logits[None], jax.lax.stop_gradient(teacher)[None], labels)[0]

@@ -14,9 +14,8 @@ import jax
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit import losses
 from jaxsplit.distill import Distill
-from jaxsplit.methods.base import Method, Pass, over_stack, top1
+from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
 from jaxsplit.models.layers import BatchNorm, Dtype, widen
 from jaxsplit.stack import Stack
 
@@ -60,8 +59,7 @@ def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fiel
 
     def exchange(this: Pass) -> dict[str, Array]:
         labels, together = this.batch["labels"], gated(this)[None]
-        mixed = {k: this.batch[k] for k in ("partner", "lam") if k in this.batch}
-        (own,) = losses.cross_entropy(together, labels, label_smoothing=label_smoothing, **mixed)
+        (own,) = cross_entropy(together, this.batch, label_smoothing)
         by_network = distill(this.logits, together, labels)
         return {
             "exchange": own + by_network.sum(),
