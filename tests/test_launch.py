@@ -216,7 +216,10 @@ def stub(tmp_path):
     started = []
 
     def start(*args, **env):
-        command = ["bash", str(LAUNCH / "local.sh"), *args]
+        # A shell that starts the tests in the background ignores SIGINT, and so would its children.
+        heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+        shell = [sys.executable, "-S", "-c", f"{heed}; os.execvp(sys.argv[1], sys.argv[1:])"]
+        command = [*shell, "bash", str(LAUNCH / "local.sh"), *args]
         env = {"PATH": os.environ["PATH"], "PYTHON": str(python), "PORT": "1"} | env
         pipe = subprocess.PIPE
         process = subprocess.Popen(
@@ -226,8 +229,6 @@ def stub(tmp_path):
             stderr=pipe,
             text=True,
             start_new_session=True,
-            # A shell that starts the tests in the background ignores it, and so would its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
