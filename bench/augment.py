@@ -18,7 +18,7 @@ import numpy as np
 
 from bench import made_by, show
 from configs import cifar10
-from jaxsplit import augment, experiment, metrics, state, step
+from jaxsplit import augment, compiler, experiment, metrics, state, step
 from jaxsplit import config as config_lib
 
 
@@ -50,13 +50,13 @@ def make(args, num_networks: int, workdir_data: pathlib.Path):
     split = exp.feed.resident
     resident = jax.device_put({"images": split.images, "labels": split.labels})
     batch = {"index": np.arange(args.batch, dtype=np.int32)}
-    views = jax.jit(inputs)
+    views = jax.jit(inputs, compiler_options=compiler.options())
     key = jax.random.key(0)
     train_state = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
     train_step = step.make_train_step(exp.method, exp.optimizer, inputs)
     _, shapes = jax.eval_shape(train_step, train_state, metrics.empty(), resident, batch)
     totals = metrics.zeros(shapes)
-    compiled = jax.jit(train_step)
+    compiled = jax.jit(train_step, compiler_options=compiler.options())
 
     def run_views():
         jax.block_until_ready(views(resident, batch, key))

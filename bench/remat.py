@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bench import made_by, show
-from jaxsplit import losses, models, sharding, stack
+from jaxsplit import compiler, losses, models, sharding, stack
 
 
 def compile_step(args, remat: str):
@@ -48,7 +48,7 @@ def compile_step(args, remat: str):
         return jax.grad(loss, has_aux=True)(variables["params"])
 
     lowered = jax.jit(step).lower(variables, images)
-    return lowered.compile(compiler_options=stack.compiler_options(remat)), variables, images
+    return lowered.compile(compiler_options=compiler.options(remat)), variables, images
 
 
 def measure(args) -> list[tuple[str, float, float]]:

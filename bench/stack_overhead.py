@@ -19,7 +19,7 @@ import optax
 
 from bench import made_by, show
 from configs import common
-from jaxsplit import losses, models, optim, sharding, stack
+from jaxsplit import compiler, losses, models, optim, sharding, stack
 
 
 def compile_step(args, num_networks: int, lowering: str):
@@ -52,7 +52,8 @@ def compile_step(args, num_networks: int, lowering: str):
         return {"params": params, "batch_stats": stats}, opt_state
 
     began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, images).compile()
+    lowered = jax.jit(step, donate_argnums=0).lower(state, images)
+    compiled = lowered.compile(compiler_options=compiler.options())
     return compiled, state, images, time.perf_counter() - began
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxsplit import (
     augment,
+    compiler,
     data,
     distributed,
     durations,
@@ -127,7 +128,10 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
             groups=methods.METHODS[config.method].optimizers(config),
         ),
         schedule=schedule,
-        eval_step=jax.jit(step.make_eval_step(method, dataset.mean, dataset.std)),
+        eval_step=jax.jit(
+            step.make_eval_step(method, dataset.mean, dataset.std),
+            compiler_options=compiler.options(),
+        ),
     )
 
 
@@ -166,7 +170,7 @@ def compile_step(exp: Experiment, train_state, resident: dict, batch: dict):
     where = state.shardings(train_state, exp.optimizer, exp.sharding)
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(where, everywhere))
     lowered = jitted.lower(train_state, totals, resident, batch)
-    return lowered.compile(compiler_options=stack.compiler_options(config.remat)), totals
+    return lowered.compile(compiler_options=compiler.options(config.remat)), totals
 
 
 def put(exp: Experiment, batch: dict) -> dict:

@@ -208,15 +208,6 @@ def make(
     return Stack(module, num_networks, sharding, lowering, synced, trunk)
 
 
-def compiler_options(remat: str) -> dict[str, str] | None:
-    """What a training step with `remat` is to be compiled with (`compiler_options` of jax.jit)."""
-    if not remat or jax.default_backend() != "cpu":
-        return None
-    # XLA's CPU compiler drops the barriers that hold the recomputation back until it is needed, and
-    # then finds the same computation twice and keeps its first result, as without `remat`.
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
-
-
 def merge(*parts: dict) -> dict:
     """{collection: {layer: tree}} of layers from each of the parts."""
     return {c: {k: v for part in parts for k, v in part[c].items()} for c in parts[0]}

@@ -8,13 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxsplit import compiler
 from jaxsplit.methods.base import Method
 from jaxsplit.sharding import Sharding
-
-# Networks are initialised once: a fast compilation is worth more there than a fast program.
-_FAST_COMPILE = {
-    "cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-}
 
 
 @flax.struct.dataclass
@@ -62,9 +58,8 @@ def init(
     def make(taken: dict | None) -> TrainState:
         return _make(method, optimizer, seed, image_shape, averaged, taken)
 
-    options = _FAST_COMPILE.get(jax.default_backend())
     out = shardings(jax.eval_shape(make, taken), optimizer, sharding)
-    return jax.jit(make, out_shardings=out, compiler_options=options)(taken)
+    return jax.jit(make, out_shardings=out, compiler_options=compiler.options(once=True))(taken)
 
 
 def _make(method, optimizer, seed, image_shape, averaged, taken=None) -> TrainState:

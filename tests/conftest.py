@@ -20,6 +20,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from jaxsplit import compiler  # noqa: E402
+
+if compiler.races():  # the programs of the tests themselves; XLA reads this when it starts
+    os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_ynn_fusion_type="
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 PARITY = os.environ.get("JAXSPLIT_PARITY")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from configs import common, digits_wrn16_4_x4
+from jaxsplit import compiler, loop, losses, methods, models, sharding, stack, step
 from jaxsplit import config as config_lib
-from jaxsplit import loop, losses, methods, models, sharding, stack, step
 from jaxsplit.conv import conv
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import efficientnet, fusion, layers, resnet
@@ -154,7 +154,7 @@ def test_gradients_statistics_and_draws_are_the_same(spec):
     outs = []
     for remat in ("", "all"):
         networks = make(spec, lowering="dense", remat=remat)
-        options = FAST | (stack.compiler_options(remat) or {})
+        options = FAST | (compiler.options(remat) or {})
         if not outs:
             init = jax.jit(lambda k: networks.init(k, x.shape[2:]), compiler_options=FAST)  # noqa: B023
             variables = init(jax.random.key(0))
@@ -176,7 +176,7 @@ def test_memory_falls(lowering):
         for remat in ("", "all"):
             networks = make(spec, batch=32, lowering=lowering, remat=remat)
             lowered = jax.jit(training(networks)).lower(shapes(networks, spec), x)
-            options = FAST | (stack.compiler_options(remat) or {})
+            options = FAST | (compiler.options(remat) or {})
             compiled = lowered.compile(compiler_options=options)
             used[remat] = compiled.memory_analysis().temp_size_in_bytes
     assert used["all"] < 0.5 * used[""], used

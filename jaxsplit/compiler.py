@@ -1,0 +1,35 @@
+"""What XLA is told beside its defaults: `compiler_options` of jax.jit."""
+
+import jax
+import jaxlib
+
+# For programs that run once, where a fast compilation is worth more than a fast program.
+_FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# XLA:CPU up to here hands products and reductions to YNNPACK in a way that races: one program
+# called twice on the same arrays now and then gives different numbers (github.com/jax-ml/jax
+# issue 39741), so that a run was neither repeatable nor resumed bit for bit.
+_FIRST_WITHOUT_RACE = (0, 11, 2)
+
+
+def races() -> bool:
+    """Whether this jaxlib computes wrongly on CPU with the fusions that it makes by default."""
+    return tuple(int(n) for n in jaxlib.__version__.split(".")[:3]) < _FIRST_WITHOUT_RACE
+
+
+def options(remat: str = "", *, once: bool = False) -> dict | None:
+    """What to compile a program with on this backend; None for nothing.
+
+    Args:
+      remat: `config.remat` where the program is a training step.
+      once: the program runs once.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    chosen = dict(_FAST) if once else {}
+    if races():
+        chosen["xla_cpu_experimental_ynn_fusion_type"] = ""
+    if remat:
+        # XLA:CPU drops the barriers that hold the recomputation back until it is needed, and then
+        # finds the same computation twice and keeps its first result, as without `remat`.
+        chosen["xla_disable_hlo_passes"] = "cse_barrier_expander"
+    return chosen or None

@@ -1,0 +1,60 @@
+"""What programs are compiled with, and that a program gives the same numbers every time."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jaxlib
+import pytest
+
+from jaxsplit import compiler
+
+# Prints how many fusions of YNNPACK a program of jax holds, and those of a run.
+COUNT = """
+import jax
+from configs import digits_wrn16_4_x4
+from jaxsplit import experiment, state
+
+config = digits_wrn16_4_x4.get_config()
+config.arch, config.split, config.mesh.data, config.batch_size = "wide_resnet10_1", 2, 1, 8
+exp = experiment.build(config)
+data = exp.feed.resident
+resident = dict(images=data.images, labels=data.labels)
+batches = exp.feed.batches(0)
+batch = experiment.put(exp, next(batches))
+batches.close()
+start = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
+train_step, _ = experiment.compile_step(exp, start, resident, batch)
+evaluated = dict(images=data.images[:8], labels=data.labels[:8], mask=data.labels[:8] >= 0)
+eval_step = exp.eval_step.lower(start.variables, evaluated).compile()
+square = jax.ShapeDtypeStruct((64, 64), "float32")
+plain = jax.jit(lambda a, b: a @ b).lower(square, square).compile()
+print(*(compiled.as_text().count("__ynn_fusion") for compiled in (plain, train_step, eval_step)))
+"""
+
+
+@pytest.mark.parametrize(
+    "version, races", [("0.10.2", True), ("0.11.2", False), ("0.12.0.1", False)]
+)
+def test_the_fusions_that_race_are_off(monkeypatch, version, races):
+    monkeypatch.setattr(jaxlib, "__version__", version)
+    assert compiler.races() == races
+    assert ("xla_cpu_experimental_ynn_fusion_type" in (compiler.options() or {})) == races
+
+
+def test_only_the_cpu_has_options(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler.options() is compiler.options("all", once=True) is None
+
+
+def test_a_run_has_no_fusion_that_races():
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "ynn" not in f]
+    env = os.environ | {"XLA_FLAGS": " ".join(flags)}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    plain, *ours = map(int, done.stdout.split())
+    if compiler.races():
+        assert plain > 0 and ours == [0, 0]
