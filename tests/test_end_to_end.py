@@ -500,7 +500,9 @@ def make_shallow(name: str, monkeypatch) -> None:
     monkeypatch.setitem(family.SPECS, arch, spec)
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if "resnet110" in n else ()) for n in DATA]
+)
 def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys, no_board):
     make_shallow(name, monkeypatch)
     config = small_run(name, prepared)

@@ -125,7 +125,7 @@ FAMILIES = {
 }
 
 
-SAMPLE = ("resnet50", "densenet190", "efficientnetb0")  # the others are slow tests
+SAMPLE = ("resnet50", "densenet190")  # the others are slow tests
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,7 @@ def test_a_leader_with_smaller_or_larger_maps(arch, leader, monkeypatch):
     assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, variables["batch_stats"])
 
 
+@pytest.mark.slow
 def test_three_students_by_hand():
     """Who teaches whom, where the parity files have two students."""
     config = tiny(split=3)

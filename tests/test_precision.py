@@ -100,6 +100,10 @@ def barriers(networks: stack.Stack, spec) -> int:
 # ---- remat
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def test_every_family_of_modules_is_tried():
     assert {models.known(arch)[0].build.__module__ for arch in ARCHS} == {
         family.build.__module__ for family in models.FAMILIES.values()
@@ -142,9 +146,9 @@ def test_only_the_stages_named_recompute(arch):
     [
         dataclasses.replace(tiny("wide_resnet16_8"), width=8, dropout=0.2),
         dataclasses.replace(tiny("shake_resnet26_2x32d"), width=8),
-        dataclasses.replace(tiny("pyramidnet164"), alpha=8.0),
-        tiny("densenet190"),
-        dataclasses.replace(tiny("ffsd_wide_resnet28_10"), dropout=0.4),
+        slow(dataclasses.replace(tiny("pyramidnet164"), alpha=8.0)),
+        slow(tiny("densenet190")),
+        slow(dataclasses.replace(tiny("ffsd_wide_resnet28_10"), dropout=0.4)),
     ],
     ids=lambda spec: spec.arch,
 )
@@ -165,7 +169,7 @@ def test_gradients_statistics_and_draws_are_the_same(spec):
         assert error < 1e-5, (jax.tree_util.keystr(path), error)
 
 
-@pytest.mark.parametrize("lowering", ["dense", "unrolled"])
+@pytest.mark.parametrize("lowering", ["dense", slow("unrolled")])
 def test_memory_falls(lowering):
     """Eight blocks at one resolution: seven of eight keep their input only."""
     spec = resnet.Spec("deep", (8,), 8, block="basic", splits=(1, 2))

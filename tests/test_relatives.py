@@ -466,7 +466,10 @@ def two_steps(config):
     return jax.device_get(s), jax.device_get(totals.sums), moved
 
 
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize(  # KDCL's and CL-ILR's parts are others' parts
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("kdcl", "cl_ilr") else ()) for n in RELATIVES],
+)
 def test_two_devices_agree_with_one(tiny_arch, name):
     """Networks on two devices, or examples; every part is trained, and stays the same on both."""
     fields = dict(duration="2 steps", schedule__warmup="0 steps", batch_size=16)

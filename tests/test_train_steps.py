@@ -153,7 +153,10 @@ def test_float64_states(in_float64, k):
     check_state(spec, data, steps[k - 1][-1], k, noises=1.01)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(c, marks=pytest.mark.slow if "kl" in c else ()) for c in CASES],
+)
 def in_float32(request, parity):
     with jax.default_matmul_precision("highest"):
         steps = list(run(parity, request.param, np.float32, 3))
