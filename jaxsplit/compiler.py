@@ -5,14 +5,18 @@ import jaxlib
 
 # For programs that run once, where a fast compilation is worth more than a fast program.
 _FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-# XLA:CPU up to here hands products and reductions to YNNPACK in a way that races: one program
-# called twice on the same arrays now and then gives different numbers (github.com/jax-ml/jax
-# issue 39741), so that a run was neither repeatable nor resumed bit for bit.
+# XLA:CPU up to here computes sums by YNNPACK in a way that races: one program called twice on the
+# same arrays now and then gives different numbers (github.com/jax-ml/jax issue 39741), so that no
+# run was repeatable or resumed bit for bit. Products and convolutions by YNNPACK do not.
 _FIRST_WITHOUT_RACE = (0, 11, 2)
+_YNN = "xla_cpu_experimental_ynn_fusion_type"
+_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+# The same as a flag of XLA_FLAGS, for programs that are compiled without `options`.
+NO_RACE_FLAG = f"--{_YNN}={_PRODUCTS}"
 
 
 def races() -> bool:
-    """Whether this jaxlib computes wrongly on CPU with the fusions that it makes by default."""
+    """Whether the sums of this jaxlib's programs race on CPU, by default."""
     return tuple(int(n) for n in jaxlib.__version__.split(".")[:3]) < _FIRST_WITHOUT_RACE
 
 
@@ -27,7 +31,7 @@ def options(remat: str = "", *, once: bool = False) -> dict | None:
         return None
     chosen = dict(_FAST) if once else {}
     if races():
-        chosen["xla_cpu_experimental_ynn_fusion_type"] = ""
+        chosen[_YNN] = _PRODUCTS
     if remat:
         # XLA:CPU drops the barriers that hold the recomputation back until it is needed, and then
         # finds the same computation twice and keeps its first result, as without `remat`.

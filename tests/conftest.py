@@ -23,7 +23,7 @@ import pytest  # noqa: E402
 from jaxsplit import compiler  # noqa: E402
 
 if compiler.races():  # the programs of the tests themselves; XLA reads this when it starts
-    os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_ynn_fusion_type="
+    os.environ["XLA_FLAGS"] += " " + compiler.NO_RACE_FLAG
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 PARITY = os.environ.get("JAXSPLIT_PARITY")

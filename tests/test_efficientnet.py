@@ -236,6 +236,7 @@ def test_initial_depthwise_kernels():
     assert float(kernel.std()) == pytest.approx(math.sqrt(2 / 25), rel=0.05)
 
 
+@pytest.mark.slow
 def test_stack_of_two_is_two_networks():
     """Logits and gradients of depthwise convolutions, in training."""
     mesh = sharding.make(1, 1, num_networks=2, batch_size=4, devices=jax.devices()[:1])
