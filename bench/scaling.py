@@ -3,8 +3,9 @@
 python -m bench.scaling [--arch wide_resnet16_8] [--networks 8] [--method cotrain] [--out FILE]
 
 Compiles the step for 8 virtual CPU devices and reads the program: FLOPs of one device by XLA's own
-count, bytes that it puts into collectives, by kind and mesh axis. Nothing is run. `docs/scaling.md`
-says what follows from the numbers.
+count, bytes that it puts into collectives, by kind and mesh axis. Nothing is run. From these it
+predicts the time of a step on real devices, of the speeds given. `docs/scaling.md` says what
+follows from the numbers.
 """
 
 import argparse
@@ -151,26 +152,50 @@ def report(args) -> str:
         f"{made_by('8 virtual devices', f'jax {jax.__version__}')}; compiled only",
         "",
         "| mesh data x net | MFLOP a device | x devices / that of 1 x 1 "
-        "| KiB along data | KiB along net | parameters a device |",
-        "|---|---|---|---|---|---|",
+        "| KiB along data | KiB along net | parameters a device "
+        "| us computing | us along data | us along net |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     base = None
+    kinds: dict[tuple[int, int], Counter] = {}
     for data, net in args.meshes:
         step = compile_step(make_config(args, data, net))
         base = base or step.flops
         size = Counter()
+        kinds[data, net] = Counter()
         for c in step.collectives:
             size[c.axis] += c.bytes
+            kinds[data, net][c.kind, c.axis] += c.bytes
         params = sum(
             int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
             for leaf in jax.tree.leaves(step.exp.state_shapes().params)
         )
-        along = {axis: (size[axis] + size["both"]) / 2**10 for axis in ("data", "net")}
+        along = {axis: size[axis] + size["both"] for axis in ("data", "net")}
         lines.append(
             f"| {data} x {net} | {step.flops / 1e6:,.0f} | {step.flops * data * net / base:.3f} "
-            f"| {along['data']:,.1f} | {along['net']:,.1f} | {params:,} |"
+            f"| {along['data'] / 2**10:,.1f} | {along['net'] / 2**10:,.1f} | {params:,} "
+            f"| {step.flops / args.tflops / 1e6:,.0f} "
+            f"| {microseconds(along['data'], data, args.data_link):,.1f} "
+            f"| {microseconds(along['net'], net, args.net_link):,.1f} |"
         )
+    found = sorted({key for counted in kinds.values() for key in counted})
+    lines += [
+        "",
+        f"Predicted for {args.tflops:g} TFLOP/s a device and rings of {args.data_link:g} GB/s "
+        f"along data, {args.net_link:g} GB/s along net; nothing overlaps.",
+        "",
+        "| KiB of collectives | " + " | ".join(f"{kind}, {axis}" for kind, axis in found) + " |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    for (data, net), counted in kinds.items():
+        cells = " | ".join(f"{counted[key] / 2**10:,.1f}" for key in found)
+        lines.append(f"| {data} x {net} | {cells} |")
     return "\n".join(lines) + "\n"
+
+
+def microseconds(size: int, devices: int, link: float) -> float:
+    """Of an all-reduce in a ring: every device sends 2 (n - 1) / n of its bytes, at GB/s."""
+    return 2 * (devices - 1) / devices * size / link / 1e3
 
 
 def _mesh(text: str) -> tuple[int, int]:
@@ -188,6 +213,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--batch_norm", default="local")
     parser.add_argument("--meshes", type=_mesh, nargs="+", default=MESHES, help="such as 4x2")
+    parser.add_argument("--tflops", type=float, default=40.0, help="a device's, sustained")
+    parser.add_argument("--data_link", type=float, default=100.0, help="GB/s between neighbours")
+    parser.add_argument("--net_link", type=float, default=12.5, help="GB/s between neighbours")
     parser.add_argument("--out", type=pathlib.Path, help="Markdown file to append the table to")
     args = parser.parse_args()
     text = report(args)

@@ -80,6 +80,7 @@ class Checkpoints:
         train_examples: int,
         metrics: dict | None = None,
         bad_records: int = 0,
+        totals: dict | None = None,
     ) -> None:
         """Saves the state under its step; does nothing where that step is saved already.
 
@@ -89,6 +90,7 @@ class Checkpoints:
           train_examples: in the training set; with seed and step it fixes the data position.
           metrics: of an evaluation at this step.
           bad_records: that were left out up to this step.
+          totals: `metrics.to_json` of the steps since the last log point.
 
         Raises:
           SaveError: this save, or the one before, which was still under way, failed.
@@ -99,6 +101,8 @@ class Checkpoints:
         position = {"step": step, "train_examples": train_examples}
         if bad_records:
             position["bad_records"] = bad_records
+        if totals and totals["count"]:
+            position["totals"] = totals
         self._save(
             step,
             {"model": state.variables, "opt": _opt_item(state)},
@@ -185,8 +189,8 @@ class Checkpoints:
         *,
         on_corrupt: str = "previous",
         say: Callable[[str], None] = print,
-    ) -> tuple[int, TrainState, int]:
-        """The newest state that is whole.
+    ) -> tuple[int, TrainState, dict]:
+        """The newest state that is whole, of those that process 0 finds.
 
         Damaged checkpoints that are newer are set aside: renamed, so that the run can save those
         steps again. Every process must call it.
@@ -198,23 +202,25 @@ class Checkpoints:
           say: gets a line for each damaged one.
 
         Returns:
-          (step, state, bad records that had been left out).
+          (step, state, what `check_data` gives).
 
         Raises:
           DamagedError: no checkpoint is whole, or the newest is not and `on_corrupt` is 'error'.
           ConfigError: it does not fit, or the training set is of another size.
         """
         damaged: list[int] = []
-        for step, older in zip(self.steps()[::-1], [*self.steps()[-2::-1], None], strict=True):
+        steps = distributed.of_first(self.steps()[::-1])
+        for step, older in zip(steps, [*steps[1:], None], strict=True):
             error = None
             try:
-                bad_records = self.check_data(step, train_examples)
+                distributed.wait_until_seen(self._path(step))
+                position = self.check_data(step, train_examples)
                 state = self.restore(step, like)
             except DamagedError as caught:
                 error = caught
             if not distributed.total(error is not None):  # else all go on to the one before
                 self._set_aside(damaged)
-                return step, state, bad_records
+                return step, state, position
             error = error or DamagedError(f"checkpoint={step}: another process cannot read it")
             damaged.append(step)
             if older is None:
@@ -250,18 +256,17 @@ class Checkpoints:
             for item, tree in wanted.items():
                 # Orbax itself finds some of what does not fit only while it reads, and reads on.
                 integrity.check_fits(self._path(step), item, tree, sums)
-            args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
-            found = self._manager.restore(step, args=ocp.args.Composite(**args))
+            found = {item: self._read(step, item, tree) for item, tree in wanted.items()}
             for item in wanted:
                 integrity.compare(item, sums, found[item])
-        model = found.model if like.ema is None else {"ema": found.model}
-        return TrainState(**model, **found.opt)
+        model = found["model"] if like.ema is None else {"ema": found["model"]}
+        return TrainState(**model, **found["opt"])
 
-    def check_data(self, step: int, train_examples: int) -> int:
+    def check_data(self, step: int, train_examples: int) -> dict:
         """Makes sure that the training set is as large as when the checkpoint was saved.
 
         Returns:
-          How many bad records had been left out.
+          {'bad_records', 'totals', ...} as given to `save`; without those that were 0 or None.
 
         Raises:
           ConfigError: it is not, so that the run would go on with other batches.
@@ -276,7 +281,7 @@ class Checkpoints:
                 f"data.dir: the training set has {train_examples} examples, must have {saved} as "
                 f"when checkpoint {step} was saved"
             )
-        return position.get("bad_records", 0)
+        return position
 
     def restore_model(self, step: int, like: TrainState) -> dict:
         """Only {'params', 'batch_stats'}, for evaluation.
@@ -310,19 +315,26 @@ class Checkpoints:
           DamagedError: they cannot be read, or are not what was saved.
           ConfigError: they are of a newer format.
         """
+        with integrity.named_errors(self._path(step)):
+            sums = integrity.checked(self._path(step))
+            found = self._read(step, "model", like)
+            integrity.compare("model", sums, found)
+            return found
+
+    def _read(self, step: int, item: str, like: Any) -> Any:
+        """The arrays of an item that `like`, a part of its tree, has."""
         args = ocp.args.PyTreeRestore(
             like,
             restore_args=ocp.checkpoint_utils.construct_restore_args(like),
             partial_restore=True,
         )
-        with (
-            integrity.named_errors(self._path(step)),
-            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
-        ):
-            sums = integrity.checked(self._path(step))
-            found = reader.restore(self._path(step) / "model", args=args)
-            integrity.compare("model", sums, found)
-            return found
+        # Each process reads by itself: orbax would make those that can wait for one that cannot.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={jax.process_index()}
+        )
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            return reader.restore(self._path(step) / item, args=args)
 
     def _path(self, step: int) -> pathlib.Path:
         return self._folder / str(step)
@@ -387,7 +399,7 @@ def weights_only(workdir: str | pathlib.Path) -> bool:
     """Whether the newest checkpoint of a workdir lacks what training goes on from."""
     folder = pathlib.Path(workdir).expanduser() / FOLDER
     # No training saves a step 0; the optimizer's item alone may be missing by damage.
-    return max(_steps(folder)) == 0 and not (folder / "0" / "opt").is_dir()
+    return max(_steps(folder), default=None) == 0 and not (folder / "0" / "opt").is_dir()
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

@@ -81,7 +81,7 @@ def errors_in_one_line() -> Iterator[None]:
         _fail(error, 2 if isinstance(error, ConfigError) else 1)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        distributed.leave_together(stopped.status)
+        distributed.leave_together(stopped.status, wait=stopped.together)
     except Exception as error:
         if disk_full(error):
             _fail(SaveError(f"the disk is full: {error}"), 1)

@@ -150,6 +150,8 @@ def check(config: ConfigDict) -> None:
     def one_of(field: str, names) -> None:
         need(field, f"one of {', '.join(names)}", given[field] in names)
 
+    for field in ("mesh.data", "mesh.net"):
+        need(field, "an integer", isinstance(given[field], int))
     one_of("method", methods.METHODS)
     one_of("data.resident", data.RESIDENT)
     one_of("data.on_bad_record", data.ON_BAD_RECORD)

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxsplit import rendezvous
 from jaxsplit.errors import ConfigError
 
 # Seconds. A process that is silent for so long counts as dead, and all others end; jax's own 100
@@ -29,7 +29,7 @@ HEARTBEAT = 30
 _SHUTDOWN = 60
 # Until all processes have started: machines of a cluster come up one after another.
 MEET = 300
-_NOTICE = 10  # until a line says what is waited for
+_CONNECT = 60  # until those that have found each other are connected
 _SEEN = 15  # until a new file must have appeared on every host: file systems cache
 _NAMES = {  # flag: variable of the environment
     "coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -61,7 +61,7 @@ def initialize(
       timeout: seconds until all must be there.
 
     Raises:
-      ConfigError: a wrong value, the port is in use, or process 0 does not answer.
+      ConfigError: a wrong value, or they do not all come: see `rendezvous.meet`.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if num_processes == 1 and coordinator is None and process_id is None:
@@ -74,20 +74,14 @@ def initialize(
             return  # an address alone, which jax would read, too, is of no use
     _check(given)
     count, index = int(given["num_processes"]), int(given["process_id"])
-    host, port = _address(given["coordinator"])
-    began = time.monotonic()
-    if index == 0:
-        _check_free(given["coordinator"], port)
-    else:
-        _wait_for(given["coordinator"], host, port, timeout)
-    left = max(1, int(timeout - (time.monotonic() - began)))
+    rendezvous.meet(given["coordinator"], count, index, timeout)
     _meet(
         f"process {index}: waiting for all {count} processes at {given['coordinator']}",
         coordinator_address=given["coordinator"],
         num_processes=count,
         process_id=index,
         cluster_detection_method="deactivate",
-        initialization_timeout=left,
+        initialization_timeout=_CONNECT,
     )
     if jax.process_count() != count:
         raise ConfigError(
@@ -125,17 +119,20 @@ def _initialize_in_cluster(timeout: int) -> None:
             **options,
         )
     except (ValueError, RuntimeError) as error:
-        # Of a machine with TPUs that is no part of a pod; of Kubernetes without its package.
+        # Of a machine with TPUs that is no part of a pod; of Kubernetes without its package; of
+        # Open MPI 5, whose variables jax does not know.
         if "coordinator_address should be defined" not in str(error):
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
                 f"coordinator=None: must be given with num_processes and process_id; jax cannot "
                 f"take them from the cluster ({kind}: {reason})"
             ) from error
-        if kind == "kubernetes":
+        if kind != "tpu":
+            hint = ", or `kubernetes` be installed" if kind == "kubernetes" else ""
             raise ConfigError(
-                "coordinator=None: must be given with num_processes and process_id in a Job, "
-                "or `kubernetes` be installed; num_processes=1 where the Job is one process"
+                f"coordinator=None: must be given with num_processes and process_id, which jax "
+                f"does not find in the variables of {kind}{hint}; num_processes=1 alone says that "
+                f"this is one process"
             ) from None
 
 
@@ -154,7 +151,7 @@ def _slurm_devices() -> list[int] | None:
 
 def _meet(notice: str, **options) -> None:
     """jax.distributed.initialize, with a line where it takes long."""
-    line = threading.Timer(_NOTICE, lambda: print(notice, file=sys.stderr, flush=True))
+    line = threading.Timer(rendezvous.NOTICE, lambda: print(notice, file=sys.stderr, flush=True))
     line.daemon = True
     line.start()
     try:
@@ -183,45 +180,9 @@ def _check(given: Mapping[str, str | int | None]) -> None:
         raise ConfigError(
             f"process_id={given['process_id']}: must be 0 to {count - 1} with num_processes={count}"
         )
-    _address(given["coordinator"])
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
+    host, _, port = given["coordinator"].rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ConfigError(f"coordinator={text!r}: must be host:port, as node1:1234")
-    return host.strip("[]"), int(port)
-
-
-def _check_free(coordinator: str, port: int) -> None:
-    # jax's server would share the port with another one of its kind, and their processes be mixed.
-    try:
-        with socket.create_server(("", port), reuse_port=False):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"coordinator={coordinator!r}: port {port} is in use on this machine ({error.strerror})"
-        ) from None
-
-
-def _wait_for(coordinator: str, host: str, port: int, timeout: int) -> None:
-    """Until process 0 listens. jax would end the program, without an exception, if it does not."""
-    began, told = time.monotonic(), False
-    while True:
-        try:
-            with socket.create_connection((host, port), timeout=5):
-                return
-        except OSError as error:
-            waited = time.monotonic() - began
-            if waited > timeout:
-                raise ConfigError(
-                    f"coordinator={coordinator!r}: must be reachable; process 0 has not answered "
-                    f"for {timeout} s ({error})"
-                ) from None
-            if waited > _NOTICE and not told:
-                print(f"waiting for process 0 at {coordinator}", file=sys.stderr, flush=True)
-                told = True
-            time.sleep(0.2)
+        raise ConfigError(f"coordinator={given['coordinator']!r}: must be host:port, as node1:1234")
 
 
 def check_same(values: Mapping[str, object]) -> None:
@@ -272,10 +233,7 @@ def shared_workdir(
     if not fine:
         raise failed or ConfigError(f"workdir={str(workdir)!r}: process 0 cannot write there")
     mark = _mark(path, token)
-    until = time.monotonic() + _SEEN
-    while not (seen := mark.exists()) and time.monotonic() < until:
-        time.sleep(0.1)
-    seen = seen and os.access(path, os.W_OK)
+    seen = wait_until_seen(mark) and os.access(path, os.W_OK)
     blind = [str(p) for p, (sees,) in enumerate(_gather([seen])) if not sees]
     if jax.process_index() == 0:
         mark.unlink(missing_ok=True)
@@ -287,8 +245,25 @@ def shared_workdir(
     return path
 
 
+def wait_until_seen(path: pathlib.Path) -> bool:
+    """Whether this host sees what process 0 sees, within the time that file systems cache."""
+    until = time.monotonic() + (_SEEN if several() else 0)
+    while not path.exists():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def _mark(path: pathlib.Path, token: int) -> pathlib.Path:
     return path / f".seen-{token:x}"
+
+
+def of_first(value):
+    """What process 0 has, of what `json` can write; each has to call it."""
+    if jax.process_count() == 1:
+        return value
+    return json.loads(_gather_bytes(json.dumps(value).encode())[0])
 
 
 def total(value: int, *, counts: bool = True) -> int:
@@ -326,13 +301,13 @@ def lost(error: BaseException) -> str:
     )
 
 
-def leave_together(status: int) -> NoReturn:
-    """Ends this process where all end in good order.
+def leave_together(status: int, *, wait: bool = True) -> NoReturn:
+    """Ends this process where all end in good order; does not `wait` where they may not.
 
     What Python does at its end is left out: it can crash, and give another status, where threads of
     jax still compile.
     """
-    if several():
+    if wait and several():
         jax.distributed.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -23,8 +23,10 @@ class Stopped(BaseException):
     """The run was asked to end, and did: names the signal, what is saved and how to go on.
 
     No Exception, as KeyboardInterrupt is none: what handles errors must not take it for one.
-    `status`: what the program ends with.
+    `status`: what the program ends with. `together`: all processes of the run end now.
     """
+
+    together = True
 
     def __init__(self, text: str, status: int):
         super().__init__(text)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,9 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
     if training:
         # Else every process would go through its own order of the examples.
         distributed.check_same({"data.dir's training examples": len(dataset.train)})
+        if feed.resident and distributed.several():
+            sums = [zlib.crc32(feed.resident.images), zlib.crc32(feed.resident.labels)]
+            distributed.check_same({"data.dir's training set, its checksums": sums})
     plan = durations.plan(config, feed.steps_per_epoch)
     networks = stack.make(
         config_lib.spec(config),

@@ -60,7 +60,7 @@ def train_and_evaluate(
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
     start = None
-    if config.init_from and not checkpoint.exists(workdir):
+    if config.init_from and not distributed.of_first(checkpoint.exists(workdir)):
         # Read before anything is written; a run that is resumed no longer needs it.
         start = initial.read(config, exp.state_shapes().variables)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
@@ -83,8 +83,9 @@ def _train(
     at_end: Callable[[Callable[[], None]], Any],
 ) -> dict[str, float]:
     config = exp.config
-    if checkpoint.exists(workdir):
-        if checkpoint.weights_only(workdir):
+    # Process 0 decides, here and below: a file system may show another one what was, not what is.
+    if distributed.of_first(checkpoint.exists(workdir)):
+        if distributed.of_first(checkpoint.weights_only(workdir)):
             raise ConfigError(
                 f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
                 f"them in another workdir with --init_from={workdir}"
@@ -103,10 +104,10 @@ def _train(
         workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
     )
     at_end(checkpoints.close)
-    start = checkpoints.latest() or 0
-    bad_before = 0  # records that were left out up to `start`
+    start = distributed.of_first(checkpoints.latest() or 0)
+    position: dict = {}  # what was saved beside the arrays
     if start:
-        start, train_state, bad_before = checkpoints.resume(
+        start, train_state, position = checkpoints.resume(
             exp.state_shapes(),
             len(exp.dataset.train),
             on_corrupt=config.checkpoint.on_corrupt,
@@ -140,15 +141,18 @@ def _train(
     progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
     if init_from:
         progress.line(init_from.note)
+    if idle := jax.device_count() - mesh.mesh.size:
+        progress.line(f"the mesh leaves {idle} of {jax.device_count()} devices idle")
     if start < plan.total_steps:
         progress.line("compiling the training step")
         began = time.time()
         batch = experiment.put(exp, next(batches))
         train_step, empty = experiment.compile_step(exp, train_state, resident, batch)
-        totals = empty
+        totals = mesh.put(metrics.from_json(position.get("totals"), empty), mesh.replicated)
         progress.line(f"compiled the training step in {time.time() - began:.1f} s")
 
     # ---- Train
+    bad_before = position.get("bad_records", 0)
     best = checkpoints.best()
     best_value = best[1][exp.best_metric] if best else float("-inf")
     results: dict[str, float] = {}
@@ -198,6 +202,7 @@ def _train(
                 len(exp.dataset.train),
                 results if evaluates else None,
                 bad_records,
+                metrics.to_json(totals),
             )
         if stops:
             checkpoints.wait()
@@ -212,7 +217,7 @@ def _train(
     for split in splits.items():
         if f"{split[0]}/count" not in results:
             values = _evaluate(exp, train_state.variables, split)
-            if start < plan.total_steps:
+            if not writer.has(plan.total_steps, values):  # as where it was stopped right here
                 writer.write(plan.total_steps, values)
             results |= values
     progress.close()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 JSONL = "metrics.jsonl"
@@ -43,6 +44,23 @@ def zeros(shapes: Totals) -> Totals:
     return empty()._replace(sums=sums)
 
 
+def to_json(totals: Totals) -> dict:
+    """{'count', 'sums'} in numbers and lists, exactly."""
+    sums, count, _ = jax.device_get(totals)
+    return {"count": int(count), "sums": {name: value.tolist() for name, value in sums.items()}}
+
+
+def from_json(saved: dict | None, like: Totals) -> Totals:
+    """What `to_json` was given, of the shapes of `like`, which are empty totals; None: those."""
+    if saved is None or saved["sums"].keys() != like.sums.keys():
+        return like
+    sums = {
+        name: np.asarray(saved["sums"][name], x.dtype).reshape(x.shape)
+        for name, x in like.sums.items()
+    }
+    return Totals(sums, np.int32(saved["count"]), np.int32(-1))
+
+
 def means(totals: Totals) -> dict[str, float]:
     """Means as numbers; a metric with one value a network becomes net0/<name>, net1/<name> ..."""
     sums, count, _ = jax.device_get(totals)
@@ -65,11 +83,13 @@ class Writer:
 
     def __init__(self, workdir: pathlib.Path, *, start: int = 0, active: bool = True):
         self._file = self._board = None
+        self._known: set[tuple[int, str]] = set()
         if not active:
             return
         path = workdir / JSONL
         if path.exists():
-            _drop_after(path, start)
+            last = (line for line in _drop_after(path, start) if line["step"] == start)
+            self._known = {(start, name) for line in last for name in line}
         self._file = path.open("a")
         self._board = _tensorboard(workdir)
 
@@ -83,6 +103,10 @@ class Writer:
         if self._board is not None:
             self._board.write_scalars(step, dict(scalars))
 
+    def has(self, step: int, scalars: Mapping[str, float]) -> bool:
+        """Whether the file held all of these when the run (re)started."""
+        return all((step, name) in self._known for name in scalars)
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -91,17 +115,20 @@ class Writer:
             self._board.close()
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    kept = []
+def _drop_after(path: pathlib.Path, step: int) -> list[dict]:
+    """Returns the lines that stay."""
+    kept, lines = [], []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if (parsed := json.loads(line))["step"] <= step:
                 kept.append(line + "\n")
+                lines.append(parsed)
         except (ValueError, KeyError):
             continue  # a line cut short by a kill
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
+    return lines
 
 
 def _tensorboard(workdir: pathlib.Path):

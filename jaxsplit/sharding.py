@@ -5,6 +5,7 @@ networks, their statistics and their optimizer state. Every module is applied in
 also on one device; losses run outside, on global arrays, and never see the mesh.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,6 +102,13 @@ def make(
     if net > len(devices):
         raise ConfigError(f"mesh.net={net}: must be at most {len(devices)}, the number of devices")
     if data == -1:
+        if len(devices) % net:
+            both = math.gcd(num_networks, len(devices))
+            fits = [n for n in range(1, both + 1) if both % n == 0]
+            raise ConfigError(
+                f"mesh.net={net}: must divide the {len(devices)} devices with mesh.data=-1: "
+                + ", ".join(map(str, fits))
+            )
         data = len(devices) // net
     if data < 1:
         raise ConfigError(f"mesh.data={data}: must be -1 (all devices) or at least 1")

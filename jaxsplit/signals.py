@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import NoReturn, Self
 
 from jaxsplit.errors import Stopped
@@ -19,6 +20,8 @@ from jaxsplit.errors import Stopped
 # EX_TEMPFAIL, "try again", on which schedulers requeue; and what shells give to Ctrl-C.
 STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 AGAIN = "the same command goes on from there"
+_early: list[socket.socket] = []  # kept open
+_ending = threading.Lock()
 _PATIENCE = 5.0  # seconds that a program with nothing to save may take to end in good order
 
 
@@ -26,6 +29,18 @@ def early() -> None:
     """Until a `Stop` takes over, both signals end the program at once, with their status."""
     for signum in STATUS:
         signal.signal(signum, lambda number, _: _end(number))
+    # A thread hears them even while the main one waits in C++, as jax does for other processes.
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    _early.extend((reader, writer))
+
+    def watch() -> None:
+        while heard := reader.recv(1):
+            if heard[0] in STATUS:
+                _end(heard[0])
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Stop:
@@ -103,7 +118,9 @@ class Stop:
 
     def _raise_if_asked(self) -> None:
         if self._asked is not None:
-            raise self.stopped(f"nothing was under way that is not saved; {AGAIN}")
+            stopped = self.stopped(f"nothing was under way that is not saved; {AGAIN}")
+            stopped.together = False  # other processes may know nothing of it
+            raise stopped
 
     def _handle(self, signum: int, _) -> None:
         first, self._asked = self._asked is None, self._asked or signal.Signals(signum)
@@ -147,6 +164,8 @@ def _stopped(signum: int | None, text: str) -> Stopped:
 
 
 def _end(signum: int) -> NoReturn:
+    if not _ending.acquire(blocking=False):
+        time.sleep(_PATIENCE)  # another thread is about to end the program
     stopped = _stopped(signum, "at once; the same command starts again from the last checkpoint")
     print(stopped, file=sys.stderr, flush=True)
     os._exit(stopped.status)

@@ -26,9 +26,12 @@ mount_share() {
 
 install_here() {
   local nfs=$1 share=$2 python=$3
-  # A fresh host upgrades itself at first: wait for its lock.
-  local apt=(sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=900)
-  "${apt[@]}" update
+  # A fresh host upgrades itself at first: wait for its locks. That of the lists apt does not wait for.
+  local apt=(sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=900) tries=90
+  until "${apt[@]}" update; do
+    ((--tries)) || exit 1
+    sleep 10
+  done
   "${apt[@]}" install -y nfs-common python3-venv
   mount_share "$nfs" "$share"
   # The image's own Python may be older than jaxsplit needs; uv brings the one that was asked for.
@@ -36,6 +39,7 @@ install_here() {
   "$HOME/.jaxsplit-uv/bin/python" -m pip install --quiet uv
   "$HOME/.jaxsplit-uv/bin/uv" venv --quiet --clear --python "$python" .venv
   "$HOME/.jaxsplit-uv/bin/uv" pip install --quiet -r requirements-tpu.txt
+  touch .venv/.installed
   echo "$host: installed, $(.venv/bin/python --version)"
 }
 

@@ -140,13 +140,18 @@ state_now() {
 }
 
 wait_until_active() {
-  local state last=
+  local state last='' failed=0
   if [[ -n $dry_run ]]; then
     describe
     return
   fi
   while true; do
-    state=$(state_now)
+    if ! state=$(state_now); then # one look that fails must not end a wait of days
+      ((++failed < 10)) || exit 1
+      sleep "$poll"
+      continue
+    fi
+    failed=0
     [[ $state == "$last" ]] || echo "$name: $state"
     last=$state
     case $state in
@@ -203,6 +208,7 @@ resume() {
   done
   case $state in
     ACTIVE)
+      on_hosts all "test -e jaxsplit/.venv/.installed" || install_all
       run_all "$@"
       return
       ;;

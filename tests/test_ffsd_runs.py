@@ -11,6 +11,7 @@ import optax
 import pytest
 from test_recipes import shallow
 
+from bench.scaling import collectives
 from configs import digits_ffsd_resnet20
 from configs import ffsd as ffsd_config
 from jaxsplit import (
@@ -48,8 +49,8 @@ def tiny(data=1, net=1, **fields):
     return config
 
 
-def train(config, steps=3):
-    """(experiment, state after some steps, metrics of each step)."""
+def train(config, steps=3, programs=None):
+    """(experiment, state after some steps, metrics of each step); `programs` gets the step."""
     exp = experiment.build(config)
     s = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
     resident = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
@@ -60,6 +61,8 @@ def train(config, steps=3):
         batch = experiment.put(exp, next(batches))
         if compiled is None:
             compiled, empty = experiment.compile_step(exp, s, resident, batch)
+            if programs is not None:
+                programs.append(compiled.as_text())
         s, totals = compiled(s, empty, resident, batch)
         out.append(jax.device_get(totals.sums))
     return exp, s, out
@@ -80,7 +83,8 @@ def one_device():
 )
 def test_meshes_agree_with_one_device(one_device, mesh):
     _, one, metrics = one_device
-    _, many, others = train(tiny(*mesh))
+    exp, many, others = train(tiny(*mesh), programs=(programs := []))
+    check_collectives(exp, programs[0])
     for a, b in zip(metrics, others, strict=True):
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=2e-5, atol=1e-6, err_msg=name)
@@ -94,6 +98,26 @@ def test_meshes_agree_with_one_device(one_device, mesh):
             assert np.abs(a - b).max() <= 1e-5 * max(1.0, np.abs(a).max()), path
         else:
             np.testing.assert_array_equal(a, b)
+
+
+def check_collectives(exp, text):
+    """Gradients and moments are added up along `data`; along `net` go logits and features."""
+    data, net = exp.sharding.data_devices, exp.sharding.net_devices
+    batch, classes = exp.config.batch_size // data, exp.dataset.num_classes
+    maps = {(8, 8, 16), (4, 4, 32), (2, 2, 64)}  # of one student and image
+    parts = exp.state_shapes().params.items()
+    replicated = {x.size for name, p in parts if name != "stack" for x in jax.tree.leaves(p)}
+    sent = set()
+    for kind, axis, shapes, _ in collectives(text, data, net):
+        for shape in shapes:
+            if axis == "data":  # no dimension of a parameter or a moment is that of the batch
+                assert kind == "all-reduce" and batch not in shape, (kind, shape)
+            elif shape[-3:] in maps:
+                assert batch in shape and len(shape) <= 5, (kind, shape)
+                sent.add(shape[-3:])
+            elif np.prod(shape) not in replicated:  # XLA may share out what is not of the stack
+                assert np.prod(shape) <= exp.config.split * batch * classes, (kind, shape)
+    assert sent == (maps if net > 1 else set())
 
 
 def test_every_part_learns(one_device):

@@ -166,6 +166,7 @@ case "$*" in
     [[ $next != gone ]] || { echo 'ERROR: NOT_FOUND: no such resource' >&2; exit 1; }
     [[ $next != broken ]] || { echo 'ERROR: no permission' >&2; exit 1; }
     echo "$next" ;;
+  *'test -e '*) [[ -z ${BARE:-} ]] ;;
 esac
 """
 
@@ -173,7 +174,8 @@ esac
 @pytest.mark.parametrize(
     "states, steps",
     [
-        ("ACTIVE", ["describe", "ssh run"]),
+        ("ACTIVE", ["describe", "ssh look", "ssh run"]),
+        ("ACTIVE bare", ["describe", "ssh look", "scp", "ssh install", "ssh run"]),
         (
             "SUSPENDING SUSPENDED WAITING_FOR_RESOURCES PROVISIONING ACTIVE",
             ["describe", "describe", "delete", "create", "describe", "describe", "describe"]
@@ -181,20 +183,28 @@ esac
         ),
         ("gone ACTIVE", ["describe", "create", "describe", "scp", "ssh install", "ssh run"]),
         ("PROVISIONING ACTIVE", ["describe", "describe", "scp", "ssh install", "ssh run"]),
+        # A look that fails does not end the wait.
+        (
+            "PROVISIONING broken ACTIVE",
+            ["describe", "describe", "describe", "scp", "ssh install", "ssh run"],
+        ),
     ],
 )
 def test_tpu_pod_resumes_from_every_state(tmp_path, states, steps):
     bin_ = commands(tmp_path / "bin", gcloud=GCLOUD, git="")
     (tmp_path / "states").write_text("\n".join(states.split()) + "\n")
     env = TPU | {"TMPDIR": str(tmp_path), "STATES": str(tmp_path / "states"), "POLL": "0"}
+    env |= {"BARE": "yes"} if "bare" in states else {}
     done = run("tpu_pod.sh", "resume", path=bin_, **env)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr == ("ERROR: no permission\n" if "broken" in states else "")
     made = [call for call in calls(bin_) if call[0] == "gcloud"]
     kinds = []
     for call in made:
         kind = call[4]
         if kind == "ssh":
-            kind += " install" if " install " in call[-1] else " run"
+            what = {" install ": "install", "test -e": "look"}
+            kind += " " + next((v for k, v in what.items() if k in call[-1]), "run")
         kinds.append(kind)
     assert kinds == steps
     # The workdir has the config.
