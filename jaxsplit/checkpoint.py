@@ -206,14 +206,19 @@ class Checkpoints:
 
         Raises:
           DamagedError: no checkpoint is whole, or the newest is not and `on_corrupt` is 'error'.
-          ConfigError: it does not fit, or the training set is of another size.
+          ConfigError: it does not fit, the training set is of another size, or a process does
+            not see it.
         """
         damaged: list[int] = []
         steps = distributed.of_first(self.steps()[::-1])
         for step, older in zip(steps, [*steps[1:], None], strict=True):
             error = None
+            if blind := distributed.total(not distributed.wait_until_seen(self._path(step))):
+                raise ConfigError(
+                    f"workdir={str(self._folder.parent)!r}: must look the same on all hosts; "
+                    f"{blind} of the processes do not see checkpoint {step}, which process 0 sees"
+                )
             try:
-                distributed.wait_until_seen(self._path(step))
                 position = self.check_data(step, train_examples)
                 state = self.restore(step, like)
             except DamagedError as caught:

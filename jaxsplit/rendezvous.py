@@ -57,7 +57,11 @@ def _gather(coordinator: str, port: int, count: int, timeout: float) -> None:
 
 def _accept_all(server, here: dict, coordinator: str, count: int, timeout: float) -> None:
     waiting = _Waiting(timeout)
-    while len(here) < count - 1:
+    while True:
+        for index in [index for index, other in here.items() if _gone(other)]:
+            here.pop(index).close()  # it comes again, or is missing
+        if len(here) == count - 1:
+            return
         missing = ", ".join(str(i) for i in range(1, count) if i not in here)
         waiting.look(f"waiting for process {missing} of {count} at {coordinator}")
         if waiting.over:
@@ -74,9 +78,7 @@ def _accept_all(server, here: dict, coordinator: str, count: int, timeout: float
             other.close()  # whoever that was
             continue
         index, theirs = int(words[1]), int(words[2])
-        twice = index in here and not _gone(here[index])
-        if index in here and not twice:
-            here[index].close()  # it has started anew
+        twice = index in here
         here[-1 if twice else index] = other
         if theirs != count:
             raise ConfigError(

@@ -423,6 +423,7 @@ def lines_of(workdir):
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
+@pytest.mark.slow
 def test_metrics_of_bad_records_are_a_function_of_the_step(leaves, tmp_path, monkeypatch, capsys):
     folder, bad = leaves
     for where in ("device", "stream"):

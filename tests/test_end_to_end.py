@@ -17,12 +17,14 @@ from configs import common
 from jaxsplit import (
     augment,
     checkpoint,
+    errors,
     experiment,
     loop,
     metrics,
     models,
     report,
     schedules,
+    signals,
     step,
     summary,
 )
@@ -398,6 +400,37 @@ def test_another_experiment_is_refused(whole):
     with pytest.raises(ConfigError, match="holds another experiment.*data.name"):
         loop.train_and_evaluate(tiny(data__name="digits", data__image_size=0), whole.workdir)
     assert files_of(whole.workdir) == before
+
+
+def untimed(workdir) -> list[dict]:
+    return [{k: v for k, v in x.items() if k != "images_per_second"} for x in lines_of(workdir)]
+
+
+def test_nothing_of_the_metrics_is_lost_by_a_stop(tmp_path, monkeypatch, no_board):
+    """Neither the sums since the last log point, nor the evaluation at the end."""
+    config = tiny(log_every="3 steps", data__validation=0.1)
+    whole = loop.train_and_evaluate(config, tmp_path / "whole")
+
+    class StopsAfterTwo(signals.Stop):
+        def after(self, step):
+            return step == 2
+
+    with pytest.raises(errors.Stopped, match="step 2 of 4 is saved"):
+        loop.train_and_evaluate(config, tmp_path / "run", StopsAfterTwo())
+    evaluate = loop._evaluate
+
+    def stop(exp, variables, split):
+        if split[0] == "test":
+            raise errors.Stopped("now", 75)
+        return evaluate(exp, variables, split)
+
+    with monkeypatch.context() as patch, pytest.raises(errors.Stopped, match="now"):
+        patch.setattr(loop, "_evaluate", stop)
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert steps_in(tmp_path / "run") == [2, 4]
+    for _ in range(2):  # and it is not written twice
+        assert loop.train_and_evaluate(config, tmp_path / "run") == whole
+        assert untimed(tmp_path / "run") == untimed(tmp_path / "whole")
 
 
 # ---- Two devices; a part of the training set held out

@@ -466,9 +466,9 @@ def two_steps(config):
     return jax.device_get(s), jax.device_get(totals.sums), moved
 
 
-@pytest.mark.parametrize(  # KDCL's and CL-ILR's parts are others' parts
+@pytest.mark.parametrize(  # the parts of the others are parts of these, or of co-training
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in ("kdcl", "cl_ilr") else ()) for n in RELATIVES],
+    [pytest.param(n, marks=() if n in ("one", "okddip") else pytest.mark.slow) for n in RELATIVES],
 )
 def test_two_devices_agree_with_one(tiny_arch, name):
     """Networks on two devices, or examples; every part is trained, and stays the same on both."""
