@@ -56,7 +56,7 @@ def make_config(steps: int) -> ConfigDict:
     config = digits_wrn16_4_x4.get_config()
     config.arch, config.split, config.batch_size = "wide_resnet10_1", 2, 16
     config.mesh.data = 1
-    config.duration, config.log_every = f"{steps} steps", "1 steps"
+    config.duration, config.log_every = f"{steps} steps", "3 steps"  # not a divisor of 5
     config.eval.every, config.checkpoint.every = "50 steps", "5 steps"
     return config
 

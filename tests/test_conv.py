@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from xla_options import FAST
 
 from jaxsplit.conv import conv, grouped_lowering
 
@@ -32,7 +33,6 @@ CASES = {
     "small valid": ((5, 3, 4, 6), dict(strides=(2, 2), padding="VALID")),
 }
 IMAGE = (6, 5, C)
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def quick(fn):

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from jaxsplit import models, summary, torch_import
 from jaxsplit.models import densenet
 from jaxsplit.models.layers import BatchNorm
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TINY = densenet.Spec("densenet190", (1, 2), 2, stem="norm", shake_drop=0.6)
 # Parameters for 1000 classes, as torchvision documents them.
 IMAGENET = {

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from jaxsplit import conv, models, sharding, stack
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import efficientnet, layers
-
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def quick(fn):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from xla_options import EXACT
 
 from configs.common import get_config
 from jaxsplit import distill, methods, models, optim, sharding, stack, torch_import
@@ -20,14 +21,6 @@ CASES = ("ffsd_resnet20_m2_epoch3", "ffsd_resnet20_m2_epoch7_lambda_div1")
 LAMBDAS = ("diversity", "fusion", "self_distillation")
 STUDENTS = 2
 ROUNDING = 2e-7  # of a float32 gradient of a self-distillation module
-OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    # With the sums of YNNPACK, which conftest.py turns off where they race: XLA's own, one number
-    # after the other, are 2 to 3 times farther from float64 than the stored rounding x 10.
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
-    "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_REDUCE",
-}
 
 
 def names_of(spec, variables) -> dict:
@@ -100,7 +93,7 @@ def programs(dtype):
         params = optax.apply_updates(variables["params"], updates)
         return metrics, grads, {"params": params, "batch_stats": stats}, opt_state
 
-    return optimizer, jax.jit(one_step, compiler_options=OPTIONS)
+    return optimizer, jax.jit(one_step, compiler_options=EXACT)
 
 
 def initial(data, dtype) -> dict:

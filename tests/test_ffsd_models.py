@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from jaxsplit import models, summary, torch_import
 from jaxsplit.models import ffsd_resnet, ffsd_wide_resnet
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # What FFSD calls its networks -> their names here.
 NAMES = {
     "resnet20": "resnet20",

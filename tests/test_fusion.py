@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from xla_options import FAST
 
 from jaxsplit import models, summary, torch_import
 from jaxsplit.models import fusion
 from jaxsplit.models.layers import ConvTranspose
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TOLERANCE = 2e-5  # of the largest value, as for the backbones
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 STATS = {"mean": "running_mean", "var": "running_var"}

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from jaxsplit import models, summary, torch_import
 from jaxsplit.models import googlenet
 from jaxsplit.models.layers import BatchNorm
-
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def quick(fn):

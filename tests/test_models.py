@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from jaxsplit import models, summary
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import layers, resnet, resnexst, senet, stochastic
-
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 FAMILIES = ("resnet", "senet", "resnest", "resnexst")
 

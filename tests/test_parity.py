@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import EXACT
 
 from jaxsplit import models, optim, torch_import
 from jaxsplit.models import stochastic
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 GOLDEN_CASES = ("cifar100_wide_resnet16_8_s4", "cifar100_resnet110_s4")
 # File -> name of the network here, where it is not the file's own.
 CASES = {
@@ -56,7 +56,7 @@ TOLERANCE = 2e-5
 
 def quick(fn):
     """jit that compiles fast; on CPU only code generation differs."""
-    return jax.jit(fn, compiler_options=FAST)
+    return jax.jit(fn, compiler_options=EXACT)
 
 
 def relative_error(got, want) -> float:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from configs import common, digits_wrn16_4_x4
 from jaxsplit import compiler, loop, losses, methods, models, sharding, stack, step
@@ -16,7 +17,6 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.models import efficientnet, fusion, layers, resnet
 
 K, B = 5, 4
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # One of every family of modules, as small as it goes.
 ARCHS = (
     "resnet110",

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from jaxsplit import models, sharding, stack, torch_import
 from jaxsplit.models import pyramidnet
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TINY = dataclasses.replace(
     models.divided("pyramidnet164", 1), blocks=(1, 1), alpha=2.0, stem=2, shake_drop=0.9
 )

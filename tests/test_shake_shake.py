@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from jaxsplit import models, sharding, stack, summary, torch_import
 from jaxsplit.models import shake_shake
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TINY = dataclasses.replace(
     models.divided("shake_resnet26_2x96d", 1), width=6, blocks=(1, 1), stem=4
 )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_options import FAST
 
 from jaxsplit import models, sharding, stack
 from jaxsplit.errors import ConfigError
@@ -31,7 +32,6 @@ SPECS = {
 TINY = SPECS["basic"]
 SMALL = SPECS["small"]
 IMAGE = {"se": (17, 16, 3)}  # its stem divides the sides by 4
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def quick(fn):

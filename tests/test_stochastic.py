@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from xla_options import FAST
 
 from jaxsplit import sharding
 from jaxsplit.models.stochastic import (
@@ -29,7 +30,6 @@ from jaxsplit.models.stochastic import (
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "stochastic_ops.npz"
 OPS = dict(np.load(GOLDEN))
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 LAYERS = {
     "element": Dropout(0.4),
     "channel": Dropout(0.4, "channel"),

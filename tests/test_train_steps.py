@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from xla_options import EXACT
 
 from configs.common import get_config
 from jaxsplit import losses, methods, models, optim, sharding, stack, torch_import
@@ -19,15 +20,6 @@ from jaxsplit.methods import cotrain
 
 KINKED = "splitnet_resnet110_s2_kl_sameview"
 CASES = ("splitnet_resnet110_s2_js_diffviews", "splitnet_resnet110_s2_kl_sameview")
-# ResNet-110 compiles in half a minute otherwise.
-OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    # With the sums of YNNPACK, which conftest.py turns off where they race: XLA's own, one number
-    # after the other, are 2 to 3 times farther from float64 than the stored rounding x 10.
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
-    "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_REDUCE",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +91,7 @@ def run(parity, case, dtype, steps):
         new = {"params": params, "batch_stats": stats}
         return value, metrics, logits, grads, new, opt_state
 
-    compiled = jax.jit(one_step, compiler_options=OPTIONS)
+    compiled = jax.jit(one_step, compiler_options=EXACT)
     opt_state = optimizer.init(variables["params"])
     for _ in range(steps):
         *out, variables, opt_state = compiled(variables, opt_state)
@@ -235,7 +227,7 @@ def test_float32_states_with_the_decisions_of_float64(parity, monkeypatch):
             params = optax.apply_updates(variables["params"], updates)
             return {"params": params, "batch_stats": {"stack": stats}}, opt_state, opened
 
-        compiled = jax.jit(one_step, compiler_options=OPTIONS)
+        compiled = jax.jit(one_step, compiler_options=EXACT)
         opt_state = optimizer.init(variables["params"])
         for k in range(3):
             variables, opt_state, opened = compiled(

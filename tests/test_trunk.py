@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.interpreters import partial_eval
+from xla_options import FAST
 
 from configs import common
 from jaxsplit import config as config_lib
@@ -19,7 +20,6 @@ TINY = dataclasses.replace(models.divided("wide_resnet10_1", 1), blocks=(1, 1), 
 DROPPING = dataclasses.replace(
     models.divided("ffsd_wide_resnet16_2", 1), blocks=1, num_stages=2, dropout=0.3
 )
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def quick(fn):
