@@ -139,18 +139,34 @@ def _life(start, workdir: pathlib.Path, k: int, kills: int, steps: int, rng) -> 
     else:
         _until(lambda: _last_step(workdir) >= goal, process, workdir)
         until = time.monotonic() + rng.uniform(0.0, 0.05)
-        if moment == "saving":
-            saves = workdir / checkpoint.FOLDER
-            _until(lambda: any(saves.glob(_UNFINISHED)), process, workdir)
-            until = time.monotonic() + rng.uniform(0.0, 0.03)
         _until(lambda: time.monotonic() > until, process, workdir)
+        if moment == "saving":
+            _stop_in_a_save(process, workdir, rng.uniform(0.0, 0.03))
     os.kill(process.pid, signum)
+    os.kill(process.pid, signal.SIGCONT)
     allowed = {-signal.SIGKILL} if signum == signal.SIGKILL else {75}
     if moment == "starting":
         allowed.add(-signum)  # before the signal is taken
     status = _end(process, workdir, *allowed)
     unfinished = any((workdir / checkpoint.FOLDER).glob(_UNFINISHED))
     return Life(signal.Signals(signum).name, moment, _last_step(workdir), status, unfinished)
+
+
+def _stop_in_a_save(process, workdir: pathlib.Path, seconds: float) -> None:
+    """Stops it some time after a save has begun; at once, where that one was over meanwhile."""
+    saves = workdir / checkpoint.FOLDER
+
+    def unfinished() -> bool:
+        return any(saves.glob(_UNFINISHED))
+
+    _until(unfinished, process, workdir)
+    time.sleep(seconds)
+    while True:
+        os.kill(process.pid, signal.SIGSTOP)
+        if unfinished():
+            return
+        os.kill(process.pid, signal.SIGCONT)
+        _until(unfinished, process, workdir)
 
 
 def _until(done, process, workdir: pathlib.Path) -> None:

@@ -25,6 +25,7 @@ def test_five_kills_change_nothing(tmp_path):
     assert f"{KILLS} kills of a run of {STEPS} steps" in table and "| SIGKILL | saving | " in table
 
 
+@pytest.mark.slow
 def test_a_difference_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "_tensorboard", lambda workdir: None)
     config, a, b = tiny(), tmp_path / "a", tmp_path / "b"

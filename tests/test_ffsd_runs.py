@@ -449,6 +449,7 @@ def test_export_of_the_best_checkpoint(run, tmp_path):
     assert variables["params"]["head"]["bias"].shape == (10,)
 
 
+@pytest.mark.slow
 def test_export_from_a_mesh(tmp_path):
     """The leader can be evaluated where fewer devices are."""
     saved(tiny(data=2, net=2), tmp_path)

@@ -115,6 +115,7 @@ def tuned(source, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_source_is_recorded_and_not_read_again(tuned, capsys, tmp_path):
     shutil.copytree(tuned, tmp_path / "run")
     config = config_lib.load(tmp_path / "run")

@@ -468,7 +468,7 @@ def two_steps(config):
 
 @pytest.mark.parametrize(  # the parts of the others are parts of these, or of co-training
     "name",
-    [pytest.param(n, marks=() if n in ("one", "okddip") else pytest.mark.slow) for n in RELATIVES],
+    [pytest.param(n, marks=() if n == "one" else pytest.mark.slow) for n in RELATIVES],
 )
 def test_two_devices_agree_with_one(tiny_arch, name):
     """Networks on two devices, or examples; every part is trained, and stays the same on both."""

@@ -48,7 +48,7 @@ def no_board(monkeypatch):
     monkeypatch.setattr(metrics, "_tensorboard", lambda workdir: None)
 
 
-@pytest.mark.parametrize("at", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("at", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))])
 def test_a_run_that_is_stopped_loses_nothing(whole, at, tmp_path, capsys):
     """Where it has just evaluated, between such steps, and at its last one."""
     with pytest.raises(Stopped) as caught:

@@ -154,7 +154,7 @@ def test_float64_states(in_float64, k):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(c, marks=pytest.mark.slow if "kl" in c else ()) for c in CASES],
+    params=[pytest.param(c, marks=pytest.mark.slow) for c in CASES],
 )
 def in_float32(request, parity):
     with jax.default_matmul_precision("highest"):

@@ -118,7 +118,11 @@ def case(request):
         return args, jax.device_get(by_hand(*args))
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 1), (1, 2), (2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [(1, 1), (2, 2), *(pytest.param(m, marks=pytest.mark.slow) for m in ((2, 1), (1, 2)))],
+    ids=str,
+)
 def test_equals_networks_that_share_arrays(case, mesh):
     """Logits, features, statistics, gradients: the trunk's is the sum over the networks."""
     args, want = case
