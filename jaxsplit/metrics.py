@@ -83,13 +83,13 @@ class Writer:
 
     def __init__(self, workdir: pathlib.Path, *, start: int = 0, active: bool = True):
         self._file = self._board = None
-        self._known: set[tuple[int, str]] = set()
+        self._start, self._known = start, set()  # the names that the file holds for that step
         if not active:
             return
         path = workdir / JSONL
         if path.exists():
-            last = (line for line in _drop_after(path, start) if line["step"] == start)
-            self._known = {(start, name) for line in last for name in line}
+            lines = _drop_after(path, start)
+            self._known = {name for line in lines if line["step"] == start for name in line}
         self._file = path.open("a")
         self._board = _tensorboard(workdir)
 
@@ -105,7 +105,7 @@ class Writer:
 
     def has(self, step: int, scalars: Mapping[str, float]) -> bool:
         """Whether the file held all of these when the run (re)started."""
-        return all((step, name) in self._known for name in scalars)
+        return step == self._start and self._known.issuperset(scalars)
 
     def close(self) -> None:
         if self._file is not None:

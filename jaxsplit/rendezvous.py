@@ -72,7 +72,6 @@ def _accept_all(server, here: dict, coordinator: str, count: int, timeout: float
         if not select.select([server], [], [], 0.2)[0]:
             continue
         other, _ = server.accept()
-        other.settimeout(_PATIENCE)
         words = _line(other).split()
         if len(words) != 3 or words[0] != _GREETING:
             other.close()  # whoever that was
