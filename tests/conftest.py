@@ -24,6 +24,9 @@ from jaxsplit import compiler  # noqa: E402
 
 if compiler.races():  # the programs of the tests themselves; XLA reads this when it starts
     os.environ["XLA_FLAGS"] += " " + compiler.NO_RACE_FLAG
+    # These jaxlibs, and no newer ones, have a second code generator, which compiles 3 times as
+    # fast. The processes of test_hosts.py, and all benchmarks, take the usual one.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 PARITY = os.environ.get("JAXSPLIT_PARITY")

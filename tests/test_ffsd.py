@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from xla_options import EXACT
+from xla_options import EXACT, EXACT_FLOAT64
 
 from configs.common import get_config
 from jaxsplit import distill, methods, models, optim, sharding, stack, torch_import
@@ -93,7 +93,8 @@ def programs(dtype):
         params = optax.apply_updates(variables["params"], updates)
         return metrics, grads, {"params": params, "batch_stats": stats}, opt_state
 
-    return optimizer, jax.jit(one_step, compiler_options=EXACT)
+    options = EXACT_FLOAT64 if dtype is np.float64 else EXACT
+    return optimizer, jax.jit(one_step, compiler_options=options)
 
 
 def initial(data, dtype) -> dict:
@@ -140,6 +141,8 @@ def run(data, dtype, steps=2):
     progress = jnp.asarray(int(data["meta/epoch"]) - 1)
     opt_state = jax.jit(optimizer.init)(variables["params"])
     for _ in range(steps):
+        # Fetched: the first state and the later ones are placed alike, and one program serves all.
+        variables, opt_state = jax.device_get((variables, opt_state))
         metrics, grads, variables, opt_state = one_step(
             variables, opt_state, batch, weights, progress
         )

@@ -207,10 +207,10 @@ def test_processes_do_what_one_does(mesh, start, alone, tmp_path):
 
 # Long enough that none ends before it is killed.
 LONG = {
-    "duration": "150 steps",
-    "log_every": "50 steps",
+    "duration": "60 steps",
+    "log_every": "20 steps",
     "checkpoint.every": "10 steps",
-    "eval.every": "150 steps",
+    "eval.every": "60 steps",
 }
 
 
@@ -253,9 +253,9 @@ def test_one_is_lost(victim, how, compare, start, undisturbed, tmp_path):
         assert process.wait() == 0, process.said
     assert "resumed at step" in again[0].said
     # A line for each log point, and one for the evaluation at the end.
-    assert [line["step"] for line in lines(workdir)] == [50, 100, 150, 150]
+    assert [line["step"] for line in lines(workdir)] == [20, 40, 60, 60]
     if compare:
-        got, want = (jax.tree.leaves(weights(run, 150)) for run in (workdir, undisturbed))
+        got, want = (jax.tree.leaves(weights(run, 60)) for run in (workdir, undisturbed))
         for x, y in zip(got, want, strict=True):
             np.testing.assert_array_equal(x, y)
 

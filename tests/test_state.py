@@ -168,8 +168,12 @@ def test_a_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys):
 def test_the_average_does_not_change_training(whole, tmp_path, capsys):
     loop.train_and_evaluate(tiny(), tmp_path)
     plain = state_at(tiny(), tmp_path, 4)
-    averaged = state_at(tiny(ema=DECAY), whole[0], 4)
-    assert_same_bits(plain, dataclasses.replace(averaged, ema=None))
+    averaged = dataclasses.replace(state_at(tiny(ema=DECAY), whole[0], 4), ema=None)
+    assert jax.tree.structure(plain) == jax.tree.structure(averaged)
+    leaves = zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(averaged), strict=True)
+    for (path, a), b in leaves:
+        # Two programs: where multiplications and additions are fused is the compiler's choice.
+        assert np.abs(a - b).max() <= 1e-6 if a.dtype == np.float32 else (a == b).all(), path
 
 
 @pytest.mark.parametrize("fields", [dict(ema=0.0), dict(ema=0.5)])

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from xla_options import EXACT
+from xla_options import EXACT, EXACT_FLOAT64
 
 from configs.common import get_config
 from jaxsplit import losses, methods, models, optim, sharding, stack, torch_import
@@ -91,9 +91,12 @@ def run(parity, case, dtype, steps):
         new = {"params": params, "batch_stats": stats}
         return value, metrics, logits, grads, new, opt_state
 
-    compiled = jax.jit(one_step, compiler_options=EXACT)
+    options = EXACT_FLOAT64 if dtype is np.float64 else EXACT
+    compiled = jax.jit(one_step, compiler_options=options)
     opt_state = optimizer.init(variables["params"])
     for _ in range(steps):
+        # Fetched: the first state and the later ones are placed alike, and one program serves all.
+        variables, opt_state = jax.device_get((variables, opt_state))
         *out, variables, opt_state = compiled(variables, opt_state)
         yield spec, data, *out, variables
 

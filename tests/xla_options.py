@@ -8,3 +8,5 @@ EXACT = FAST | {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
     "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_REDUCE"
 }
+# Float64 convolutions are loops of XLA, not of a library: 10 times slower without optimisation.
+EXACT_FLOAT64 = EXACT | {"xla_backend_optimization_level": 1}
