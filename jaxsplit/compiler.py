@@ -7,12 +7,13 @@ import jaxlib
 _FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # XLA:CPU up to here computes sums by YNNPACK in a way that races: one program called twice on the
 # same arrays now and then gives different numbers (github.com/jax-ml/jax issue 39741), so that no
-# run was repeatable or resumed bit for bit. Products and convolutions by YNNPACK do not.
+# run was repeatable or resumed bit for bit. With products and convolutions by YNNPACK but not sums,
+# steps took up to 1.2 times as long; without it altogether, as long as with all of it
+# (`bench/results/ynnpack_cpu.md`).
 _FIRST_WITHOUT_RACE = (0, 11, 2)
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
-_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 # The same as a flag of XLA_FLAGS, for programs that are compiled without `options`.
-NO_RACE_FLAG = f"--{_YNN}={_PRODUCTS}"
+NO_RACE_FLAG = f"--{_YNN}="
 
 
 def races() -> bool:
@@ -31,7 +32,7 @@ def options(remat: str = "", *, once: bool = False) -> dict | None:
         return None
     chosen = dict(_FAST) if once else {}
     if races():
-        chosen[_YNN] = _PRODUCTS
+        chosen[_YNN] = ""  # nothing by YNNPACK
     if remat:
         # XLA:CPU drops the barriers that hold the recomputation back until it is needed, and then
         # finds the same computation twice and keeps its first result, as without `remat`.

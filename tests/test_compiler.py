@@ -10,10 +10,8 @@ import pytest
 
 from jaxsplit import compiler
 
-# Prints how many sums by YNNPACK a program of jax holds, and those of a run.
+# Prints how many calls of YNNPACK a program of jax holds, and those of a run.
 COUNT = """
-import re
-
 import jax
 from configs import digits_wrn16_4_x4
 from jaxsplit import experiment, state
@@ -32,8 +30,7 @@ evaluated = dict(images=data.images[:8], labels=data.labels[:8], mask=data.label
 eval_step = exp.eval_step.lower(start.variables, evaluated).compile()
 maps = jax.ShapeDtypeStruct((32, 8, 8, 16), "float32")
 plain = jax.jit(lambda x: x - x.mean((0, 1, 2))).lower(maps).compile()
-SUM = re.compile("__ynn_fusion.*reduce_sum|reduce_sum.*__ynn_fusion")
-print(*(len(SUM.findall(compiled.as_text())) for compiled in (plain, train_step, eval_step)))
+print(*(compiled.as_text().count("__ynn_fusion") for compiled in (plain, train_step, eval_step)))
 """
 
 
@@ -51,7 +48,7 @@ def test_only_the_cpu_has_options(monkeypatch):
     assert compiler.options() is compiler.options("all", once=True) is None
 
 
-def test_a_run_has_no_sum_that_races():
+def test_a_run_calls_nothing_that_races():
     flags = [f for f in os.environ["XLA_FLAGS"].split() if "ynn" not in f]
     env = os.environ | {"XLA_FLAGS": " ".join(flags)}
     done = subprocess.run(

@@ -2,8 +2,8 @@
 
 # Tiny programs that run a few times: compiled fast rather than well.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-# For comparisons with the reference's own rounding. With the sums of YNNPACK, which conftest.py
-# turns off where they race: XLA's own add one number after the other, 2 to 3 times less exactly.
+# For comparisons with the reference's own rounding. With YNNPACK, which conftest.py turns off where
+# its sums race: XLA's own add one number after the other, 2 to 3 times less exactly.
 EXACT = FAST | {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
     "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_REDUCE"
