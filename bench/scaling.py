@@ -75,7 +75,9 @@ def _axis(line: str, data: int, net: int) -> str:
 
 
 def _groups(line: str) -> list[list[int]] | None:
-    """The devices that exchange something, in any of the three ways in which XLA writes it."""
+    """The devices that exchange something, in any of the ways in which XLA writes it."""
+    if match := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", line):  # {{0,1},{1,0}}
+        return [list(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", match[1])]
     if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):  # {{0,2},{1,3}}
         return [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", match[1])]
     order = r"(?:T\(([\d,]+)\))?"
@@ -161,22 +163,26 @@ def report(args) -> str:
     for data, net in args.meshes:
         step = compile_step(make_config(args, data, net))
         base = base or step.flops
-        size = Counter()
         kinds[data, net] = Counter()
+        along, seconds = Counter(), Counter()
         for c in step.collectives:
-            size[c.axis] += c.bytes
             kinds[data, net][c.kind, c.axis] += c.bytes
+            for axis, devices, link in (
+                ("data", data, args.data_link),
+                ("net", net, args.net_link),
+            ):
+                if c.axis in (axis, "both"):
+                    along[axis] += c.bytes
+                    seconds[axis] += predicted_seconds(c, devices, link)
         params = sum(
             int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
             for leaf in jax.tree.leaves(step.exp.state_shapes().params)
         )
-        along = {axis: size[axis] + size["both"] for axis in ("data", "net")}
         lines.append(
             f"| {data} x {net} | {step.flops / 1e6:,.0f} | {step.flops * data * net / base:.3f} "
             f"| {along['data'] / 2**10:,.1f} | {along['net'] / 2**10:,.1f} | {params:,} "
             f"| {step.flops / args.tflops / 1e6:,.0f} "
-            f"| {microseconds(along['data'], data, args.data_link):,.1f} "
-            f"| {microseconds(along['net'], net, args.net_link):,.1f} |"
+            f"| {seconds['data'] * 1e6:,.1f} | {seconds['net'] * 1e6:,.1f} |"
         )
     found = sorted({key for counted in kinds.values() for key in counted})
     lines += [
@@ -193,9 +199,11 @@ def report(args) -> str:
     return "\n".join(lines) + "\n"
 
 
-def microseconds(size: int, devices: int, link: float) -> float:
-    """Of an all-reduce in a ring: every device sends 2 (n - 1) / n of its bytes, at GB/s."""
-    return 2 * (devices - 1) / devices * size / link / 1e3
+def predicted_seconds(c: Collective, devices: int, link: float) -> float:
+    """Of a collective along an axis of so many devices in a ring, by links of so many GB/s."""
+    share = (devices - 1) / devices  # of the result comes from others
+    times = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(c.kind, share)
+    return times * c.bytes / link / 1e9
 
 
 def _mesh(text: str) -> tuple[int, int]:

@@ -369,13 +369,16 @@ def test_losses_and_evaluation_are_those_of_float32():
 
 @pytest.mark.slow
 def test_digits_are_learned_as_well_in_bfloat16(tmp_path):
-    found = {}
-    for dtype in ("float32", "bfloat16"):
-        config = digits_wrn16_4_x4.get_config()
-        config.arch = "wide_resnet10_2"
-        config.dtype = dtype
-        config.duration = "10 epochs"
-        config.eval.every = config.checkpoint.every = config.log_every = "10 epochs"
-        found[dtype] = loop.train_and_evaluate(config, tmp_path / dtype)["test/ensemble/top1"]
-    assert found["float32"] > 0.98
-    assert abs(found["bfloat16"] - found["float32"]) <= 0.005, found
+    found = {"float32": [], "bfloat16": []}
+    for dtype, of_seeds in found.items():
+        for seed in range(3):  # an image is 0.28 %, and a run varies by two of them
+            config = digits_wrn16_4_x4.get_config()
+            config.arch, config.seed = "wide_resnet10_2", seed
+            config.dtype = dtype
+            config.duration = "10 epochs"
+            config.eval.every = config.checkpoint.every = config.log_every = "10 epochs"
+            results = loop.train_and_evaluate(config, tmp_path / f"{dtype}{seed}")
+            of_seeds.append(results["test/ensemble/top1"])
+    print(found)
+    assert np.mean(found["float32"]) > 0.98
+    assert abs(np.mean(found["bfloat16"]) - np.mean(found["float32"])) <= 0.005, found

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from bench.scaling import collectives, compile_step
+from bench.scaling import Collective, collectives, compile_step, predicted_seconds
 from configs import common
 from jaxsplit import experiment, methods, sharding, state
 from jaxsplit.errors import ConfigError
@@ -169,6 +169,8 @@ def test_bytes_along_the_mesh(trained):
         ("replica_groups=mesh['data'=2,'net'=2] {'data'}", "data"),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_0'}", "net"),
         ("replica_groups=mesh['axis_0'=4] {'axis_0'}", "both"),
+        ("source_target_pairs={{0,1},{1,0},{2,3}}", "net"),
+        ("source_target_pairs={{0,2},{1,1}}", "data"),
         ("", "?"),
     ],
 )
@@ -217,3 +219,13 @@ def test_wrong_meshes_are_named():
         sharding.make(9, 1, num_networks=4, batch_size=18)
     with pytest.raises(ConfigError, match=r"batch_size=12: must be divisible by the 8 devices"):
         sharding.make(8, 1, num_networks=4, batch_size=12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "milliseconds"),
+    [("all-reduce", 15.0), ("all-gather", 7.5), ("collective-permute", 10.0)],
+)
+def test_predicted_seconds(kind, milliseconds):
+    """100 MB at 10 GB/s among four: what passes through a link of a ring."""
+    of = Collective(kind, "data", ((25_000_000,),), 100_000_000)
+    assert predicted_seconds(of, 4, 10.0) * 1e3 == pytest.approx(milliseconds)
