@@ -76,7 +76,7 @@ def report(args, rows) -> str:
         f"{args.arch} divided in {args.networks}, batch {args.batch}, {args.size}x{args.size}, "
         f"{args.dtype}, {args.lowering}; "
         f"{made_by(jax.devices()[0].device_kind, f'jax {jax.__version__}')}; "
-        f"median of {args.rounds} rounds",
+        + (f"median of {args.rounds} rounds" if args.rounds else "compiled only"),
         "",
         "| remat | temporary MiB | share | step s | ratio |",
         "|---|---|---|---|---|",
