@@ -379,6 +379,5 @@ def test_digits_are_learned_as_well_in_bfloat16(tmp_path):
             config.eval.every = config.checkpoint.every = config.log_every = "10 epochs"
             results = loop.train_and_evaluate(config, tmp_path / f"{dtype}{seed}")
             of_seeds.append(results["test/ensemble/top1"])
-    print(found)
     assert np.mean(found["float32"]) > 0.98
     assert abs(np.mean(found["bfloat16"]) - np.mean(found["float32"])) <= 0.005, found
