@@ -1,12 +1,7 @@
 """Real-sized JPEGs are streamed from an array_record, whole and fast enough."""
 
-import io
-import time
-
 import numpy as np
 import pytest
-import simplejpeg
-from PIL import Image
 
 from bench import data as bench
 from configs.common import get_config
@@ -41,29 +36,9 @@ def test_an_epoch_of_real_sized_jpegs(photos):
     np.testing.assert_array_equal(np.bincount(labels), [IMAGES // 10] * 10)
 
 
-def decoded_per_core() -> float:
-    """Images a second of processor time that the decoder alone reaches at this moment."""
-    jpegs = []
-    for seed in range(20):
-        buffer = io.BytesIO()
-        Image.fromarray(bench.photo(seed)).save(buffer, "JPEG", quality=bench.QUALITY)
-        jpegs.append(buffer.getvalue())
-    cpu = time.process_time()
-    for jpeg in jpegs * 5:
-        simplejpeg.decode_jpeg(jpeg)
-    return 100 / (time.process_time() - cpu)
-
-
 def test_images_per_second_and_core(photos):
-    """In processor time, so that other work on the machine does not count; the best of rounds.
-
-    Where the clock of a shared machine falls, so that the decoder alone is hardly faster than the
-    floor, the feed must add little to it: they are measured one after the other.
-    """
-    found = []
-    for _ in range(4):
-        speed = bench.measure(photos, views=1, size=224, threads=1, rounds=3)
-        found.append((speed.per_core, decoded_per_core()))
-        if speed.per_core >= min(bench.FLOOR, 0.8 * found[-1][1]):
-            return
-    pytest.fail(f"(images, of the decoder alone) a second and core: {found}")
+    """In processor time, so that other work on the machine does not count; the best of rounds."""
+    speed = bench.measure(photos, views=1, size=224, threads=1, rounds=3)
+    if speed.per_core < bench.FLOOR:  # a busy machine's caches and clock: once more
+        speed = bench.measure(photos, views=1, size=224, threads=1, rounds=5)
+    assert speed.per_core >= bench.FLOOR, speed

@@ -1,5 +1,7 @@
 """Compiler options of the tests' programs."""
 
+from jaxsplit import compiler
+
 # Tiny programs that run a few times: compiled fast rather than well.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # For comparisons with the reference's own rounding. With YNNPACK, which conftest.py turns off where
@@ -10,3 +12,6 @@ EXACT = FAST | {
 }
 # Float64 convolutions are loops of XLA, not of a library: 10 times slower without optimisation.
 EXACT_FLOAT64 = EXACT | {"xla_backend_optimization_level": 1}
+# For comparisons bit by bit of two programs: with the usual code generator, which fuses
+# multiplications and additions alike in both. Newer jaxlibs have no other.
+USUAL = {"xla_cpu_use_fusion_emitters": True} if compiler.races() else {}
