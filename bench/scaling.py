@@ -76,9 +76,8 @@ def _axis(line: str, data: int, net: int) -> str:
 
 def _groups(line: str) -> list[list[int]] | None:
     """The devices that exchange something, in any of the ways in which XLA writes it."""
-    if match := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", line):  # {{0,1},{1,0}}
-        return [list(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", match[1])]
-    if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):  # {{0,2},{1,3}}
+    listed = r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}"  # {{0,2},{1,3}}
+    if match := re.search(listed, line):
         return [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", match[1])]
     order = r"(?:T\(([\d,]+)\))?"
     if match := re.search(rf"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\]{order}", line):
