@@ -8,8 +8,8 @@ _FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 # XLA:CPU up to here computes sums by YNNPACK in a way that races: one program called twice on the
 # same arrays now and then gives different numbers (github.com/jax-ml/jax issue 39741), so that no
 # run was repeatable or resumed bit for bit. With products and convolutions by YNNPACK but not sums,
-# steps took up to 1.2 times as long; without it altogether, as long as with all of it
-# (`bench/results/ynnpack_cpu.md`).
+# steps took up to 1.7 times as long; without it altogether, five of six about as long as with all
+# of it and one 1.5 times (`bench/results/ynnpack_cpu.md`).
 _FIRST_WITHOUT_RACE = (0, 11, 2)
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
 # The same as a flag of XLA_FLAGS, for programs that are compiled without `options`.
