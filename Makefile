@@ -52,7 +52,7 @@ format: .venv/.installed-test ## repair style and format
 	$(venv_python) -m ruff check --fix $(ARGS)
 	$(venv_python) -m ruff format
 
-bench: .venv/.installed ## measure: BENCH=stack_overhead, augment, data, remat, scaling or chaos
+bench: .venv/.installed ## measure: BENCH=stack_overhead, augment, data, remat, scaling, chaos, compile_cache
 	$(venv_python) -m bench.$(BENCH) $(ARGS)
 
 clean: ## remove the environment and what tests and tools left; runs/ stays
