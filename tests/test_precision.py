@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from xla_options import FAST
+from xla_options import FAST, USUAL
 
 from configs import common, digits_wrn16_4_x4
 from jaxsplit import compiler, loop, losses, methods, models, sharding, stack, step
@@ -161,7 +161,7 @@ def test_gradients_statistics_and_draws_are_the_same(spec):
     outs = []
     for remat in ("", "all"):
         networks = make(spec, lowering="dense", remat=remat)
-        options = FAST | (compiler.options(remat) or {})
+        options = FAST | USUAL | (compiler.options(remat) or {})
         if not outs:
             init = jax.jit(lambda k: networks.init(k, x.shape[2:]), compiler_options=FAST)  # noqa: B023
             variables = init(jax.random.key(0))

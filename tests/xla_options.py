@@ -12,6 +12,6 @@ EXACT = FAST | {
 }
 # Float64 convolutions are loops of XLA, not of a library: 10 times slower without optimisation.
 EXACT_FLOAT64 = EXACT | {"xla_backend_optimization_level": 1}
-# For comparisons bit by bit of two programs: with the usual code generator, which fuses
-# multiplications and additions alike in both. Newer jaxlibs have no other.
+# For two programs that compute the same, bit by bit or nearly: with the usual code generator, which
+# fuses multiplications and additions alike in both. Newer jaxlibs have no other.
 USUAL = {"xla_cpu_use_fusion_emitters": True} if compiler.races() else {}
