@@ -37,6 +37,6 @@ def test_an_epoch_of_real_sized_jpegs(photos):
 
 
 def test_images_per_second_and_core(photos):
-    """In processor time; other work still takes caches and clock, so rounds go on for a while."""
-    speed = bench.measure(photos, views=1, size=224, threads=1, rounds=60, enough=bench.FLOOR)
+    """In processor time, so that other work on the machine does not count; the best of rounds."""
+    speed = bench.measure(photos, views=1, size=224, threads=1, rounds=8, enough=bench.FLOOR)
     assert speed.per_core >= bench.FLOOR, speed
