@@ -14,7 +14,6 @@ serves S crops, and what counts is views/s: they must not be fewer than with one
 import argparse
 import contextlib
 import io
-import math
 import os
 import pathlib
 import platform
@@ -113,13 +112,11 @@ def measure(
     threads: int,
     rounds: int = 3,
     batch: int = 20,
-    enough: float = math.inf,
 ) -> Speed:
     """The best of some rounds, each an epoch of `photos` through the training feed.
 
     The rounds follow each other without a pause in one iteration: what the threads make ahead at
-    the end of one and what they had made at its beginning even out. None follows one that reached
-    `enough` images a second and core.
+    the end of one and what they had made at its beginning even out.
     """
     config = common.get_config().data
     config.update(name=NAME, dir=str(folder), image_size=size)
@@ -135,8 +132,6 @@ def measure(
                 next(batches)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             best = Speed(max(best.wall, images / wall), max(best.per_core, images / cpu))
-            if best.per_core >= enough:
-                break
     return best
 
 
