@@ -50,13 +50,13 @@ def make(args, num_networks: int, workdir_data: pathlib.Path):
     split = exp.feed.resident
     resident = jax.device_put({"images": split.images, "labels": split.labels})
     batch = {"index": np.arange(args.batch, dtype=np.int32)}
-    views = jax.jit(inputs, compiler_options=compiler.options())
+    views = jax.jit(inputs, compiler_options=compiler.options(exp.sharding.platform))
     key = jax.random.key(0)
     train_state = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
     train_step = step.make_train_step(exp.method, exp.optimizer, inputs)
     _, shapes = jax.eval_shape(train_step, train_state, metrics.empty(), resident, batch)
     totals = metrics.zeros(shapes)
-    compiled = jax.jit(train_step, compiler_options=compiler.options())
+    compiled = jax.jit(train_step, compiler_options=compiler.options(exp.sharding.platform))
 
     def run_views():
         jax.block_until_ready(views(resident, batch, key))

@@ -48,7 +48,7 @@ def compile_step(args, remat: str):
         return jax.grad(loss, has_aux=True)(variables["params"])
 
     lowered = jax.jit(step).lower(variables, images)
-    return lowered.compile(compiler_options=compiler.options(remat)), variables, images
+    return lowered.compile(compiler_options=compiler.options(mesh.platform)), variables, images
 
 
 def measure(args) -> list[tuple[str, float, float]]:

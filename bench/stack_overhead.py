@@ -53,7 +53,7 @@ def compile_step(args, num_networks: int, lowering: str):
 
     began = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=0).lower(state, images)
-    compiled = lowered.compile(compiler_options=compiler.options())
+    compiled = lowered.compile(compiler_options=compiler.options(mesh.platform))
     return compiled, state, images, time.perf_counter() - began
 
 

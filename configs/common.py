@@ -153,7 +153,7 @@ def get_config() -> ConfigDict:
 
     # ---- Runtime fields: they may change when a workdir is resumed. Of those above only data.dir,
     # .download, .resident, .resident_limit, .on_bad_record, .threads and a longer `duration` may.
-    config.lowering = "auto"  # auto | dense | unrolled | grouped: how the stack of networks lowers
+    config.lowering = "auto"  # how the stack lowers: auto | dense | unrolled | packed | grouped
     # Stages whose blocks keep only their input and are computed again in the backward pass: less
     # memory for one more forward pass of theirs. '' none | 'all' | names, as 'stage1,stage2'.
     config.remat = ""

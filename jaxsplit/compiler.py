@@ -1,19 +1,27 @@
-"""What XLA is told beside its defaults: `compiler_options` of jax.jit."""
+"""What programs are compiled for, and what XLA is told beside its defaults."""
+
+import contextlib
+import contextvars
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Iterator
 
 import jax
 import jaxlib
 
+_platform = contextvars.ContextVar("platform", default="")
+
 # For programs that run once, where a fast compilation is worth more than a fast program.
-_FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # XLA:CPU up to here computes sums by YNNPACK in a way that races: one program called twice on the
 # same arrays now and then gives different numbers (github.com/jax-ml/jax issue 39741), so that no
-# run was repeatable or resumed bit for bit. With products and convolutions by YNNPACK but not sums,
-# steps took up to 1.7 times as long; without it altogether, five of six about as long as with all
-# of it and one 1.5 times (`bench/results/ynnpack_cpu.md`).
+# run was repeatable or resumed bit for bit.
 _FIRST_WITHOUT_RACE = (0, 11, 2)
-_YNN = "xla_cpu_experimental_ynn_fusion_type"
+YNN = "xla_cpu_experimental_ynn_fusion_type"
 # The same as a flag of XLA_FLAGS, for programs that are compiled without `options`.
-NO_RACE_FLAG = f"--{_YNN}="
+NO_RACE_FLAG = f"--{YNN}="
 
 
 def races() -> bool:
@@ -21,20 +29,60 @@ def races() -> bool:
     return tuple(int(n) for n in jaxlib.__version__.split(".")[:3]) < _FIRST_WITHOUT_RACE
 
 
-def options(remat: str = "", *, once: bool = False) -> dict | None:
-    """What to compile a program with on this backend; None for nothing.
+@contextlib.contextmanager
+def tracing_for(platform: str) -> Iterator[None]:
+    """While tracing inside, `platform()` is this one: 'cpu', 'gpu' or 'tpu'."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def platform() -> str:
+    """What is being traced for: the devices of the mesh inside `Sharding.map`, else jax's default.
+
+    They differ where a program is compiled for devices that this machine has not got.
+    """
+    return _platform.get() or jax.default_backend()
+
+
+def options(platform: str, *, once: bool = False) -> dict | None:
+    """What to compile a program for `platform` with; None for nothing.
+
+    What XLA_FLAGS sets is left to it.
 
     Args:
-      remat: `config.remat` where the program is a training step.
+      platform: 'cpu', 'gpu' or 'tpu'.
       once: the program runs once.
     """
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return None
-    chosen = dict(_FAST) if once else {}
-    if races():
-        chosen[_YNN] = ""  # nothing by YNNPACK
-    if remat:
-        # XLA:CPU drops the barriers that hold the recomputation back until it is needed, and then
-        # finds the same computation twice and keeps its first result, as without `remat`.
+    # What YNNPACK computes was chosen by `bench/results/compiler_options_cpu.md`.
+    chosen = {YNN: "" if races() else "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    if once:
+        chosen |= FAST
+    else:
+        # XLA:CPU would drop the barriers that keep what a convolution reads (`conv.py`), that part
+        # a sum (`layers.py`), and that hold the recomputation of `config.remat` back.
         chosen["xla_disable_hlo_passes"] = "cse_barrier_expander"
-    return chosen or None
+    by_user = re.findall(r"--(\w+)", os.environ.get("XLA_FLAGS", ""))
+    return {name: value for name, value in chosen.items() if name not in by_user} or None
+
+
+def keep_memory() -> None:
+    """Keeps the memory that a program has freed for the next one; for training on CPU.
+
+    XLA:CPU allocates the temporary arrays of a program anew at each call. glibc gives arrays of
+    that size back to the system, which hands them out page by page, with zeros in them, at the
+    next step: 9 % of a step of WRN-16-8, 27 % of one on digits (`bench/results/memory_cpu.md`).
+    The process keeps its largest size until it ends. Nothing happens where the C library is
+    another.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h's M_TRIM_THRESHOLD, M_MMAP_MAX
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)

@@ -4,6 +4,10 @@
 every backend and makes XLA gather the batch when it is sharded. `conv` is a `custom_vjp` around a
 `custom_vmap`: under `vmap` it emits S dense convolutions, forwards and backwards, so that models
 keep one plain `vmap`. A 1x1 convolution is a dot product, which maps to one batched dot.
+
+Inside `lowered("packed")` the S convolutions are one, with a block-diagonal kernel on S * C
+channels: S times the products, of which a matrix unit that S narrow networks leave empty makes no
+more work than of theirs. `lowered("grouped")` leaves them to `jax.vmap`.
 """
 
 import contextlib
@@ -12,22 +16,30 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
+from jaxsplit import compiler
+from jaxsplit.sharding import same_axes
+
 Padding = str | Sequence[tuple[int, int]]
 
-_grouped = contextvars.ContextVar("grouped", default=False)
+LOWERINGS = ("dense", "grouped", "packed")
+_lowering = contextvars.ContextVar("lowering", default="dense")
 
 
 @contextlib.contextmanager
-def grouped_lowering() -> Iterator[None]:
-    """While tracing inside, `conv` is the plain `lax` convolution (grouped under `vmap`)."""
-    token = _grouped.set(True)
+def lowered(lowering: str) -> Iterator[None]:
+    """While tracing inside, `conv` lowers in this way, one of `LOWERINGS`, under `vmap`.
+
+    With 'grouped' it is the plain `lax` convolution, also where nothing is mapped.
+    """
+    token = _lowering.set(lowering)
     try:
         yield
     finally:
-        _grouped.reset(token)
+        _lowering.reset(token)
 
 
 def conv(
@@ -53,20 +65,7 @@ def conv(
     strides = tuple(strides)
     no_padding = isinstance(padding, str) or all(tuple(p) == (0, 0) for p in padding)
     plain = groups == 1 and no_padding
-    dense = not _grouped.get()
-    if dense and plain and kernel.shape[:2] == (1, 1):
-        if strides != (1, 1):
-            x = x[:, :: strides[0], :: strides[1]]
-        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-
-    # ceil(n / stride) is the size of the output, or about; it is the input of the backward pass.
-    sizes = zip(x.shape[1:3], strides, kernel.shape[:2], strict=True)
-    small = any(-(-n // s) < k for n, s, k in sizes)
-    if dense and jax.default_backend() == "cpu":
-        if groups > 1 and groups == x.shape[-1] == kernel.shape[-1]:
-            return _depthwise_sum(x, kernel, strides, padding)
-        if small:
-            return _patch_product(x, kernel, strides, padding, groups)
+    lowering = _lowering.get()
 
     def convolve(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
@@ -78,7 +77,27 @@ def conv(
             feature_group_count=groups,
         )
 
-    return _bilinear(convolve)(x, kernel) if dense else convolve(x, kernel)
+    if lowering == "grouped":
+        return convolve(x, kernel)
+    # On CPU what goes into a convolution and its gradients is in memory: else XLA computes a chain
+    # of normalisations again inside the transposed copy that a kernel's gradient reads.
+    kept = lax.optimization_barrier if compiler.platform() == "cpu" else lambda x: x
+    if plain and kernel.shape[:2] == (1, 1) and lowering != "packed":
+        if strides != (1, 1):
+            x = x[:, :: strides[0], :: strides[1]]
+        return kept(lax.dot_general(kept(x), kernel[0, 0], (((3,), (0,)), ((), ()))))
+
+    # ceil(n / stride) is the size of the output, or about; it is the input of the backward pass.
+    sizes = zip(x.shape[1:3], strides, kernel.shape[:2], strict=True)
+    small = any(-(-n // s) < k for n, s, k in sizes)
+    if compiler.platform() == "cpu":
+        if groups > 1 and groups == x.shape[-1] == kernel.shape[-1]:
+            return _depthwise_sum(x, kernel, strides, padding)
+        if small:
+            return _patch_product(x, kernel, strides, padding, groups)
+    packed = lowering == "packed" and groups == 1
+    one = _packed(convolve, x.shape, kernel.shape) if packed else _bilinear(convolve)
+    return kept(one(kept(x), kernel))
 
 
 def _patches(x: Array, window: tuple[int, int], strides, padding) -> list[Array]:
@@ -126,13 +145,122 @@ def _patch_product(x, kernel, strides, padding, groups) -> Array:
     return jnp.einsum("byxkgc,kcgf->byxgf", split, kernel).reshape(*patches[0].shape[:3], features)
 
 
-def _bilinear(f: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """`f`, linear in each of its two arrays, unrolled under `vmap`; so are all its derivatives."""
+_Bilinear = Callable[[Array, Array], Array]
+
+
+def _packed(convolve: _Bilinear, x_shape: Sequence[int], kernel_shape: Sequence[int]) -> _Bilinear:
+    """`convolve` that is one convolution under `vmap`, and so are its derivatives.
+
+    Networks that see one input have their kernels side by side: no product is in vain. Else the
+    kernels are the blocks on the diagonal of a kernel of all channels, and its gradient's blocks
+    are theirs.
+    """
+
+    def forward(x, kernel):
+        def stacked(size, batched, x, kernel):
+            if all(batched):
+                return _part(convolve(_side_by_side(x), _on_diagonal(kernel)), size)
+            if batched[1]:
+                return _part(convolve(x, _side_by_side(kernel)), size)
+            return convolve(x.reshape(-1, *x.shape[2:]), kernel).reshape(size, x.shape[1], *shape)
+
+        shape = jax.eval_shape(convolve, x, kernel).shape[1:]
+        wrt_x = lambda kernel, g: by_input(kernel, g)  # noqa: E731
+        return _bilinear(convolve, (wrt_x, by_kernel), stacked)(x, kernel)
+
+    def by_input(kernel, g):  # the gradient with respect to x
+        def of_all(kernel, g, channels):
+            like = _like((*x_shape[:-1], channels), g)
+            return jax.linear_transpose(lambda x: convolve(x, kernel), like)(g)[0]
+
+        def stacked(size, batched, kernel, g):
+            kernel, g = _all_batched(size, batched, kernel, g)
+            channels = size * x_shape[-1]
+            return _part(of_all(_on_diagonal(kernel), _side_by_side(g), channels), size)
+
+        def one(kernel, g):
+            return of_all(kernel, g, x_shape[-1])
+
+        wrt_kernel = lambda g, ct: by_kernel(ct, g)  # noqa: E731
+        wrt_g = lambda kernel, ct: forward(ct, kernel)  # noqa: E731
+        return _bilinear(one, (wrt_kernel, wrt_g), stacked)(kernel, g)
+
+    def by_kernel(x, g):  # the gradient with respect to the kernel
+        c, features = kernel_shape[2:]
+
+        def of_all(x, g, c, features):
+            like = _like((*kernel_shape[:2], c, features), g)
+            return jax.linear_transpose(lambda kernel: convolve(x, kernel), like)(g)[0]
+
+        def stacked(size, batched, x, g):
+            if not batched[0]:
+                return _part(of_all(x, _side_by_side(g), c, size * features), size)
+            x, g = (_side_by_side(v) for v in _all_batched(size, batched, x, g))
+            every = of_all(x, g, size * c, size * features)
+            every = every.reshape(*kernel_shape[:2], size, c, size, features)
+            return jnp.moveaxis(jnp.diagonal(every, axis1=2, axis2=4), -1, 0)
+
+        def one(x, g):
+            return of_all(x, g, c, features)
+
+        wrt_x = lambda g, ct: by_input(ct, g)  # noqa: E731
+        return _bilinear(one, (wrt_x, forward), stacked)(x, g)
+
+    return forward
+
+
+def _side_by_side(x: Array) -> Array:
+    """[S, ..., C] -> [..., S * C]."""
+    x = jnp.moveaxis(x, 0, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _part(x: Array, size: int) -> Array:
+    """[..., S * C] -> [S, ..., C]."""
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], size, -1), -2, 0)
+
+
+def _on_diagonal(kernel: Array) -> Array:
+    """[S, h, w, C, F] -> [h, w, S * C, S * F] with zeros between different networks."""
+    s, h, w, c, f = kernel.shape
+    same = np.eye(s, dtype=bool)[None, None, :, None, :, None]
+    kernel = jnp.where(same, jnp.moveaxis(kernel, 0, 2)[:, :, :, :, None], 0)
+    return kernel.reshape(h, w, s * c, s * f)
+
+
+def _all_batched(size: int, batched: Sequence[bool], *arrays: Array) -> list[Array]:
+    return [
+        x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+        for x, is_batched in zip(arrays, batched, strict=True)
+    ]
+
+
+def _like(shape: Sequence[int], x: Array):
+    """The type of an array of that shape, otherwise as `x`: to transpose by."""
+    zeros, _ = same_axes(jnp.zeros(shape, x.dtype), x)
+    return jax.typeof(zeros)
+
+
+def _bilinear(
+    f: _Bilinear,
+    transposes: tuple[_Bilinear, _Bilinear] | None = None,
+    stacked: Callable[..., Array] | None = None,
+) -> _Bilinear:
+    """`f`, linear in each of its two arrays, unrolled under `vmap`; so are all its derivatives.
+
+    Args:
+      f: (a, b) -> array.
+      transposes: of f with respect to a, (b, cotangent) -> like a, and with respect to b,
+        (a, cotangent) -> like b; None: jax's, unrolled like f.
+      stacked: (size, (whether a is batched, b is), a, b) -> [size, ...], instead of unrolling.
+    """
 
     unrolled = custom_vmap(f)
 
     @unrolled.def_vmap
     def _(size, batched, a, b):
+        if stacked is not None:
+            return stacked(size, batched, a, b), True
         rows = range(size)
         pick = [
             lambda i, v=v, is_batched=n: v[i] if is_batched else v
@@ -149,30 +277,12 @@ def _bilinear(f: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Ar
 
     def backward(saved, g):
         a, b = saved
+        if transposes is not None:
+            return transposes[0](b, g), transposes[1](a, g)
         # The transpose with respect to one operand is bilinear in the other and the cotangent.
         wrt_a = _bilinear(lambda b, g: jax.linear_transpose(lambda t: f(t, b), jax.typeof(a))(g)[0])
         wrt_b = _bilinear(lambda a, g: jax.linear_transpose(lambda t: f(a, t), jax.typeof(b))(g)[0])
         return wrt_a(b, g), wrt_b(a, g)
 
     op.defvjp(forward, backward)
-    return lambda a, b: op(*_same_axes(a, b))
-
-
-def _same_axes(a: Array, b: Array) -> tuple[Array, Array]:
-    """Inside `shard_map`: both varying over the same mesh axes, before the `custom_vjp`.
-
-    Cast outside of it, so that differentiation itself adds the sum over devices to the gradient of
-    an operand that is the same on all of them.
-    """
-    va, vb = _varying(a), _varying(b)
-    if vb - va:
-        a = lax.pcast(a, tuple(sorted(vb - va)), to="varying")
-    if va - vb:
-        b = lax.pcast(b, tuple(sorted(va - vb)), to="varying")
-    return a, b
-
-
-def _varying(x: Array) -> frozenset[str]:
-    aval = jax.typeof(x)
-    typed = getattr(aval, "mat", None) or getattr(aval, "manual_axis_type", None)  # jax >= 0.12
-    return frozenset(typed.varying) if typed is not None else getattr(aval, "vma", frozenset())
+    return lambda a, b: op(*same_axes(a, b))

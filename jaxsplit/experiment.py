@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,10 +65,21 @@ class Experiment:
         )
 
 
-def build(config: ConfigDict, *, training: bool = True) -> Experiment:
+def build(
+    config: ConfigDict,
+    *,
+    training: bool = True,
+    dataset: data.Dataset | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Experiment:
     """Checks a config and builds what it stands for; reads the data set, compiles nothing.
 
-    Only for training does `batch_size` have to fit the devices.
+    Args:
+      config: of the experiment.
+      training: `batch_size` has to fit the devices.
+      dataset: instead of the one that the config names.
+      devices: of the mesh, instead of all of this machine; those of a
+        `jax.experimental.topologies` description will do to compile for.
 
     Raises:
       ConfigError: a wrong value, in one line.
@@ -79,10 +90,11 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
         config.mesh.net,
         num_networks=config.split,
         batch_size=config.batch_size if training else None,
+        devices=devices,
     )
     if training:
         step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)
-    dataset = data.load(config.data)
+    dataset = dataset or data.load(config.data)
     part, parts = mesh.part
     feed = data.train_feed(
         dataset,
@@ -134,13 +146,24 @@ def build(config: ConfigDict, *, training: bool = True) -> Experiment:
         schedule=schedule,
         eval_step=jax.jit(
             step.make_eval_step(method, dataset.mean, dataset.std),
-            compiler_options=compiler.options(),
+            compiler_options=compiler.options(mesh.platform),
         ),
     )
 
 
 def compile_step(exp: Experiment, train_state, resident: dict, batch: dict):
     """The compiled training step, and empty totals for its metrics."""
+    lowered, shapes = lower_step(exp, train_state, resident, batch)
+    totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
+    options = compiler.options(exp.sharding.platform)
+    return lowered.compile(compiler_options=options), totals
+
+
+def lower_step(exp: Experiment, train_state, resident: dict, batch: dict):
+    """The training step before it is compiled, and the shapes of its metrics.
+
+    Arrays may be `ShapeDtypeStruct`s with shardings; nothing is put on a device.
+    """
     config = exp.config
     streamed = exp.feed.resident is None
     ops = augment.pipeline(
@@ -169,12 +192,14 @@ def compile_step(exp: Experiment, train_state, resident: dict, batch: dict):
         ema=config.ema,
     )
     _, shapes = jax.eval_shape(train_step, train_state, metrics.empty(), resident, batch)
-    totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
     everywhere = exp.sharding.named(exp.sharding.replicated)
+    totals = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(lambda: metrics.zeros(shapes)),
+    )
     where = state.shardings(train_state, exp.optimizer, exp.sharding)
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(where, everywhere))
-    lowered = jitted.lower(train_state, totals, resident, batch)
-    return lowered.compile(compiler_options=compiler.options(config.remat)), totals
+    return jitted.lower(train_state, totals, resident, batch), shapes
 
 
 def put(exp: Experiment, batch: dict) -> dict:

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxsplit import compiler
 from jaxsplit.errors import ConfigError
 
 DATA, NET = "data", "net"
@@ -40,6 +41,11 @@ class Sharding:
     def net_devices(self) -> int:
         """Groups of devices that share out the networks."""
         return self.mesh.shape[NET]
+
+    @property
+    def platform(self) -> str:
+        """Of the mesh's devices, which need not be those of this machine: 'cpu', 'gpu', 'tpu'."""
+        return self.mesh.devices.flat[0].platform
 
     def named(self, spec: P) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
@@ -84,7 +90,12 @@ class Sharding:
 
     def map(self, fn: Callable, in_specs, out_specs) -> Callable:
         """`fn` on each device's part."""
-        return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+        def local(*args):
+            with compiler.tracing_for(self.platform):
+                return fn(*args)
+
+        return jax.shard_map(local, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
 def make(
@@ -162,3 +173,23 @@ def mean_over_batch(tree):
 def fold_in_data(key: Array) -> Array:
     """A key of this device's part of the batch; inside `Sharding.map`."""
     return jax.random.fold_in(key, lax.axis_index(DATA))
+
+
+def same_axes(*arrays: Array) -> tuple[Array, ...]:
+    """Inside `Sharding.map`: all varying over the same mesh axes, for a `custom_vjp` to take.
+
+    Cast outside of it, so that differentiation itself adds the sum over devices to the gradient of
+    an operand that is the same on all of them.
+    """
+    varying = [_varying(x) for x in arrays]
+    every = frozenset().union(*varying)
+    return tuple(
+        lax.pcast(x, tuple(sorted(every - own)), to="varying") if every - own else x
+        for x, own in zip(arrays, varying, strict=True)
+    )
+
+
+def _varying(x: Array) -> frozenset[str]:
+    aval = jax.typeof(x)
+    typed = getattr(aval, "mat", None) or getattr(aval, "manual_axis_type", None)  # jax >= 0.12
+    return frozenset(typed.varying) if typed is not None else getattr(aval, "vma", frozenset())

@@ -3,6 +3,7 @@
 How they lower is one switch, and all choices agree numerically:
   dense     one `vmap`; every convolution is emitted S times (`conv.py`), all else is batched
   unrolled  the whole network is emitted S times, parameters sliced from the stack
+  packed    one `vmap`; the S convolutions are one with a block-diagonal kernel (`conv.py`)
   grouped   one `vmap`; XLA's grouped convolutions (slow: kept to measure against)
   auto      by backend and size, from `bench/results/stack_overhead_*.md`
 
@@ -29,12 +30,12 @@ from jaxsplit.sharding import (
     mean_over_batch,
 )
 
-LOWERINGS = ("auto", "dense", "unrolled", "grouped")
+LOWERINGS = ("auto", "dense", "unrolled", "packed", "grouped")
 BATCH_NORMS = ("local", "sync")
 
 
-def choose_lowering(lowering: str, num_networks: int) -> str:
-    """The lowering that `auto` stands for, else the one given.
+def choose_lowering(lowering: str, num_networks: int, platform: str) -> str:
+    """The lowering that `auto` stands for on a platform ('cpu', 'gpu', 'tpu'), else the one given.
 
     Raises:
       ConfigError: unknown lowering.
@@ -45,7 +46,7 @@ def choose_lowering(lowering: str, num_networks: int) -> str:
         return lowering
     # Unrolling saves the slices and concatenations around every convolution, but its program, and
     # the time to compile it, grows with S.
-    return "unrolled" if jax.default_backend() == "cpu" and num_networks <= 4 else "dense"
+    return "unrolled" if platform == "cpu" and num_networks <= 4 else "dense"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Stack:
             names[:] = features
             return logits, tuple(features.values()), new.get("batch_stats", {})
 
-        lowering = choose_lowering(self.lowering, n)
+        lowering = choose_lowering(self.lowering, n, self.sharding.platform)
         if self.trunk and lowering == "unrolled":
             lowering = "dense"  # every copy of the network would have the trunk in it
         if lowering == "unrolled":
@@ -159,10 +160,7 @@ class Stack:
             axes = self._by_layer(variables, None, 0)
             mapped = jax.vmap(one, (axes, None if shared else 0, 0))
             images = images[0] if shared else images
-            if lowering == "grouped":
-                with conv.grouped_lowering():
-                    logits, features, stats = mapped(variables, images, keys)
-            else:
+            with conv.lowered(lowering):
                 logits, features, stats = mapped(variables, images, keys)
         if train and not self.synced:
             stats = mean_over_batch(stats)
@@ -191,7 +189,7 @@ def make(
     Raises:
       ConfigError: unknown lowering or batch_norm, stages of `remat` or stage of `trunk`.
     """
-    choose_lowering(lowering, num_networks)
+    choose_lowering(lowering, num_networks, sharding.platform)
     if batch_norm not in BATCH_NORMS:
         raise ConfigError(f"batch_norm={batch_norm!r}: must be one of {', '.join(BATCH_NORMS)}")
     synced = batch_norm == "sync"

@@ -59,7 +59,8 @@ def init(
         return _make(method, optimizer, seed, image_shape, averaged, taken)
 
     out = shardings(jax.eval_shape(make, taken), optimizer, sharding)
-    return jax.jit(make, out_shardings=out, compiler_options=compiler.options(once=True))(taken)
+    options = compiler.options(sharding.platform, once=True)
+    return jax.jit(make, out_shardings=out, compiler_options=options)(taken)
 
 
 def _make(method, optimizer, seed, image_shape, averaged, taken=None) -> TrainState:

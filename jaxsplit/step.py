@@ -147,7 +147,7 @@ def make_train_step(
         start = (jax.tree.map(jnp.zeros_like, params), stats)
         # On CPU a convolution's backward pass is 100 times slower within a loop; and so all of them
         # are written out, which saves no memory there.
-        unroll = jax.default_backend() == "cpu"
+        unroll = sharding.platform == "cpu"
         numbers = jnp.arange(accumulate)
         (total, stats), outs = jax.lax.scan(add, start, (numbers, batches), unroll=unroll)
         value, values = jax.tree.map(lambda x: x.mean(0), outs)

@@ -62,7 +62,7 @@ def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
     trace = jax.make_jaxpr(
         lambda x: module.init_with_output(jax.random.key(0), x), return_shape=True
     )
-    with conv.grouped_lowering():  # plain convolutions, on every backend
+    with conv.lowered("grouped"):  # plain convolutions, on every backend
         program, (_, variables) = trace(image)
     macs = Counter()
     _count(program.jaxpr, macs, 1, "")

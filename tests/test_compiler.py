@@ -8,7 +8,7 @@ import jax
 import jaxlib
 import pytest
 
-from jaxsplit import compiler
+from jaxsplit import compiler, sharding
 
 # Prints how many calls of YNNPACK a program of jax holds, and those of a run.
 COUNT = """
@@ -34,23 +34,73 @@ print(*(compiled.as_text().count("__ynn_fusion") for compiled in (plain, train_s
 """
 
 
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch):
+    """XLA_FLAGS as a user has it who sets nothing."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
 @pytest.mark.parametrize(
     "version, races", [("0.10.2", True), ("0.11.2", False), ("0.12.0.1", False)]
 )
 def test_the_sums_that_race_are_off(monkeypatch, version, races):
     monkeypatch.setattr(jaxlib, "__version__", version)
     assert compiler.races() == races
-    assert ("xla_cpu_experimental_ynn_fusion_type" in (compiler.options() or {})) == races
+    by_ynnpack = compiler.options("cpu")["xla_cpu_experimental_ynn_fusion_type"]
+    assert by_ynnpack == ("" if races else "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT")
 
 
-def test_only_the_cpu_has_options(monkeypatch):
+def test_only_the_cpu_has_options():
+    for platform in ("gpu", "tpu"):
+        assert compiler.options(platform) is compiler.options(platform, once=True) is None
+
+
+def test_what_the_user_sets_stays(monkeypatch):
+    flags = "--xla_dump_to=x --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert compiler.options("cpu") == {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    monkeypatch.setenv("XLA_FLAGS", flags + " --xla_disable_hlo_passes=fusion")
+    assert compiler.options("cpu") is None
+
+
+def test_a_program_is_traced_for_the_devices_of_its_mesh(monkeypatch):
+    """Whatever jax's default is: a mesh may be one of a topology that is only compiled for."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert compiler.options() is compiler.options("all", once=True) is None
+    mesh = sharding.make(2, 1, num_networks=1, batch_size=2)
+    seen = []
+    jax.eval_shape(
+        mesh.map(lambda x: seen.append(compiler.platform()) or x, (mesh.batch,), mesh.batch),
+        jax.ShapeDtypeStruct((2,), "float32"),
+    )
+    assert seen == ["cpu"] and compiler.platform() == "gpu"
+
+
+def test_freed_memory_is_kept():
+    """Pages that a program has used once are still there at its next call."""
+    program = """
+import jax, resource
+from jaxsplit import compiler, sharding
+compiler.keep_memory()
+maps = jax.numpy.ones((64, 2**16))
+step = jax.jit(lambda x: (x @ x.T + (x * 2) @ x.T).sum())
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(maps).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), [faults() for _ in range(4)][-1])
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only glibc's allocator is told")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    first, later = map(int, done.stdout.split())
+    assert later < 1000 < first  # 16 MiB, an array of the program, are 4096 pages
 
 
 def test_a_run_calls_nothing_that_races():
-    flags = [f for f in os.environ["XLA_FLAGS"].split() if "ynn" not in f]
-    env = os.environ | {"XLA_FLAGS": " ".join(flags)}
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    env = os.environ | {"XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", COUNT], env=env, capture_output=True, text=True, timeout=300
     )

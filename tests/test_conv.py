@@ -11,7 +11,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from xla_options import FAST
 
-from jaxsplit.conv import conv, grouped_lowering
+from jaxsplit import compiler
+from jaxsplit.conv import conv, lowered
 
 S, B, C = 3, 2, 4  # S is neither C nor a number of groups, so that group counts can be told apart
 # name -> (kernel [h, w, C / groups, C'], arguments); "small": the map is smaller than the kernel
@@ -33,6 +34,13 @@ CASES = {
     "small valid": ((5, 3, 4, 6), dict(strides=(2, 2), padding="VALID")),
 }
 IMAGE = (6, 5, C)
+
+
+@pytest.fixture(params=["dense", "packed"])
+def lowering(request):
+    """In turn, while a test traces; both equal a loop."""
+    with lowered(request.param):
+        yield request.param
 
 
 def quick(fn):
@@ -75,7 +83,7 @@ def loss_of(f, kwargs):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_vmap_equals_a_loop_forward(name):
+def test_vmap_equals_a_loop_forward(name, lowering):
     shape, kwargs = CASES[name]
     x, kernel = operands(shape, S)
 
@@ -101,7 +109,7 @@ def test_vmap_equals_a_loop_forward(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_equal_a_loop(name):
+def test_gradients_equal_a_loop(name, lowering):
     shape, kwargs = CASES[name]
     x, kernel = operands(shape, S)
     loss, expected = loss_of(conv, kwargs), loss_of(lax_conv, kwargs)
@@ -137,7 +145,7 @@ def test_gradients_equal_a_loop(name):
 
 
 @pytest.mark.parametrize("name", ["plain", "strided", "depthwise", "strided 1x1"])
-def test_second_derivatives(name):
+def test_second_derivatives(name, lowering):
     shape, kwargs = CASES[name]
     x, kernel = operands(shape, S)
 
@@ -157,7 +165,7 @@ def test_second_derivatives(name):
 
 
 @pytest.mark.parametrize("name", ["strided", "grouped", "1x1"])
-def test_nested_vmap(name):
+def test_nested_vmap(name, lowering):
     shape, kwargs = CASES[name]
     x, kernel = operands(shape, 2, S)
     x = x[:, 0]  # the inner map has the kernel only
@@ -187,7 +195,7 @@ def test_rematerialised_under_jit():
 
 @pytest.mark.parametrize("name", ["plain", "grouped", "strided 1x1"])
 @pytest.mark.parametrize("differentiate", ["outside", "inside"])
-def test_in_shard_map(name, differentiate):
+def test_in_shard_map(name, differentiate, lowering):
     """Networks over one mesh axis, the batch over the other: as on one device.
 
     The kernels are the same on all devices along the batch: their gradient is summed over these.
@@ -220,7 +228,7 @@ def test_in_shard_map(name, differentiate):
     assert_close(jax.device_get(got), jax.device_get(quick(looped)(x, kernel)), 1e-5)
 
 
-def test_shared_input_in_shard_map():
+def test_shared_input_in_shard_map(lowering):
     """One view for all networks: its gradient is summed over the devices along `net`."""
     x, kernel = operands((3, 3, C, 6), 4)
     mesh = jax.make_mesh((2, 2), ("data", "net"), axis_types=(AxisType.Auto,) * 2)
@@ -256,11 +264,11 @@ def test_emits_dense_convolutions(name):
 
 
 @pytest.mark.parametrize("name", ["grouped", "depthwise"])
-def test_emits_only_the_groups_of_one_network(name, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # on CPU a depthwise one is a sum
+def test_emits_only_the_groups_of_one_network(name):
     shape, kwargs = CASES[name]
     x, kernel = operands(shape, S)
-    features, batches, n = group_counts(mapped_gradient(kwargs), x, kernel)
+    with compiler.tracing_for("gpu"):  # on CPU a depthwise one is a sum
+        features, batches, n = group_counts(mapped_gradient(kwargs), x, kernel)
     # The gradient of a grouped kernel is a convolution grouped along the batch.
     assert features == batches == {1, kwargs["groups"]}
     assert n == 3 * S
@@ -273,12 +281,34 @@ def test_becomes_a_product(name):
     assert group_counts(mapped_gradient(kwargs), x, kernel) == (set(), set(), 0)
 
 
+def test_packed_is_one_convolution():
+    """Of all channels, also with a shared input, whose networks' kernels lie side by side."""
+    x, kernel = operands((3, 3, C, 6), S)
+
+    def packed(x, kernel):
+        with lowered("packed"):
+            return mapped_gradient({})(x, kernel)
+
+    def shapes(fn, *args):
+        text = jax.jit(fn).lower(*args).as_text()
+        return re.findall(r"stablehlo.convolution.*?: \((.*?)\) ->", text)
+
+    assert group_counts(packed, x, kernel) == ({1}, {1}, 3)
+    assert shapes(packed, x, kernel)[0].endswith(f"tensor<3x3x{S * C}x{S * 6}xf32>")
+
+    def shared(x, kernel):
+        with lowered("packed"):
+            return jax.vmap(conv, (None, 0))(x, kernel)
+
+    assert shapes(shared, x[0], kernel) == [f"tensor<{B}x6x5x{C}xf32>, tensor<3x3x{C}x{S * 6}xf32>"]
+
+
 def test_grouped_lowering_is_grouped():
     """What the checks above look for is there when it is asked for, and only inside."""
     x, kernel = operands((3, 3, C, 6), S)
 
     def grouped(x, kernel):
-        with grouped_lowering():
+        with lowered("grouped"):
             return mapped_gradient({})(x, kernel)
 
     assert S in group_counts(grouped, x, kernel)[0]

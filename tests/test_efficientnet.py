@@ -47,7 +47,7 @@ def paddings(spec, size: int) -> list:
     module = models.build(spec, 10)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = shapes(spec, size, 10)[0]
-    with conv.grouped_lowering():  # plain convolutions, whatever the size
+    with conv.lowered("grouped"):  # plain convolutions, whatever the size
         program = jax.make_jaxpr(module.apply)(variables, image)
     found = []
     for eqn in program.jaxpr.eqns:

@@ -190,7 +190,7 @@ def test_lowerings_and_a_shared_view_equal_a_loop(shared):
         want = looped(SMALL, 2)(*args)
         got = {
             lowering: quick(outputs_of(make(SMALL, 2, lowering=lowering)))(*args)
-            for lowering in ("dense", "unrolled", "grouped")
+            for lowering in ("dense", "unrolled", "packed", "grouped")
         }
     for outputs in got.values():
         assert_close(outputs, want, 1e-11)
@@ -374,12 +374,13 @@ def test_groups_of_one_network_stay():
     assert groups_of("grouped", 3, "dense") == ({1, 2}, {1, 2})
 
 
-def test_auto_unrolls_few_networks_on_cpu():
-    chosen = {s: stack.choose_lowering("auto", s) for s in (1, 2, 4, 5, 8, 16)}
-    few = "unrolled" if jax.default_backend() == "cpu" else "dense"
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_auto_unrolls_few_networks_on_cpu(platform):
+    chosen = {s: stack.choose_lowering("auto", s, platform) for s in (1, 2, 4, 5, 8, 16)}
+    few = "unrolled" if platform == "cpu" else "dense"
     assert chosen == {1: few, 2: few, 4: few, 5: "dense", 8: "dense", 16: "dense"}
-    for lowering in ("dense", "unrolled", "grouped"):
-        assert stack.choose_lowering(lowering, 4) == lowering
+    for lowering in ("dense", "unrolled", "packed", "grouped"):
+        assert stack.choose_lowering(lowering, 4, platform) == lowering
 
 
 def types_of(tree) -> set[str]:
@@ -420,9 +421,9 @@ def test_bfloat16():
 
 
 def test_wrong_values_name_what_is_allowed():
-    with pytest.raises(
-        ConfigError, match="^lowering='vmap': must be one of auto, dense, unrolled, grouped$"
-    ):
+    allowed = ", ".join(stack.LOWERINGS)
+    assert allowed == "auto, dense, unrolled, packed, grouped"
+    with pytest.raises(ConfigError, match=f"^lowering='vmap': must be one of {allowed}$"):
         make(lowering="vmap")
     with pytest.raises(ConfigError, match="^batch_norm='global': must be one of local, sync$"):
         make(batch_norm="global")

@@ -3,7 +3,7 @@
 from jaxsplit import compiler
 
 # Tiny programs that run a few times: compiled fast rather than well.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FAST = compiler.FAST
 # For comparisons with the reference's own rounding. With YNNPACK, which conftest.py turns off where
 # its sums race: XLA's own add one number after the other, 2 to 3 times less exactly.
 EXACT = FAST | {

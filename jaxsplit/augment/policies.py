@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsplit import compiler
 from jaxsplit.augment import pixels
 from jaxsplit.augment.ops import Op
 from jaxsplit.augment.pixels import ENHANCE, Params
@@ -385,7 +386,7 @@ def _apply_all(
 
     # On an accelerator every branch runs for every image, all at once. A CPU is 20 times faster
     # with a loop over the images that runs only the branch that an image needs.
-    loop = jax.default_backend() == "cpu"
+    loop = compiler.platform() == "cpu"
     choose = jax.lax.switch if loop else pixels.select
 
     def run(image: jax.Array, drawn: Params) -> jax.Array:
