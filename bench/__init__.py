@@ -1,18 +1,33 @@
 """Measurements; `results/` holds their figures."""
 
 import datetime
+import functools
+import importlib.metadata
+import json
+import math
 import pathlib
 import platform
 import subprocess
+import time
+from typing import Any
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that is measured; `-dirty` where the tree differs from it."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except FileNotFoundError:  # no git
+        found = ""
+    return found or "unknown"
 
 
 def made_by(*facts: str) -> str:
     """What a figure has to say of itself: `facts`, Python, the commit and the date."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     python = f"Python {platform.python_version()}"
-    return ", ".join([*facts, python, f"commit {commit or 'unknown'}", str(datetime.date.today())])
+    return ", ".join([*facts, python, f"commit {commit()}", str(datetime.date.today())])
 
 
 def show(text: str, out: pathlib.Path | None) -> None:
@@ -21,3 +36,44 @@ def show(text: str, out: pathlib.Path | None) -> None:
     if out:
         with out.open("a") as f:
             f.write(text + "\n")
+
+
+class Results:
+    """Figures as lines of JSON, written one by one so that a run cut short still counts.
+
+    `path`: the JSON lines lie beside it as `.jsonl`; a Markdown file also gets the tables. None:
+    nothing is written.
+    """
+
+    def __init__(self, path: pathlib.Path | None):
+        self._table = path if path and path.suffix == ".md" else None
+        self._lines = path.with_suffix(".jsonl") if path else None
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, part: str, **row: Any) -> None:
+        """Adds the figures of one measurement; numbers that are not finite become null."""
+        facts = {
+            "part": part,
+            "jax": importlib.metadata.version("jax"),
+            "python": platform.python_version(),
+            "commit": commit(),
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        self.rows.append(facts | row)
+        if self._lines:
+            self._lines.parent.mkdir(parents=True, exist_ok=True)
+            with self._lines.open("a") as f:
+                f.write(json.dumps(_finite(self.rows[-1])) + "\n")
+
+    def show(self, table: str, *facts: str) -> None:
+        """Prints a table under a line of how it was made, and appends it to the Markdown file."""
+        jax = f"jax {importlib.metadata.version('jax')}"
+        show(f"{made_by(*facts, jax)}\n\n{table}\n", self._table)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

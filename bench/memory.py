@@ -1,0 +1,60 @@
+"""Training steps on CPU where freed memory goes back to the system, and where it is kept.
+
+python -m bench.memory [--arch wide_resnet16_8] [--split 4] [--batch 32] [--rounds 8]
+
+`compiler.keep_memory` against glibc's defaults, in turn in one process; with the page faults of a
+step.
+"""
+
+import argparse
+import ctypes
+import pathlib
+import resource
+import statistics
+
+from bench import Results, programs
+from jaxsplit import compiler
+
+
+def give_back() -> None:
+    """glibc's defaults."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-4, 65536)  # M_MMAP_MAX
+    libc.mallopt(-1, 128 * 1024)  # M_TRIM_THRESHOLD
+    libc.malloc_trim(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    programs.add_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1, help="of a round")
+    parser.add_argument("--out", type=pathlib.Path, help="Markdown file to append the table to")
+    args = parser.parse_args()
+    case = programs.of_arguments(args)
+    program = programs.compile_case(case)
+    ways = {"given back": give_back, "kept": compiler.keep_memory}
+    seconds = {name: [] for name in ways}
+    faults = {name: [] for name in ways}
+    for _ in range(args.rounds):
+        for name, set_up in ways.items():
+            set_up()
+            program.run()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            seconds[name].append(program.seconds(args.steps))
+            after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            faults[name].append((after - before) / args.steps)
+    lines = ["| freed memory | seconds | ratio | page faults a step |", "|---|---|---|---|"]
+    results = Results(args.out)
+    for name in ways:
+        pairs = zip(seconds[name], seconds["given back"], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        median, faulted = statistics.median(seconds[name]), statistics.median(faults[name])
+        results.add("memory", case=str(case), way=name, seconds=median, ratio=ratio, faults=faulted)
+        lines.append(f"| {name} | {median:.4f} | {ratio:.2f} | {faulted:,.0f} |")
+    made = f"median of {args.rounds} rounds"
+    results.show("\n".join(lines), str(case), programs.device_name(), made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Where the time of a training step on CPU goes, by kind of work, beside PyTorch's by operator.
+
+python -m bench.where [--arch wide_resnet16_8] [--split 4] [--batch 32] [--torch-python PYTHON]
+
+XLA's profile of one step, its operations put into groups by what they are and by the layer that
+they come from. Times are of all threads together ("core seconds"). A convolution hands its work to
+a pool of threads that the profile does not show: what remains of the step's wall-clock time on all
+cores is that work, and waiting.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from collections import Counter
+
+import jax
+
+from bench import Results, programs
+from bench.peers import Torch
+
+REST = "convolutions on the pool, and waiting"
+
+
+def group(name: str, text: str) -> str:
+    """Of an operation of a compiled program, by its name and its line in the program."""
+    match = re.search(r'op_name="([^"]*)"', text)
+    path = match[1] if match else ""
+    backwards = "transpose(" in path
+    if re.search(r"\bconvolution\(", text):
+        return "convolutions, their calls"
+    if re.match(r"(transpose_copy|copy|transpose)", name):
+        return "copies and transposes, for kernels' gradients"
+    if re.search(r"\bdot\(", text) or "dot_general" in path:
+        return "1x1 convolutions and the head"
+    if re.search(r"/\w*bn\w*/", path):
+        return f"BatchNorm {'backwards' if backwards else 'forwards'}"
+    if re.search(r"relu|/add(_any)?$|/max$|/select", path):
+        return f"ReLU and sums of branches {'backwards' if backwards else 'forwards'}"
+    if name.startswith(("slice", "concatenate", "dynamic")):
+        return "slices and stacks of the networks"
+    return "optimizer, losses, pooling and the rest"
+
+
+def operations(text: str) -> dict[str, str]:
+    """name -> its line, of a compiled program."""
+    found = re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", text, re.MULTILINE)
+    return dict(found)
+
+
+def measure(program: programs.Program) -> tuple[dict[str, float], float]:
+    """(core seconds of a step by group, wall-clock seconds of that step)."""
+    lines = operations(program.compiled.as_text())
+    program.seconds(2)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            wall = program.seconds()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(path))
+    groups: Counter = Counter()
+    for plane in profile.planes:
+        for line in plane.lines:
+            for event in line.events:
+                if event.name in lines:
+                    name = event.name
+                    groups[group(name, lines[name])] += event.duration_ns / 1e9
+    groups[REST] = max(0.0, wall * (os.cpu_count() or 1) - sum(groups.values()))
+    return dict(groups), wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    programs.add_arguments(parser)
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python with PyTorch")
+    parser.add_argument("--out", type=pathlib.Path, help="Markdown file to append the table to")
+    args = parser.parse_args()
+    case, results = programs.of_arguments(args), Results(args.out)
+    groups, wall = measure(programs.compile_case(case))
+    lines = [f"jaxsplit, {wall:.3f} s:", "", "| kind of work | core seconds |", "|---|---|"]
+    for name, seconds in sorted(groups.items(), key=lambda item: -item[1]):
+        results.add("where", case=str(case), who="jaxsplit", kind=name, core_seconds=seconds)
+        lines.append(f"| {name} | {seconds:.3f} |")
+    with Torch(args.torch_python) as torch:
+        operators = {}
+        if torch.about and "error" not in torch.build(case):
+            operators = torch.profile()
+        if operators:
+            lines += ["", "PyTorch, wall-clock:", "", "| operator | seconds |", "|---|---|"]
+        for name, seconds in operators.items():
+            results.add("where", case=str(case), who="PyTorch", kind=name, seconds=seconds)
+            lines.append(f"| {name} | {seconds:.3f} |")
+    results.show("\n".join(lines), str(case), programs.device_name())
+
+
+if __name__ == "__main__":
+    main()
