@@ -8,10 +8,11 @@ python main.py --mode=export_leader --workdir=runs/ffsd
 python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/tuned --init_from=runs/other
 """
 
-from jaxsplit import signals
+from jaxsplit import allocator, signals
 
 if __name__ == "__main__":
     signals.early()  # before the imports that take seconds
+    allocator.keep_memory()  # before jax starts threads
 
 from absl import app, flags  # noqa: E402
 

@@ -11,6 +11,10 @@ import subprocess
 import time
 from typing import Any
 
+from jaxsplit import allocator
+
+allocator.keep_memory()  # as main.py does, before jax starts
+
 
 @functools.cache
 def commit() -> str:

@@ -2,26 +2,17 @@
 
 python -m bench.memory [--arch wide_resnet16_8] [--split 4] [--batch 32] [--rounds 8]
 
-`compiler.keep_memory` against glibc's defaults, in turn in one process; with the page faults of a
+`allocator.keep_memory` against glibc's defaults, in turn in one process; with the page faults of a
 step.
 """
 
 import argparse
-import ctypes
 import pathlib
 import resource
 import statistics
 
 from bench import Results, programs
-from jaxsplit import compiler
-
-
-def give_back() -> None:
-    """glibc's defaults."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-4, 65536)  # M_MMAP_MAX
-    libc.mallopt(-1, 128 * 1024)  # M_TRIM_THRESHOLD
-    libc.malloc_trim(0)
+from jaxsplit import allocator
 
 
 def main() -> None:
@@ -33,13 +24,14 @@ def main() -> None:
     args = parser.parse_args()
     case = programs.of_arguments(args)
     program = programs.compile_case(case)
-    ways = {"given back": give_back, "kept": compiler.keep_memory}
+    ways = {"given back": allocator.give_back, "kept": allocator.keep_memory}
     seconds = {name: [] for name in ways}
     faults = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, set_up in ways.items():
             set_up()
-            program.run()
+            for _ in range(4):  # until what was freed fits what is asked for
+                program.run()
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             seconds[name].append(program.seconds(args.steps))
             after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

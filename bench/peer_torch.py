@@ -4,9 +4,11 @@ A process of its own, which needs PyTorch and nothing of jaxsplit: `bench.peers`
 by another Python. It reads a line of JSON at a time and answers with one:
   {"build": {...}}   makes a training step -> {"ready": seconds, "parameters": number of them}
   {"steps": n}       trains n steps -> {"seconds": of one, "loss": of the last}
+  {"pass": [name, channels, side, batch]}  runs a 3x3 convolution, or its gradient -> {"seconds"}
   {"profile": n}     trains n steps -> {"operators": {name: seconds of one step}}
 """
 
+import functools
 import json
 import math
 import sys
@@ -168,6 +170,28 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+@functools.lru_cache
+def operands(channels: int, side: int, batch: int):
+    last = torch.channels_last
+    x, g = (torch.randn(batch, channels, side, side).to(memory_format=last) for _ in "xg")
+    return x, torch.randn(channels, channels, 3, 3).to(memory_format=last), g
+
+
+def one_pass(name: str, channels: int, side: int, batch: int) -> float:
+    x, kernel, g = operands(channels, side, batch)
+    pair = [1, 1]
+    began = time.perf_counter()
+    with torch.no_grad():
+        if name == "forward":
+            F.conv2d(x, kernel, padding=1)
+        else:
+            mask = [name == "input", name == "kernel", False]
+            torch.ops.aten.convolution_backward(
+                g, x, kernel, None, pair, pair, pair, False, [0, 0], 1, mask
+            )
+    return time.perf_counter() - began
+
+
 def profile(step, times: int, most: int = 12) -> dict[str, float]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(times):
@@ -195,6 +219,8 @@ def main() -> None:
                     step()
                 wait()
                 answer = {"ready": time.perf_counter() - began, "parameters": count}
+            elif "pass" in asked:
+                answer = {"seconds": one_pass(*asked["pass"])}
             elif "profile" in asked:
                 answer = {"operators": profile(step, asked["profile"])}
             else:

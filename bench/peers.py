@@ -60,6 +60,10 @@ class Torch:
         """Seconds of a step by operator, those that take the most first."""
         return self._ask({"profile": 2}).get("operators", {})
 
+    def one_pass(self, name: str, channels: int, side: int, batch: int) -> float:
+        """Seconds of a pass of a 3x3 convolution: forward, input or kernel."""
+        return self._ask({"pass": [name, channels, side, batch]}).get("seconds", float("nan"))
+
     def _ask(self, what: dict) -> dict:
         print(json.dumps(what), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()

@@ -18,7 +18,7 @@ AXES = {
 
 
 def draw(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
-    """Seconds of a step, and of its compilation, along one series."""
+    """Seconds of a step (by batch: images a second) along one series, and of its compilation."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -28,10 +28,16 @@ def draw(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.subplots()
-        low = [row["seconds"] - row["seconds_min"] for row in rows]
-        high = [row["seconds_max"] - row["seconds"] for row in rows]
-        seconds = [row["seconds"] for row in rows]
-        axes.errorbar(x, seconds, (low, high), marker="o", capsize=3, label="step: median, range")
+        unit = {"batch": "images a second"}.get(name, "seconds")
+
+        def value(row: dict, which: str) -> float:
+            return row["batch"] / row[which] if name == "batch" else row[which]
+
+        middle = [value(row, "seconds") for row in rows]
+        ends = [sorted(value(row, f"seconds_{end}") for end in ("min", "max")) for row in rows]
+        low = [m - end[0] for m, end in zip(middle, ends, strict=True)]
+        high = [end[1] - m for m, end in zip(middle, ends, strict=True)]
+        axes.errorbar(x, middle, (low, high), marker="o", capsize=3, label="step: median, range")
         if name == "networks":
             compiled = [row["trace_s"] + row["compile_s"] for row in rows]
             axes.plot(x, compiled, marker="s", linestyle="--", label="compilation, once")
@@ -39,8 +45,11 @@ def draw(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
         axes.set_xticks(x, [str(v) for v in x])
         axes.set_ylim(bottom=0)
         axes.set_xlabel(label)
-        axes.set_ylabel("seconds")
-        axes.set_title(rows[0]["case"].replace(f"batch {rows[0]['batch']}, ", ""), fontsize=8)
+        axes.set_ylabel(unit)
+        title = rows[0]["case"].replace("/1,", ",") if name == "networks" else rows[0]["case"]
+        if name == "batch":
+            title = title.replace(f" batch {rows[0]['batch']},", "")
+        axes.set_title(title, fontsize=8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -151,8 +151,6 @@ def compile_case(
 ) -> Program:
     """Its program, compiled with jaxsplit's own compiler options and those given beside."""
     exp = build(case, devices)
-    if exp.sharding.platform == "cpu":
-        compiler.keep_memory()  # as a run does
     mesh, split = exp.sharding, exp.feed.resident
     resident = mesh.put({"images": split.images, "labels": split.labels}, mesh.replicated)
     batches = exp.feed.batches(0)

@@ -2,10 +2,8 @@
 
 import contextlib
 import contextvars
-import ctypes
 import os
 import re
-import sys
 from collections.abc import Iterator
 
 import jax
@@ -68,21 +66,3 @@ def options(platform: str, *, once: bool = False) -> dict | None:
         chosen["xla_disable_hlo_passes"] = "cse_barrier_expander"
     by_user = re.findall(r"--(\w+)", os.environ.get("XLA_FLAGS", ""))
     return {name: value for name, value in chosen.items() if name not in by_user} or None
-
-
-def keep_memory() -> None:
-    """Keeps the memory that a program has freed for the next one; for training on CPU.
-
-    XLA:CPU allocates the temporary arrays of a program anew at each call. glibc gives arrays of
-    that size back to the system, which hands them out page by page, with zeros in them, at the
-    next step: 9 % of a step of WRN-16-8, 27 % of one on digits (`bench/results/memory_cpu.md`).
-    The process keeps its largest size until it ends. Nothing happens where the C library is
-    another.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # malloc.h's M_TRIM_THRESHOLD, M_MMAP_MAX
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)

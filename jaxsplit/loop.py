@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from jaxsplit import (
     checkpoint,
     compile_cache,
-    compiler,
     distributed,
     durations,
     evaluate,
@@ -60,8 +59,6 @@ def train_and_evaluate(
     stop = stop or signals.Stop()
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
-    if exp.sharding.platform == "cpu":
-        compiler.keep_memory()
     start = None
     if config.init_from and not distributed.of_first(checkpoint.exists(workdir)):
         # Read before anything is written; a run that is resumed no longer needs it.

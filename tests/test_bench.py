@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from bench import Results, compiler_options, device, peers, plots, programs, tpu, train_step
+from bench import Results, compiler_options, device, passes, peers, plots, programs, tpu, train_step
 from jaxsplit.errors import ConfigError
 
 SMALL = programs.Case("wide_resnet10_1", 2, 4, 8, 1, 10)
@@ -74,6 +74,11 @@ def test_peers(call):
     assert out.count("| wide_resnet") == 2
     has_torch = not peers._lacks_torch(sys.executable)
     assert ("jaxsplit alone is measured" in out) != has_torch
+
+
+def test_passes(call):
+    out = call(passes.main, "--quick", "--rounds", 1, "--torch-python", sys.executable)
+    assert out.count("| 8, 8, 4 |") == 3
 
 
 def test_compiler_options(call):
