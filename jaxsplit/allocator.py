@@ -14,7 +14,7 @@ def keep_memory() -> bool:
 
     XLA:CPU allocates the temporary arrays of a program anew at each call. glibc gives arrays of
     that size back to the system, which hands them out page by page, with zeros in them, at the
-    next step: 5 to 10 % of a step of WRN-16-8, 40 % of one on digits
+    next step: 2 to 5 % of a step of WRN-16-8, 40 % of one on digits
     (`bench/results/memory_cpu.md`). The process keeps its largest size until it ends.
 
     To be called before jax starts: the threads that it starts would have pools of their own, which
