@@ -1,5 +1,6 @@
 """Measurements; `results/` holds their figures."""
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -8,12 +9,25 @@ import math
 import pathlib
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from jaxsplit import allocator
+from jaxsplit.errors import ConfigError
 
 allocator.keep_memory()  # as main.py does, before jax starts
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """A wrong value ends the program with status 2 and one line."""
+    try:
+        yield
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @functools.cache

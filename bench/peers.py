@@ -23,7 +23,7 @@ if __name__ == "__main__":  # before jax starts: two programs share the memory o
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-from bench import Results, programs
+from bench import Results, errors_in_one_line, programs
 from bench.programs import Case
 from jaxsplit import config as config_lib
 
@@ -153,4 +153,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line():
+        main()

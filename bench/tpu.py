@@ -19,17 +19,16 @@ import json
 import os
 import pathlib
 import re
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bench import Results, programs
+from bench import Results, errors_in_one_line, programs
 from bench.scaling import collectives
 from jaxsplit import config as config_lib
 from jaxsplit import curves, data, experiment, stack, summary
@@ -100,6 +99,7 @@ def _describe(topology: str, chip: Chip) -> list:
     count = int(np.prod([int(n) for n in topology.partition(":")[2].split("x")]))
     # libtpu asks the machine for these otherwise, and waits for an answer.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compilers may run side by side
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{chip.accelerator}-{count * chip.per_count}"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
@@ -302,15 +302,6 @@ def known() -> str:
     return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="the topologies, and nothing else")
@@ -326,7 +317,7 @@ def main() -> None:
     # Only the compiler of the TPU is used; programs of jaxsplit's own run on the CPU.
     jax.config.update("jax_platforms", "cpu")
     results, rows = Results(args.out), []
-    with _one_line():
+    with errors_in_one_line():
         for lowering in args.lowerings:
             config = load_config(args.config, [*args.set, f"lowering={lowering}"])
             row = measure(config, args.topology)

@@ -21,7 +21,7 @@ if __name__ == "__main__" and "--grow=devices" in " ".join(sys.argv).replace("--
 
 import jax
 
-from bench import Results, programs
+from bench import Results, errors_in_one_line, programs
 from bench.programs import Case, changed
 
 QUICK = (Case("wide_resnet10_1", 1, 16, 8, 1, 10), Case("wide_resnet10_1", 2, 16, 8, 1, 10))
@@ -129,4 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line():
+        main()

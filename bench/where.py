@@ -18,7 +18,7 @@ from collections import Counter
 
 import jax
 
-from bench import Results, programs
+from bench import Results, errors_in_one_line, programs
 from bench.peers import Torch
 
 REST = "convolutions on the pool, and waiting"
@@ -95,4 +95,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line():
+        main()

@@ -9,7 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from bench import Results, compiler_options, device, passes, peers, plots, programs, tpu, train_step
+from bench import (
+    Results,
+    compiler_options,
+    device,
+    errors_in_one_line,
+    passes,
+    peers,
+    plots,
+    programs,
+    tpu,
+    train_step,
+)
 from jaxsplit.errors import ConfigError
 
 SMALL = programs.Case("wide_resnet10_1", 2, 4, 8, 1, 10)
@@ -120,6 +131,13 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch):
 def test_tpu_lists_topologies(call):
     out = call(tpu.main, "--list")
     assert "| v5e:4x4 | 16 | 16 | 197 |" in out and "v6e:16x16" in out
+
+
+def test_a_wrong_value_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"), errors_in_one_line():
+        programs.build(programs.changed(SMALL, lowering="vmap"))
+    line = "error: lowering='vmap': must be one of auto, dense, unrolled, packed, grouped"
+    assert capsys.readouterr().err == line + "\n"
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:two"])
