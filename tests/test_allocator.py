@@ -19,7 +19,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(maps).block_until_ready()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(*[faults() for _ in range(6)])
+print(*[faults() for _ in range(10)])
 """
 
 
@@ -33,8 +33,9 @@ def test_pages_are_not_asked_for_again():
     kept, *faults = done.stdout.split()
     if kept == "False":
         pytest.skip("the C library is not glibc")
-    first, *_, last = map(int, faults)
-    assert last < 2000 < first  # of 32768 pages
+    first, *later = map(int, faults)
+    # Of 32768 pages; not at each call: what jax frees late is not there for the next one.
+    assert min(later) < 2000 < first
 
 
 def test_nothing_is_told_where_there_may_be_an_accelerator(monkeypatch):
