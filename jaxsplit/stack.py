@@ -5,7 +5,7 @@ How they lower is one switch, and all choices agree numerically:
   unrolled  the whole network is emitted S times, parameters sliced from the stack
   packed    one `vmap`; the S convolutions are one with a block-diagonal kernel (`conv.py`)
   grouped   one `vmap`; XLA's grouped convolutions (slow: kept to measure against)
-  auto      by backend and size, from `bench/results/stack_overhead_*.md`
+  auto      by platform and size, from the figures of `docs/performance.md`
 
 Networks may share a trunk: their first layers, up to the end of a stage. These have one set of
 parameters and statistics, without the network axis, and where all networks see one view they are
