@@ -165,28 +165,10 @@ def lower_step(exp: Experiment, train_state, resident: dict, batch: dict):
     Arrays may be `ShapeDtypeStruct`s with shardings; nothing is put on a device.
     """
     config = exp.config
-    streamed = exp.feed.resident is None
-    ops = augment.pipeline(
-        config.augment,
-        exp.dataset.mean,
-        exp.dataset.std,
-        streamed=exp.feed.cropped,
-        scale_min=config.data.scale_min,
-    )
-    inputs = step.make_inputs(
-        exp.sharding,
-        ops,
-        num_networks=config.split,
-        shared_view=config_lib.shared_view(config),
-        streamed=streamed,
-        mixup=config.augment.mixup,
-        cutmix=config.augment.cutmix,
-        mix_switch=config.augment.mix_switch,
-    )
     train_step = step.make_train_step(
         exp.method,
         exp.optimizer,
-        inputs,
+        inputs(exp),
         accumulate=config.optim.accumulate,
         sharding=exp.sharding,
         ema=config.ema,
@@ -200,6 +182,28 @@ def lower_step(exp: Experiment, train_state, resident: dict, batch: dict):
     where = state.shardings(train_state, exp.optimizer, exp.sharding)
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(where, everywhere))
     return jitted.lower(train_state, totals, resident, batch), shapes
+
+
+def inputs(exp: Experiment) -> Callable:
+    """What makes views and targets from a batch on the mesh; see `step.make_inputs`."""
+    config = exp.config
+    ops = augment.pipeline(
+        config.augment,
+        exp.dataset.mean,
+        exp.dataset.std,
+        streamed=exp.feed.cropped,
+        scale_min=config.data.scale_min,
+    )
+    return step.make_inputs(
+        exp.sharding,
+        ops,
+        num_networks=config.split,
+        shared_view=config_lib.shared_view(config),
+        streamed=exp.feed.resident is None,
+        mixup=config.augment.mixup,
+        cutmix=config.augment.cutmix,
+        mix_switch=config.augment.mix_switch,
+    )
 
 
 def put(exp: Experiment, batch: dict) -> dict:

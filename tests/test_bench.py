@@ -11,6 +11,7 @@ import pytest
 
 from bench import (
     Results,
+    augment,
     compiler_options,
     device,
     errors_in_one_line,
@@ -18,6 +19,8 @@ from bench import (
     peers,
     plots,
     programs,
+    remat,
+    stack_overhead,
     tpu,
     train_step,
 )
@@ -191,3 +194,16 @@ if importlib.util.find_spec("libtpu"):
     def test_a_topology_that_libtpu_does_not_know_lists_those_it_does():
         with pytest.raises(ConfigError, match="libtpu does not know it .*it knows .*v5e:2x2"):
             tpu.devices_of("v5e:3x5")
+
+
+@pytest.mark.parametrize("bench", [augment, remat, stack_overhead], ids=lambda m: m.__name__)
+def test_other_shares_of_a_step(call, tmp_path, bench):
+    """Their tables have a row for each way, and the JSON lines the same figures."""
+    small = "--arch wide_resnet10_1 --split 2 --batch 4 --size 8 --rounds 1".split()
+    ways = {augment: ("--networks", 2), remat: ("--stages", "", "all")}
+    ways[stack_overhead] = ("--lowerings", "dense")
+    call(bench.main, *small, *ways[bench], "--out", tmp_path / "figures.md")
+    rows = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
+    assert len(rows) == (1 if bench is augment else 2)
+    table = [line for line in (tmp_path / "figures.md").read_text().splitlines() if "|" in line]
+    assert len(table) == 2 + len(rows)
