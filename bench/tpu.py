@@ -102,7 +102,9 @@ def _describe(topology: str, chip: Chip) -> list:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compilers may run side by side
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{chip.accelerator}-{count * chip.per_count}"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    # Else libtpu describes the two cores of a v4 chip as two devices; jax on a pod has one.
+    one = {"chip_config_name": "megacore"} if chip.per_count == 2 else {}
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one)
     return list(found.devices)
 
 

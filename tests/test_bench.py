@@ -195,6 +195,12 @@ if importlib.util.find_spec("libtpu"):
         with pytest.raises(ConfigError, match="libtpu does not know it .*it knows .*v5e:2x2"):
             tpu.devices_of("v5e:3x5")
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+    def test_a_chip_is_one_device(topology):
+        """libtpu counts the two cores of a v4 unless it is told not to."""
+        assert len(tpu.devices_of(topology)) == 4
+
 
 @pytest.mark.parametrize("bench", [augment, remat, stack_overhead], ids=lambda m: m.__name__)
 def test_other_shares_of_a_step(call, tmp_path, bench):
