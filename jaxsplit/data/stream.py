@@ -1,14 +1,11 @@
-"""Splits that stay on disk as encoded images: decoding, random-resized crops, evaluation crops.
+"""Splits that stay on disk as encoded images: reading, random-resized crops, evaluation crops.
 
 A record that cannot be decoded, or whose label or shape is none of the data set's, is bad. It is an
 error that names it, or is left out and counted: `config.data.on_bad_record`.
 """
 
 import contextlib
-import functools
-import io
 import math
-import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxsplit.data import decoding
+from jaxsplit.data.decoding import decode
 from jaxsplit.errors import ConfigError
 
 # Interpolation in cv2 does not smooth: a crop that shrinks would alias. By its linear shrinkage the
@@ -31,7 +30,6 @@ _TRIES = 10
 # may be megabytes.
 READ_AHEAD, READ_AHEAD_ANY_SIZE = 512, 32
 _SLOW_S = 2.0  # what takes longer says so
-_MAX_PIXELS = 178_956_970  # that a file may claim; Pillow's own limit, of every format
 
 
 class BadRecordError(ConfigError):
@@ -214,50 +212,6 @@ def announced(done: Iterable, what: str, count: int) -> Iterator:
         yield each
 
 
-def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
-    """uint8[H, W, channels] from an encoded image (or such an array, returned as it is).
-
-    channels is 3 (RGB) or 1 (gray). Grayscale and CMYK files become RGB where that is asked for.
-
-    Raises:
-      Exception: not an image, or a damaged one; of many kinds.
-    """
-    if isinstance(data, np.ndarray):
-        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[-1] != channels:
-            raise ValueError(f"array {data.dtype}{list(data.shape)}, not uint8[H, W, {channels}]")
-        return data
-    if data[:2] == b"\xff\xd8":
-        import simplejpeg
-
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_claim(width, height)
-            # CMYK is left to Pillow, which knows that Adobe stores it inverted.
-            if colours not in ("CMYK", "YCCK"):
-                return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
-        except ValueError:
-            pass  # Pillow accepts some files that are not quite right
-    elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        cv2 = _cv2()
-        if len(data) >= 24:
-            _check_claim(*struct.unpack_from(">II", data, 16))
-        flags = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is not None:
-            return image[..., ::-1] if channels == 3 else image[..., None]
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    return pixels if channels == 3 else pixels[..., None]
-
-
-def _check_claim(width: int, height: int) -> None:
-    """Raise before a damaged header makes a decoder take all memory."""
-    if width * height > _MAX_PIXELS:
-        raise ValueError(f"claims {width}x{height} pixels")
-
-
 def random_box(
     rng: np.random.Generator, height: int, width: int, scale_min: float
 ) -> tuple[int, int, int, int]:
@@ -285,7 +239,7 @@ def random_crops(
 
     The draws of view s do not depend on S. Without flips: those happen on the device.
     """
-    cv2 = _cv2()
+    cv2 = decoding.cv2()
     size = (out.shape[2], out.shape[1])
     for view in out:
         top, left, h, w = random_box(rng, *image.shape[:2], scale_min)
@@ -319,13 +273,3 @@ def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
     resized = np.asarray(pixels.resize((new_w, new_h), Image.Resampling.BICUBIC))
     top, left = round((new_h - height) / 2), round((new_w - width) / 2)
     return resized.reshape(new_h, new_w, -1)[top : top + height, left : left + width]
-
-
-@functools.cache
-def _cv2():
-    import cv2
-
-    cv2.setNumThreads(1)  # the threads of the feed are enough
-    # Of damaged images the record is named, once; cv2 would add lines of its own, each time.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    return cv2
