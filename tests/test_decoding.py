@@ -5,15 +5,18 @@ import struct
 
 import numpy as np
 import pytest
+from data_helpers import data_config
 from PIL import Image, ImageOps
 from tfds_fixtures import encode, picture
 
-from jaxsplit.data import decoding
+from jaxsplit.data import decoding, load, prepare
 from jaxsplit.data.decoding import decode
 
 RGB = picture(0, 5, 7)
 ALPHA = picture(1, 5, 7, 1)[..., 0]
 WIDE = np.random.default_rng(2).integers(0, 65536, (5, 7)).astype(np.uint16)
+
+NO_RANGE = "without a known range; convert it to 8 bits, or 16 without a sign"
 
 
 def saved(image, form, **options):
@@ -115,9 +118,9 @@ def test_colour_of_16_bits_gives_its_upper_8(suffix, channels):
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("I", "mode I: 32-bit integers without a known range; convert it to 8 or 16 bits"),
-        ("F", "mode F: floating-point numbers without a known range; convert it to 8 or 16 bits"),
-        ("LAB", "mode LAB: convert it to RGB"),
+        ("I", f"mode I: integers {NO_RANGE}"),
+        ("F", f"mode F: floating-point numbers {NO_RANGE}"),
+        ("LAB", "mode LAB: no rule for its colours; convert it to RGB"),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
@@ -190,3 +193,41 @@ def test_damaged_exif_leaves_the_image_as_it_is(form):
         assert decoding.orientation(broken) in (1, 6)
     for end in range(len(data)):  # cut anywhere: an answer, and no error of its own
         assert decoding.orientation(data[:end]) in (1, 6)
+
+
+@pytest.mark.parametrize("decode_all", [False, True])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_shapes_are_those_of_the_turned_image(form, decode_all):
+    for orientation, shape in ((1, (5, 7, 3)), (3, (5, 7, 3)), (8, (7, 5, 3))):
+        found = decoding.checked_shape(oriented(form, orientation), decode_all=decode_all)
+        assert found == (shape, orientation > 1)
+
+
+@pytest.mark.parametrize("decode_all", [False, True])
+def test_gray_has_one_channel_whatever_its_mode(decode_all):
+    for mode, form in (("1", "PNG"), ("LA", "PNG"), ("I;16", "PNG"), ("I;16B", "TIFF")):
+        data = saved(of_mode(mode), form)
+        assert decoding.checked_shape(data, decode_all=decode_all) == ((5, 7, 1), False), mode
+    assert decoding.checked_shape(saved(wide("I"), "PPM"), decode_all=decode_all)[0] == (5, 7, 1)
+    for mode in ("I", "F", "LAB"):
+        with pytest.raises(ValueError, match=f"mode {mode}: "):
+            decoding.checked_shape(saved(of_mode(mode), "TIFF"), decode_all=decode_all)
+
+
+@pytest.mark.parametrize("check", ["full", "header"])
+def test_prepare_keeps_the_bytes_and_counts_the_turned(tmp_path, capsys, check):
+    made = [oriented("JPEG", orientation) for orientation in (6, 8, 5, 7)]
+    for i, content in enumerate(made):
+        for split in ("train", "test"):
+            path = tmp_path / split / "ab"[i % 2] / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    (tmp_path / "test" / "a" / "0.jpg").write_bytes(encode(RGB.swapaxes(0, 1), "PNG"))
+    prepare.prepare("birds", tmp_path, tmp_path / "d", check=check)
+    out = capsys.readouterr().out
+    assert "train: 4 images are turned as their EXIF says\n" in out
+    assert "test: 3 images are turned as their EXIF says\n" in out
+    assert "2 classes, 7x5x3, " in out
+    dataset = load(data_config("birds", tmp_path / "d"))
+    want = [decode(made[i], 3) for i in (0, 2, 1, 3)]
+    np.testing.assert_array_equal(dataset.train.images, want)

@@ -1,6 +1,7 @@
 """Splits that fit in memory, and sources that need no tfds: digits, synthetic, .npz files."""
 
 import pathlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,7 +54,8 @@ def stratified_holdout(
     """Split 0..N-1 so that every class gives the same share of its examples.
 
     `round(share * N)` examples are held out; a class gives its exact share rounded down or up,
-    the largest remainders up. Depends on `labels`, `share` and `seed` only.
+    the largest remainders up, but never all it has: each keeps one. Fewer are held out where no
+    class can give more. Depends on `labels`, `share` and `seed` only.
 
     Args:
       labels: int[N].
@@ -67,12 +69,28 @@ def stratified_holdout(
     exact = counts * share
     take = np.floor(exact).astype(np.int64)
     missing = round(share * len(labels)) - int(take.sum())
-    take[np.argsort(take - exact, kind="stable")[:missing]] += 1
+    order = np.argsort(take - exact, kind="stable")
+    take[order[take[order] + 1 < counts[order]][:missing]] += 1
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     held = np.zeros(len(labels), bool)
     for label, count in zip(classes, take, strict=True):
         held[rng.permutation(np.flatnonzero(labels == label))[:count]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def not_held_out(labels: np.ndarray, held: np.ndarray, names: Sequence[str] = ()) -> str | None:
+    """A line about the classes of which nothing is held out; None where there are none.
+
+    labels: int[N]; negative ones are no class's. held: int[M], indices of those held out.
+    names: of the classes; without them the line has their numbers.
+    """
+    without = np.setdiff1d(labels[labels >= 0], labels[held])
+    if not len(without):
+        return None
+    known = [names[label] if label < len(names) else str(label) for label in without[:3].tolist()]
+    count = len(np.unique(labels[labels >= 0]))
+    more = " ..." if len(without) > len(known) else ""
+    return f"{len(without)} of {count} classes have no held-out image: {', '.join(known)}{more}"
 
 
 def read_digits() -> tuple[Arrays, Arrays]:

@@ -71,6 +71,7 @@ def _of_pillow(image: Any, channels: int) -> np.ndarray:
 
     Pillow itself cuts values above 255 off.
     """
+    check_mode(image)
     mode, white_is_zero, bits = image.mode, False, 16
     if image.format == "TIFF":
         white_is_zero = image.tag_v2.get(262) == 0
@@ -81,16 +82,54 @@ def _of_pillow(image: Any, channels: int) -> np.ndarray:
         if white_is_zero:  # which Pillow knows of 8 bits only
             gray = 255 - gray
         return np.repeat(gray[..., None], 3, -1) if channels == 3 else gray
-    if mode in ("I", "F"):
-        kind = "32-bit integers" if mode == "I" else "floating-point numbers"
-        raise ValueError(f"mode {mode}: {kind} without a known range; convert it to 8 or 16 bits")
-    if mode in ("LAB", "HSV"):
-        raise ValueError(f"mode {mode}: convert it to RGB")
     if mode in ("RGBa", "La"):  # colour times transparency
         image = image.convert("RGBA" if mode == "RGBa" else "LA")
     elif mode == "PA" and channels == 1:
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB" if channels == 3 else "L"))
+
+
+def check_mode(image: Any) -> None:
+    """Raise ValueError for an opened image whose values become 0..255 by no known rule."""
+    mode = image.mode
+    if mode == "F" or (mode == "I" and image.format not in _PGM_FORMATS):
+        kind = "integers" if mode == "I" else "floating-point numbers"
+        raise ValueError(
+            f"mode {mode}: {kind} without a known range; convert it to 8 bits, or 16 without a sign"
+        )
+    if mode in ("LAB", "HSV"):
+        raise ValueError(f"mode {mode}: no rule for its colours; convert it to RGB")
+
+
+def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int], bool]:
+    """((H, W, C) as decoded, whether EXIF turns it) of an encoded image.
+
+    decode_all: decodes it; otherwise its header and its end are looked at.
+
+    Raises:
+      Exception: as `decode`.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            (width, height), form = image.size, image.format
+            turned = orientation(data, image)
+            if form == "TIFF":  # of which some versions of Pillow give the turned size
+                width, height = image.tag_v2[256], image.tag_v2[257]
+            channels = 1 if image.mode in GRAY_MODES else 3
+            check_mode(image)
+    except UnidentifiedImageError as error:
+        raise ValueError("no known image format") from error
+    if turned >= 5:
+        width, height = height, width
+    if decode_all:
+        decode(data, channels)
+    else:
+        end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form, b"")
+        if end not in data:
+            raise ValueError("ends too early")
+    return (height, width, channels), turned > 1
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -105,7 +144,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def orientation(data: bytes, image: Any = None) -> int:
-    """EXIF's orientation of an encoded image, 1 to 8; 1 (as it is) where none or a wrong one stands.
+    """EXIF's orientation of an encoded image, 1 to 8; 1, as it is, without one or with a wrong one.
 
     image: what Pillow has opened, needed for formats other than JPEG and PNG.
     """

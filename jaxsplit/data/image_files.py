@@ -1,180 +1,17 @@
-"""Readers of data sets that come as image files: folders of classes, and ImageNet's tars."""
+"""The reader of ImageNet 2012: its tars, or folders of images."""
 
+import dataclasses
 import hashlib
-import os
 import pathlib
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-from jaxsplit.data.arrays import stratified_holdout
+from jaxsplit.data.class_trees import Tree, list_trees, subfolders
 from jaxsplit.data.readers import Example, Found, file_stamp, not_found, reading
 from jaxsplit.errors import ConfigError
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_SPLIT_FOLDERS = {
-    "test": "test",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-}
-
-
-def _subfolders(folder: pathlib.Path) -> list[str]:
-    """Names of the visible folders in `folder`, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-
-
-def _files(folder: pathlib.Path) -> tuple[list[str], list[str]]:
-    """(image files at any depth, other files), paths within `folder`, sorted; no hidden ones.
-
-    Raises:
-      OSError: a folder that cannot be listed.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    images, others = [], []
-    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                kept = images if name.lower().endswith(SUFFIXES) else others
-                kept.append(os.path.relpath(os.path.join(root, name), folder))
-    return sorted(images), sorted(others)
-
-
-def _update(digest: Any, folder: pathlib.Path, files: list[str]) -> None:
-    """Adds name, size and time of change of each of the `files` in a folder."""
-    for name in files:
-        try:
-            stat = os.stat(folder / name)
-            facts = f"{stat.st_size} {stat.st_mtime_ns}"
-        except OSError:  # a dangling link, say: it is named when the image is read
-            facts = "?"
-        digest.update(f"{name}\0{facts}\0".encode(errors="surrogateescape"))
-
-
-class _Tree:
-    """A folder with one folder of images for each class.
-
-    names: of the classes in it, sorted. counts: images of each. others: other files.
-    stamp: changes with any of the images.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.names, self.counts, self.others = folder, [], [], []
-        digest = hashlib.sha256()
-        for name in _subfolders(folder):
-            images, others = _files(folder / name)
-            digest.update(f"{name}\0\0".encode(errors="surrogateescape"))
-            _update(digest, folder / name, images)
-            self.others += [str(folder / name / other) for other in others]
-            self.names.append(name)
-            self.counts.append(len(images))
-        self.stamp = [folder.name, digest.hexdigest()]
-
-    def __len__(self) -> int:
-        return sum(self.counts)
-
-    def labels(self) -> np.ndarray:
-        """int[N], positions in `names`."""
-        return np.repeat(np.arange(len(self.names)), self.counts)
-
-    def examples(
-        self, label_of: dict[str, int], take: np.ndarray | None = None
-    ) -> Iterator[Example]:
-        """Those that `take` (bool[N]) has, class by class; lists one class at a time."""
-        at = 0
-        for name in self.names:
-            for image in _files(self.folder / name)[0]:
-                if take is None or (at < len(take) and take[at]):
-                    path = self.folder / name / image
-                    yield Example(str(path), label_of[name], path)
-                at += 1
-
-    def note(self) -> tuple[str, ...]:
-        if not self.others:
-            return ()
-        return (
-            f"{len(self.others)} files in {self.folder} left out, not named as images: "
-            f"{', '.join(self.others[:3])}{' ...' if len(self.others) > 3 else ''}",
-        )
-
-
-def _label_of(names: tuple[str, ...], tree: _Tree) -> dict[str, int]:
-    """{class: label}; the classes of `tree` must be among `names`, the known ones."""
-    unknown = sorted(set(tree.names) - set(names))
-    if unknown:
-        raise ConfigError(
-            f"source: {tree.folder} has the class {unknown[0]!r}, which is not one of the "
-            f"{len(names)} known classes ({names[0]}, ...)"
-        )
-    return {name: label for label, name in enumerate(names)}
-
-
-def image_folder(source: pathlib.Path, holdout: float = 0.0) -> Found:
-    """train/<class>/<image> with test/ or val/ beside it; or one level of classes and a holdout.
-
-    Classes are numbered in the order of their names. `holdout` is the share of every class that
-    becomes the split `test` where the source has none.
-    """
-    if not source.is_dir():
-        raise not_found(source, "a folder train/<class>/<image>, with test/ or val/ beside it")
-    nested = (source / "train").is_dir()  # otherwise every folder is a class
-    parts: dict[str, pathlib.Path] = {}
-    for name, split in _SPLIT_FOLDERS.items():
-        if nested and (source / name).is_dir():
-            if split in parts:
-                raise ConfigError(f"source={source}: has {parts[split].name} and {name}")
-            parts[split] = source / name
-    train = _Tree(source / "train" if nested else source)
-    if not len(train):
-        raise not_found(source, f"images in {train.folder}/<class>/ ({', '.join(SUFFIXES)})")
-    if parts and holdout:
-        raise ConfigError(
-            f"holdout={holdout:g}: must be left out, {source} has the folder "
-            f"{next(iter(parts.values())).name}"
-        )
-    if not parts and not holdout:
-        raise ConfigError(
-            f"source={source}: no folder test or val beside train; give --holdout=0.1 to hold out "
-            "a tenth of every class"
-        )
-    names = tuple(train.names)
-    trees = {"train": train, **{split: _Tree(path) for split, path in parts.items()}}
-    label_of = {split: _label_of(names, tree) for split, tree in trees.items()}
-    splits: dict[str, Callable[[], Iterator[Example]]] = {
-        split: lambda split=split: trees[split].examples(label_of[split]) for split in trees
-    }
-    totals = {split: len(tree) for split, tree in trees.items()}
-    if holdout:
-        kept, held = stratified_holdout(train.labels(), holdout, 0)
-        if not len(kept) or not len(held):
-            raise ConfigError(
-                f"holdout={holdout:g}: holds out {len(held)} of {len(train)} images, must leave "
-                "some on both sides"
-            )
-        mask = np.zeros(len(train), bool)
-        mask[kept] = True
-        splits["train"] = lambda: train.examples(label_of["train"], mask)
-        splits["test"] = lambda: train.examples(label_of["train"], ~mask)
-        totals = {"train": len(kept), "test": len(held)}
-    return Found(
-        splits=splits,
-        names=names,
-        totals=totals,
-        stamp=[[tree.stamp for tree in trees.values()], holdout],
-        notes=tuple(note for tree in trees.values() for note in tree.note()),
-    )
-
-
-# ImageNet
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12"
@@ -195,41 +32,43 @@ def imagenet(source: pathlib.Path) -> Found:
     """
     names = tuple(_tfds_list("labels.txt"))
     train, val = source / "train", source / "val"
-    splits, totals, stamp, notes = {}, {}, [], []
+    splits, totals, stamp = {}, {}, []
 
-    def add_tree(split: str, tree: _Tree) -> None:
-        label_of = _label_of(names, tree)
-        splits[split] = lambda: tree.examples(label_of)
-        totals[split] = len(tree)
-        stamp.append(tree.stamp)
-        notes.extend(tree.note())
-
+    trees: dict[str, Tree] = {}
     if (source / _TRAIN_TAR).is_file():
         label_of = {name: label for label, name in enumerate(names)}
         splits["train"] = lambda: _train_tar(source / _TRAIN_TAR, label_of)
         stamp.append(file_stamp(source / _TRAIN_TAR))
-    elif train.is_dir() and _subfolders(train):
-        add_tree("train", _Tree(train))
+    elif train.is_dir() and subfolders(train):
+        trees["train"] = Tree(train)
     else:
         raise not_found(source, _LOOKED_FOR)
     if (source / _VAL_TAR).is_file():
         labels = _validation_labels(source, names)
         splits["validation"] = lambda: _val_tar(source / _VAL_TAR, labels)
         stamp += [file_stamp(source / _VAL_TAR), hashlib.sha256(repr(labels).encode()).hexdigest()]
-    elif val.is_dir() and _subfolders(val):
-        add_tree("validation", _Tree(val))
-    elif val.is_dir() and _files(val)[0]:
-        labels, images = _validation_labels(source, names), _files(val)[0]
-        splits["validation"] = lambda: (
-            Example(str(val / name), _label(val / name, labels), val / name) for name in images
-        )
-        totals["validation"] = len(images)
-        digest = hashlib.sha256(repr(labels).encode())
-        _update(digest, val, images)
-        stamp.append(digest.hexdigest())
+    elif val.is_dir():
+        trees["validation"] = Tree(val) if subfolders(val) else Tree(val, [""])
     else:
         raise not_found(source, _LOOKED_FOR)
-    return Found(splits, names, totals, stamp, tuple(notes))
+    notes = list_trees(source, list(trees.values()))
+    for split, tree in trees.items():
+        if not len(tree):
+            raise not_found(source, f"{_LOOKED_FOR} (no images in {tree.folder})")
+        if tree.folders == [""]:
+            labels = _validation_labels(source, names)
+            stamp.append(hashlib.sha256(repr(labels).encode()).hexdigest())
+            splits[split] = lambda tree=tree, labels=labels: (
+                dataclasses.replace(e, label=_label(e.image, labels))
+                for e in tree.examples({"": 0})
+            )
+        else:
+            label_of = tree.label_of(names)
+            splits[split] = lambda tree=tree, label_of=label_of: tree.examples(label_of)
+        totals[split] = len(tree)
+        stamp.append(tree.stamp)
+    ordered = {split: splits[split] for split in ("train", "validation")}
+    return Found(ordered, names, totals, stamp, tuple(notes))
 
 
 def _train_tar(path: pathlib.Path, label_of: dict[str, int]) -> Iterator[Example]:

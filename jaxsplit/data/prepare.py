@@ -12,7 +12,6 @@ An interrupted run is continued by the same command, from the last full shard (8
 
 import argparse
 import collections
-import io
 import itertools
 import json
 import os
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsplit.data import image_files, readers, shards
+from jaxsplit.data import decoding, image_files, image_folder, readers, shards
 from jaxsplit.data.readers import Example, Found
 from jaxsplit.errors import ConfigError
 
@@ -109,8 +108,10 @@ def prepare(
             "--partial to do without"
         )
     _check_counts(name, source, found.totals, partial)
+    if found.train_counts:
+        _check_classes(source, found.train_counts, found.names, partial)
     began = time.monotonic()
-    stamp = [2, name, list(found.splits), list(found.names), check, found.stamp]
+    stamp = [3, name, list(found.splits), list(found.names), check, found.stamp]
     try:
         with shards.Unfinished(final, stamp, len(found.names)) as work:
             for split, examples in found.splits.items():
@@ -119,6 +120,8 @@ def prepare(
             counts = {split: state.records for split, state in work.splits.items()}
             _check_counts(name, source, counts, partial)
             _check_classes(source, work.splits["train"].per_class, found.names, partial)
+            for line in work.in_both():
+                print(f"note: {line}", flush=True)
             work.finish(found.names, f"{name}, prepared by jaxsplit from files on disk.")
             shape = shards.image_shape(work.splits)
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError on a full disk
@@ -178,9 +181,14 @@ def _find(name: str, source: pathlib.Path, holdout: float) -> Found:
         elif readers.has_idx(source) and not holdout:
             found = readers.idx(source)
         else:
-            found = image_files.image_folder(source, holdout)
+            found = image_folder.image_folder(source, holdout)
     except OSError as error:
         raise ConfigError(f"source={source}: cannot be read ({error})") from error
+    if len(found.names) < 2:
+        raise ConfigError(
+            f"source={source}: {len(found.names)} class ({', '.join(map(ascii, found.names))}), "
+            "must be at least two"
+        )
     for label in found.names:
         if not label.isprintable():  # the list of names is a text file with a line for each
             raise ConfigError(f"source={source}: class {label!r}: must be printable text")
@@ -201,13 +209,13 @@ def _check_counts(name: str, source: pathlib.Path, counts: dict[str, int], parti
 
 
 def _check_classes(
-    source: pathlib.Path, per_class: list[int], names: tuple[str, ...], partial: bool
+    source: pathlib.Path, per_class: Sequence[int], names: tuple[str, ...], partial: bool
 ) -> None:
     empty = [name for name, count in zip(names, per_class, strict=True) if not count]
     if empty and not partial:
         raise ConfigError(
             f"source={source}: {len(empty)} of {len(names)} classes have no training image (first: "
-            f"{empty[0]!r}); give --partial to take it nevertheless"
+            f"{empty[0]!r}); delete what is empty, or give --partial to take it nevertheless"
         )
 
 
@@ -242,6 +250,8 @@ def _write_split(
         raise ConfigError(f"source: no image for the split {split}")
     if state.left_out:
         print(f"{split}: {len(state.left_out)} broken images left out", flush=True)
+    if state.turned:
+        print(f"{split}: {state.turned:,} images are turned as their EXIF says", flush=True)
 
 
 def _records(
@@ -256,13 +266,13 @@ def _records(
 
     def result(example: Example, future: Any) -> shards.Record | str:
         try:
-            image, shape = future.result()
+            image, shape, turned = future.result()
         except ConfigError as error:
             if not partial:
                 raise
             print(f"left out: {error}", file=sys.stderr, flush=True)
             return example.where
-        return shards.Record(image, int(example.label), shape)
+        return shards.Record(image, int(example.label), shape, turned)
 
     pending: collections.deque = collections.deque()
     for example in examples:
@@ -284,16 +294,16 @@ def _records(
 
 def _encoded(
     where: str, image: np.ndarray | pathlib.Path | bytes, check: str
-) -> tuple[bytes, tuple[int, int, int]]:
-    """(bytes of an image file, its (H, W, C))."""
+) -> tuple[bytes, tuple[int, int, int], bool]:
+    """(bytes of an image file, its (H, W, C), whether EXIF turns it)."""
     try:
         if isinstance(image, np.ndarray):
             import cv2
 
             pixels = image[..., ::-1] if image.shape[-1] == 3 else image  # cv2 has BGR
-            return cv2.imencode(".png", pixels)[1].tobytes(), image.shape
+            return cv2.imencode(".png", pixels)[1].tobytes(), image.shape, False
         data = image.read_bytes() if isinstance(image, pathlib.Path) else image
-        return data, _checked_shape(data, check)
+        return data, *decoding.checked_shape(data, decode_all=check == "full")
     except MemoryError:
         raise
     except Exception as error:  # Pillow and cv2 raise anything on a damaged image
@@ -302,27 +312,6 @@ def _encoded(
             f"source: {where}: broken image ({type(error).__name__}: {line}); mend or delete it, "
             "or give --partial to leave it out"
         ) from error
-
-
-def _checked_shape(data: bytes, check: str) -> tuple[int, int, int]:
-    """(H, W, C) of an encoded image that could be decoded."""
-    from PIL import Image, UnidentifiedImageError
-
-    from jaxsplit.data.stream import decode
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            (width, height), form = image.size, image.format
-            channels = 1 if image.mode in ("1", "L", "I", "I;16", "F") else 3
-    except UnidentifiedImageError as error:
-        raise ValueError("no known image format") from error
-    if check == "full":
-        decode(data, channels)
-    else:
-        end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form, b"")
-        if end not in data:
-            raise ValueError("ends too early")
-    return height, width, channels
 
 
 class _Progress:

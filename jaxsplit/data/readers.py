@@ -46,6 +46,8 @@ class Found:
     totals: {split: examples}, of those splits that can be counted without reading them.
     stamp: a JSON value that changes when the source does.
     notes: what the user should know.
+    train_counts: images of each class in the training part, a part held out included, where they
+      are known.
     """
 
     splits: dict[str, Callable[[], Iterator[Example]]]
@@ -53,6 +55,7 @@ class Found:
     totals: dict[str, int]
     stamp: Any
     notes: tuple[str, ...] = ()
+    train_counts: tuple[int, ...] = ()
 
 
 def not_found(source: pathlib.Path, looked_for: str) -> ConfigError:

@@ -6,6 +6,7 @@ final when it is closed; features, examples and metadata are made by tensorflow_
 """
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -15,20 +16,28 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from jaxsplit.errors import ConfigError
 
 # Of a full shard; an interrupted run loses at most one. array_record reads a record the slower the
 # more its shard has: 0.06 ms each from 10,000, 0.26 ms from 60,000.
 SHARD_BYTES, SHARD_RECORDS = 256 << 20, 8192
+EVALUATED = ("test", "validation")  # of the splits; the others are trained on
+_DIGEST_BYTES = 8
 
 
 @dataclass(frozen=True)
 class Record:
-    """An example to be written. shape: (H, W, C) of the image, C = 1 for gray."""
+    """An example to be written.
+
+    shape: (H, W, C) of the image as it is decoded, C = 1 for gray. turned: by its EXIF orientation.
+    """
 
     image: bytes
     label: int
     shape: tuple[int, int, int]
+    turned: bool = False
 
 
 @dataclass
@@ -38,6 +47,7 @@ class SplitState:
     shards: [records, bytes of records, size of the file] of each. consumed: examples of the source
     that are done with. per_class: records of each class. height, width: of all images, 0 before the
     first, None where they differ. channels: the largest number. left_out: broken images.
+    turned: images that EXIF turns.
     """
 
     shards: list[list[int]] = field(default_factory=list)
@@ -48,6 +58,7 @@ class SplitState:
     channels: int = 1
     left_out: list[str] = field(default_factory=list)
     done: bool = False
+    turned: int = 0
 
     @property
     def records(self) -> int:
@@ -105,7 +116,9 @@ class Unfinished:
         state = self.splits.get(split)
         if state is not None:
             sizes = [self._size(self._shard(split, i)) for i in range(len(state.shards))]
-            if sizes == [shard[2] for shard in state.shards]:
+            digests = [self._size(self._digests(split, i)) for i in range(len(state.shards))]
+            good = sizes == [shard[2] for shard in state.shards]
+            if good and digests == [_DIGEST_BYTES * shard[0] for shard in state.shards]:
                 return state
         return self.restart(split)
 
@@ -124,7 +137,7 @@ class Unfinished:
         """
         state = self.state(split)
         serialize = _serializer(self.num_classes)
-        writer, shard = None, [0, 0, 0]
+        writer, shard, digests = None, [0, 0, 0], bytearray()
         path = self._shard(split, len(state.shards))
         try:
             for record in records:
@@ -133,23 +146,27 @@ class Unfinished:
                     state.left_out.append(record)
                     continue
                 if writer is None:
-                    writer, shard = _open_shard(path), [0, 0, 0]
+                    writer, shard, digests = _open_shard(path), [0, 0, 0], bytearray()
                 data = serialize(record)
                 writer.write(data)
                 shard[0] += 1
                 shard[1] += len(data)
+                digests += _digest(record.image)
                 state.per_class[record.label] += 1
                 state.note_shape(record.shape)
+                state.turned += record.turned
                 if shard[0] >= SHARD_RECORDS or shard[1] >= shard_bytes:
+                    self._digests(split, len(state.shards)).write_bytes(digests)
                     self._close_shard(writer, path, shard, state)
                     writer, path = None, self._shard(split, len(state.shards))
             if writer is not None:
+                self._digests(split, len(state.shards)).write_bytes(digests)
                 self._close_shard(writer, path, shard, state)
                 writer = None
         finally:
             if writer is not None:  # interrupted: what the progress file says still holds
                 writer.close()
-        state.done = True
+        state.done = bool(state.records)  # a split without images is refused, every time
         self._save()
 
     def _close_shard(self, writer: Any, path: pathlib.Path, shard: list, state: SplitState) -> None:
@@ -186,6 +203,33 @@ class Unfinished:
         name, count = self.final.parent.name, len(self.splits[split].shards)
         return f"{name}-{split}.array_record-{i:05}-of-{count:05}"
 
+    def _digests(self, split: str, i: int) -> pathlib.Path:
+        """The file with the digests of a shard's images."""
+        return self.folder / f"{split}.{i:05}.digests"
+
+    def in_both(self) -> list[str]:
+        """A line for each split to evaluate on that has images of the training splits.
+
+        Same images are those of the same bytes, as files or, of arrays, as pixels.
+        """
+        found = {
+            split: np.concatenate(
+                [np.fromfile(self._digests(split, i), "<u8") for i in range(len(state.shards))]
+            )
+            for split, state in self.splits.items()
+        }
+        trained = np.concatenate([found[split] for split in found if split not in EVALUATED])
+        lines = []
+        for split in EVALUATED:
+            if split in found:
+                same = np.flatnonzero(np.isin(found[split], trained))
+                if len(same):
+                    lines.append(
+                        f"{len(same):,} of {len(found[split]):,} images of {split} are images of "
+                        f"the training part too, byte by byte; the first is number {same[0]}"
+                    )
+        return lines
+
     @staticmethod
     def _size(path: pathlib.Path) -> int:
         return path.stat().st_size if path.is_file() else -1
@@ -201,7 +245,12 @@ class Unfinished:
                 os.fsync(file.fileno())
         os.fsync(self._lock)
         os.replace(self.folder, self.final)
-        (self.final / self.progress.name).unlink()
+        for path in (self.final / self.progress.name, *self.final.glob("*.digests")):
+            path.unlink()
+
+
+def _digest(image: bytes) -> bytes:
+    return hashlib.blake2b(image, digest_size=_DIGEST_BYTES).digest()
 
 
 def _serializer(num_classes: int):
