@@ -103,6 +103,13 @@ def test_sets_without_classes_are_refused(tmp_path):
     assert "must have an image (uint8, 1 or 3 channels) and a label" in message
 
 
+def test_a_set_of_one_class_is_refused(tmp_path):
+    splits = {"train": tiny(3, classes=1), "test": tiny(2, classes=1)}
+    write_image_dataset(tmp_path, "cats", splits, num_classes=1, shape=(20, 20, 3))
+    message = message_of(lambda: data.source(data_config("cats", tmp_path)))
+    assert message.startswith("data.name='cats': has one class, must have at least two; ")
+
+
 def test_a_config_of_any_prepared_set_is_checked_and_summarised(tmp_path):
     splits = {"train": tiny(12), "test": tiny(6)}
     write_image_dataset(tmp_path, "leaves", splits, num_classes=7, shape=(20, 20, 3))

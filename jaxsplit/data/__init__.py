@@ -16,15 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from jaxsplit.data import prepared
+from jaxsplit.data import holdout, prepared
 from jaxsplit.data.arrays import (
+    NPZ_KEYS,
     Arrays,
+    describe_npz,
+    in_both,
     read_digits,
     read_npz,
     read_synthetic,
-    stratified_holdout,
 )
 from jaxsplit.data.feed import (
     TrainFeed,
@@ -58,7 +58,6 @@ __all__ = [
 RESIDENT = ("auto", "device", "stream")
 ON_BAD_RECORD = ("error", "skip")
 _MIN_CROP = 16  # pixels; smallest image_size of images that are cropped
-_TEST_SEED = 1907  # of a test part that is held out; one for all, so that figures can be compared
 
 _Splits = tuple[Arrays | Stream, Arrays | Stream]  # training and test part
 
@@ -109,18 +108,22 @@ class Source:
 
     def __call__(self, data_config: Any) -> Dataset:
         """The data set, nothing held out. <data.dir>/<name>.npz is used first where it exists."""
-        npz = pathlib.Path(data_config.dir).expanduser() / f"{self.name}.npz"
-        if npz.exists():
+        npz = _npz(self.name, data_config.dir)
+        if npz is not None:
             skip = data_config.on_bad_record == "skip"
             train, test = read_npz(npz, self.num_classes, skip)
+            if self.name not in DATASETS and (line := in_both(train, test)):
+                print(f"note: {npz}: {line}", flush=True)
             shape = train.images.shape[1:]
-            own = self.image_shape[0] if self.min_size is None else shape[0]
-            if shape != (own, own, self.image_shape[2]):
+            own = self.image_shape
+            if self.min_size is not None:
+                own = (shape[0], shape[0], own[2])
+            if shape != own:
                 raise ConfigError(
                     f"data.dir: {npz}: train_images: shape {train.images.shape}, must be "
-                    f"[N, {own}, {own}, {self.image_shape[2]}]"
+                    f"[N, {', '.join(map(str, own))}]"
                 )
-            _check_size(data_config.image_size, own, None)
+            _check_size(data_config.image_size, own[0], None)
         else:
             _check_size(data_config.image_size, self.image_shape[0], self.min_size)
             size, shape = data_config.image_size, self.image_shape
@@ -177,26 +180,14 @@ def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]
         for splits in (trains, tests)
         if splits
     )
-    train, test = (train, *test) if test else _hold_out_test(source, data_config.test_share, train)
+    if test:
+        (test,) = test
+    else:
+        names = prepared.class_names(name, data_config.dir, source.num_classes)
+        train, test = holdout.test_part(train, data_config.test_share, name, names)
     if whole is None or not _resident(data_config, len(train), shape):
         return train, test
     return tuple(prepared.read_all(part, data_config.threads) for part in (train, test))
-
-
-def _hold_out_test(source: Source, share: float, train: Stream) -> tuple[Stream, Stream]:
-    """(training, test) parts of a set without a test split: the same in every run."""
-    kept, held = stratified_holdout(train.labels(), share, _TEST_SEED)
-    if not len(kept) or not len(held):
-        raise ConfigError(
-            f"data.test_share={share}: holds out {len(held)} of {len(train)} examples of "
-            f"{source.name!r}, must leave some on both sides"
-        )
-    print(
-        f"{source.name} has no test split: {len(held):,} of its {len(train):,} training images, "
-        f"the same in every run, are held out as one (data.test_share={share})",
-        flush=True,
-    )
-    return train.part(kept), train.part(held)
 
 
 def _resident(data_config: Any, count: int, shape: tuple[int, int, int]) -> bool:
@@ -271,8 +262,9 @@ _OTHER_STD = {3: (0.229, 0.224, 0.225), 1: (0.5,)}
 def source(data_config: Any) -> Source:
     """What is known of the data set `data_config.name` without reading its examples.
 
-    Of a name in DATASETS nothing is read at all; of another the metadata of what lies prepared in
-    data.dir, or, with data.download, of tfds's data set of that name. Such a set is tested on its
+    Of a name in DATASETS nothing is read at all; of another the labels and shapes of
+    <data.dir>/<name>.npz, or the metadata of what lies prepared in data.dir, or, with
+    data.download, of tfds's data set of that name. Such a set is tested on its
     split `test`, or `validation` where it has none, or on a part of `train` where it has neither.
 
     Raises:
@@ -297,13 +289,27 @@ def source(data_config: Any) -> Source:
     return replace(known, **given)
 
 
+def _npz(name: str, data_dir: str) -> pathlib.Path | None:
+    """<data.dir>/<name>.npz, where it exists."""
+    if {"", ".", ".."} & set(name.split("/")):  # it would lie elsewhere
+        return None
+    path = pathlib.Path(data_dir).expanduser() / f"{name}.npz"
+    return path if path.exists() else None
+
+
 def _other_source(data_config: Any) -> Source:
     name, size = data_config.name, data_config.image_size
+    npz = _npz(name, data_config.dir)
+    if npz is not None:
+        num_classes, shape = describe_npz(npz)
+        mean, std = _OTHER_MEAN[shape[2]], _OTHER_STD[shape[2]]
+        return Source(name, num_classes, shape, mean, std, _read_prepared)
     builder = prepared.find_builder(name, data_config)
     if builder is None:
         raise ConfigError(
             f"data.name={name!r}: must be one of {', '.join(DATASETS)}, or what is prepared in "
-            f"data.dir={data_config.dir}; {prepared.how_to_prepare(name, data_config.dir)}"
+            f"data.dir={data_config.dir}; {prepared.how_to_prepare(name, data_config.dir)}, or put "
+            f"a {name}.npz with the arrays {', '.join(NPZ_KEYS)} there"
         )
     num_classes, shape = prepared.describe(builder, name)
     one_size = None not in shape
@@ -359,17 +365,14 @@ def load(data_config: Any, *, seed_split: int = 0) -> Dataset:
             f"data.validation={share}: holds out {count} of {len(train)} training examples, must "
             "leave some on both sides"
         )
-    if isinstance(train, Arrays):
-        kept, held = stratified_holdout(train.labels, share, seed_split)
-        return replace(dataset, train=train.take(kept), validation=train.take(held))
-    if train.shape is not None:
-        # As in memory, so that the same examples are held out.
-        kept, held = stratified_holdout(train.labels(), share, seed_split)
-    else:
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed_split)))
-        order = rng.permutation(len(train))
-        held, kept = np.sort(order[:count]), np.sort(order[count:])
-    return replace(dataset, train=train.part(kept), validation=train.part(held))
+    kept, held = holdout.validation_part(
+        train,
+        share,
+        seed_split,
+        prepared.class_names(dataset.name, data_config.dir, dataset.num_classes),
+        known=dataset.name in DATASETS,
+    )
+    return replace(dataset, train=kept, validation=held)
 
 
 def _check_size(image_size: int, own: int, min_size: int | None) -> None:

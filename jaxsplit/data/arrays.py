@@ -1,8 +1,11 @@
 """Splits that fit in memory, and sources that need no tfds: digits, synthetic, .npz files."""
 
+import contextlib
+import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -141,6 +144,24 @@ def read_synthetic(size: int) -> tuple[Arrays, Arrays]:
     return split(2048), split(512)
 
 
+def _image_shape(shape: tuple[int, ...], dtype: np.dtype, where: str) -> tuple[int, int, int]:
+    """(H, W, C) of images in an array of that shape and dtype, or ConfigError."""
+    if dtype != np.uint8:
+        raise ConfigError(f"{where}_images: dtype {dtype}, must be uint8")
+    full = (*shape, 1) if len(shape) == 3 else shape
+    if len(full) != 4 or full[-1] not in (1, 3) or 0 in full[1:]:
+        raise ConfigError(f"{where}_images: shape {shape}, must be [N, H, W, 1 or 3]")
+    return full[1:]
+
+
+def _check_labels(labels: np.ndarray, count: int, where: str) -> None:
+    """Raise ConfigError unless they are `count` integers."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(f"{where}_labels: dtype {labels.dtype}, must be an integer type")
+    if labels.shape != (count,) or not count:
+        raise ConfigError(f"{where}_labels: shape {labels.shape}, must be [N] with N = {count} > 0")
+
+
 def check_arrays(
     images: np.ndarray, labels: np.ndarray, *, num_classes: int, where: str, skip: bool = False
 ) -> Arrays:
@@ -151,18 +172,9 @@ def check_arrays(
     Raises:
       ConfigError: wrong dtype, shape, length or label; begins with `where`.
     """
-    if images.dtype != np.uint8:
-        raise ConfigError(f"{where}_images: dtype {images.dtype}, must be uint8")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ConfigError(f"{where}_images: shape {images.shape}, must be [N, H, W, 1 or 3]")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ConfigError(f"{where}_labels: dtype {labels.dtype}, must be an integer type")
-    if labels.shape != images.shape[:1] or not len(labels):
-        raise ConfigError(
-            f"{where}_labels: shape {labels.shape}, must be [N] with N = {len(images)} > 0"
-        )
+    shape = _image_shape(images.shape, images.dtype, where)
+    _check_labels(labels, len(images), where)
+    images = images.reshape(-1, *shape)
     good = (labels >= 0) & (labels < num_classes)
     bad = np.flatnonzero(~good).tolist()
     if bad and not (skip and good.any()):
@@ -179,14 +191,9 @@ def check_arrays(
     )
 
 
-def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[Arrays, Arrays]:
-    """(train, test) from an .npz with train_images, train_labels, test_images, test_labels.
-
-    skip: examples with a label out of range are `Arrays.bad`, not an error.
-
-    Raises:
-      ConfigError: not such a file, or its arrays are not those of `check_arrays`.
-    """
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[tuple[Any, str]]:
+    """(the .npz file, what its errors begin with); what goes wrong inside is an error of it."""
     where = f"data.dir: {path}: "
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -195,7 +202,7 @@ def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[
                 raise ConfigError(
                     f"{where}no array {', '.join(missing)}; must hold {', '.join(NPZ_KEYS)}"
                 )
-            arrays = {key: file[key] for key in NPZ_KEYS}
+            yield file, where
     except ConfigError:
         raise
     except Exception as error:  # NumPy lets through what zipfile, zlib and its own parser raise
@@ -203,6 +210,67 @@ def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[
         raise ConfigError(
             f"{where}cannot be read, must be an .npz file ({type(error).__name__}: {line})"
         ) from error
+
+
+def describe_npz(path: pathlib.Path) -> tuple[int, tuple[int, int, int]]:
+    """(number of classes, (H, W, C)) of an .npz as `read_npz` reads it; no image is read.
+
+    The classes are 0 to the largest training label.
+
+    Raises:
+      ConfigError: not such a file, a class without a training example, or a single class.
+    """
+    with _opened(path) as (file, where):
+        with file.zip.open("train_images.npy") as member:
+            version = np.lib.format.read_magic(member)
+            if version == (1, 0):
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            else:
+                shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+        image_shape = _image_shape(shape, dtype, f"{where}train")
+        labels = file["train_labels"]
+        _check_labels(labels, shape[0], f"{where}train")
+    classes = np.unique(labels[labels >= 0])  # others are told when all is read
+    if len(classes) < 2:
+        raise ConfigError(
+            f"{where}train_labels: values {labels.min()}..{labels.max()}, must be at least two "
+            "classes, numbered from 0"
+        )
+    gaps = np.flatnonzero(classes != np.arange(len(classes)))
+    if len(gaps):
+        raise ConfigError(
+            f"{where}train_labels: no example of class {gaps[0]}, must have some of each class "
+            f"from 0 to the largest, {classes[-1]}"
+        )
+    return len(classes), image_shape
+
+
+def in_both(train: Arrays, test: Arrays) -> str | None:
+    """A line about test images that are training images too; None without any."""
+    trained, tested = (
+        [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in part.images]
+        for part in (train, test)
+    )
+    known = set(trained)
+    same = [i for i, digest in enumerate(tested) if digest in known]
+    if not same:
+        return None
+    return (
+        f"{len(same):,} of {len(tested):,} test images are training images too; the first is "
+        f"number {same[0]}"
+    )
+
+
+def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[Arrays, Arrays]:
+    """(train, test) from an .npz with train_images, train_labels, test_images, test_labels.
+
+    skip: examples with a label out of range are `Arrays.bad`, not an error.
+
+    Raises:
+      ConfigError: not such a file, or its arrays are not those of `check_arrays`.
+    """
+    with _opened(path) as (file, where):
+        arrays = {key: file[key] for key in NPZ_KEYS}
     train, test = (
         check_arrays(
             arrays[f"{split}_images"],

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxsplit.data import feature_classes
 from jaxsplit.data.arrays import NPZ_KEYS, Arrays
 from jaxsplit.data.stream import READ_AHEAD, BadRecordError, Skipped, Stream, announced, chunks
 from jaxsplit.errors import ConfigError
@@ -97,19 +98,28 @@ def find_builder(name: str, data_config: Any) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"{where} needs the packages tensorflow-datasets and array_record ({error}); without "
-            "them a set of jaxsplit.data.DATASETS can lie in data.dir as <name>.npz with the "
-            f"arrays {', '.join(NPZ_KEYS)}"
+            "them a set can lie in data.dir as <name>.npz with the arrays "
+            f" {', '.join(NPZ_KEYS)}"
         ) from error
     if path is not None:
         try:
+            feature_classes.check(path, data_dir)
             return tfds.builder_from_directory(path)
+        except ConfigError:
+            raise
         except Exception as error:  # tfds raises anything
             raise _damaged(path, name, data_dir, error) from error
     folder = pathlib.Path(data_dir).expanduser()
     try:
+        # Of a name that it has no code for, tfds reads what lies there, of any file format.
+        for pattern in ("*/features.json", "*/*/features.json"):
+            for file in (folder / name).glob(pattern):
+                feature_classes.check(file.parent, data_dir)
         return tfds.builder(name, data_dir=str(folder), file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         return None
+    except ConfigError:
+        raise
     except Exception as error:
         raise _not_downloaded(name, data_dir, error) from error
 
@@ -176,6 +186,11 @@ def describe(builder: Any, name: str) -> tuple[int, tuple[int | None, int | None
     features = builder.info.features or {}
     image = features["image"] if "image" in features else None
     label = features["label"] if "label" in features else None
+    if isinstance(label, tfds.features.ClassLabel) and label.num_classes == 1:
+        raise ConfigError(
+            f"data.name={name!r}: has one class, must have at least two; is what was prepared one "
+            "level too deep?"
+        )
     fine = (
         isinstance(image, tfds.features.Image)
         and image.np_dtype == np.uint8
@@ -190,6 +205,16 @@ def describe(builder: Any, name: str) -> tuple[int, tuple[int | None, int | None
             + "; must have an image (uint8, 1 or 3 channels) and a label (one of its classes)"
         )
     return label.num_classes, tuple(image.shape)
+
+
+def class_names(name: str, data_dir: str, num_classes: int) -> tuple[str, ...]:
+    """Those of what is prepared in data_dir; empty where nothing is, or it has no names."""
+    try:
+        path = find(name, data_dir)
+        names = tuple((path / "label.labels.txt").read_text().splitlines()) if path else ()
+    except (OSError, ValueError):
+        return ()
+    return names if len(names) == num_classes else ()
 
 
 def open_split(
