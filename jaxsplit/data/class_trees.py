@@ -81,25 +81,30 @@ class Tree:
         self.names = sorted(of_name)
         self.folders = [of_name[name] for name in self.names]
         self.loose, self.others, self.special = _Some(), _Some(), _Some()
-        self.files: list[list[str]] = [[] for _ in self.names]  # until they are packed
+        self.files: list[list[str]] = [[] for _ in self.names]  # those not yet in _packed
         self.counts: list[int] = []
         self.stamp: list[str] = []
-        self._packed: list[str] = []  # a million paths would take ten times the memory
+        self._packed = [""] * len(self.names)  # a million strings would take four times the memory
 
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def pack(self) -> None:
-        """Ends the listing."""
+    def pack(self, i: int) -> None:
+        """Puts those of class i that are in `files` to the others."""
+        if self.files[i]:
+            self._packed[i] = "\0".join(sorted(self.paths(i) + self.files[i]))
+            self.files[i] = []
+
+    def end(self) -> None:
+        """All is listed."""
         digest = hashlib.sha256()
-        for name, folder, files in zip(self.names, self.folders, self.files, strict=True):
-            files.sort()
+        for i, name in enumerate(self.names):
+            self.pack(i)
+            files = self.paths(i)
             digest.update(f"{name}\0\0".encode(errors="surrogateescape"))
-            _update(digest, self.folder / folder, files)
+            _update(digest, self.folder / self.folders[i], files)
             self.counts.append(len(files))
-            self._packed.append("\0".join(files))
         self.stamp = [self.folder.name, digest.hexdigest()]
-        self.files = []
 
     def paths(self, i: int) -> list[str]:
         """Of the images of class i, within its folder, sorted."""
@@ -197,7 +202,7 @@ def list_trees(source: pathlib.Path, trees: Sequence[Tree]) -> list[str]:
         walk.add(tree)
     walk.follow_links()
     for tree in trees:
-        tree.pack()
+        tree.end()
     notes = [note for tree in trees for note in tree.notes()]
     if walk.left_out.count:
         notes.append(
@@ -236,6 +241,7 @@ class _Walk:
                 self.to_classes.append((tree, c, ""))
             else:
                 self._list(tree, c, "")
+                tree.pack(c)
         if tree.folders != [""]:
             for entry in _entries(tree.folder):
                 if is_image(entry.name) and not entry.is_dir():

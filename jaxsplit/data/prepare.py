@@ -74,14 +74,15 @@ def prepare(
 
     Args:
       name: one of KNOWN, each in its published form; any other: IDX files or folders of images.
-      holdout: share of every class that becomes the test split of a folder of images without one.
+      holdout: share of every class that becomes the test split of a folder of images without one;
+        each class keeps a training image.
       check: "full" decodes every image; "header" looks at its header and its end only.
       partial: allow other numbers of images than a known set has and classes without images, and
         leave out broken images.
       shard_bytes: of records after which a shard is closed.
 
     A set that is there already stays as it is. Encoded images are kept byte by byte, arrays
-    become PNG.
+    become PNG. Images in both the training and the test part are told.
 
     Raises:
       ConfigError: `source` does not hold what it must, an image is broken, numbers or labels are

@@ -136,9 +136,11 @@ class Stream:
         with self._must(i, example, "cannot be decoded", "an image"):
             image = decode(example["image"], channels)
         if self.shape is not None and image.shape != self.shape:
+            height, width, channels = self.shape
+            turned = image.shape == (width, height, channels)
             raise BadRecordError(
                 f"data.dir: {self._name(i, example)} has the shape {image.shape}, must be "
-                f"{self.shape}"
+                f"{self.shape}" + " (prepare the set again if EXIF turns its images)" * turned
             )
         return image
 
