@@ -1,17 +1,19 @@
 """Folders of images as people have them: what is a data set, what is refused, what counts once."""
 
+import gzip
 import os
 import socket
+import tarfile
 import threading
 import unicodedata
 
 import numpy as np
 import pytest
 from data_helpers import message_of
-from source_fixtures import make_idx, make_tree
+from source_fixtures import add, idx_bytes, make_idx, make_imagenet_tars, make_tree
 from tfds_fixtures import encode, picture
 
-from jaxsplit.data import prepare, shards
+from jaxsplit.data import image_files, prepare, readers, shards
 from jaxsplit.data.arrays import not_held_out, stratified_holdout
 from jaxsplit.data.image_folder import image_folder, role
 
@@ -441,3 +443,52 @@ def test_work_without_digests_begins_anew(tmp_path, monkeypatch, capsys):
     prepare.prepare("my_digits", tmp_path, tmp_path / "d")
     out = capsys.readouterr().out
     assert "test: done before" in out and "train: done before" not in out
+
+
+def test_junk_beside_idx_files_and_in_tars(tmp_path):
+    images = make_idx(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        (tmp_path / f"._{path.name}").write_bytes(b"junk")
+    folder = prepare.prepare("my_digits", tmp_path, tmp_path / "d")
+    assert folder.is_dir() and len(images) == 40
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "._train-images-idx3-ubyte").write_bytes(b"junk")
+    assert not readers.has_idx(tmp_path / "only")
+    (tmp_path / "tars").mkdir()
+    made = make_imagenet_tars(tmp_path / "tars")
+    train, val = (tmp_path / "tars" / f"ILSVRC2012_img_{part}.tar" for part in ("train", "val"))
+    with tarfile.open(train, "a") as tar:
+        add(tar, "._n01440764.tar", b"junk")
+    with tarfile.open(val, "a") as tar:
+        add(tar, "__MACOSX/._ILSVRC2012_val_00000001.JPEG", b"junk")
+    found = image_files.imagenet(tmp_path / "tars")
+    assert len(list(found.splits["train"]())) == len(made)
+    assert len(list(found.splits["validation"]())) == 3
+
+
+def test_idx_files_that_lack_a_class_are_refused_before_anything_is_written(tmp_path):
+    make_idx(tmp_path, 8, 2)
+    with gzip.open(tmp_path / "train-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(idx_bytes(np.array([0, 1, 3, 0, 1, 3, 0, 1], np.uint8)))
+    assert "1 of 4 classes have no training image (first: '2')" in refused(tmp_path, tmp_path)
+
+
+def test_unfinished_work_follows_no_links(tmp_path):
+    """Files that lie there beforehand are replaced, not written through."""
+    make_idx(tmp_path)
+    left = tmp_path / "d" / "my_digits" / "incomplete.1.0.0"
+    left.mkdir(parents=True)
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.Unfinished, "_clear", lambda self: None)
+        patch.setattr(shards.Unfinished, "restart", _without_deleting)
+        for name in ("progress.new", "train.00000.digests", "train.00000"):
+            (left / name).symlink_to(kept)
+        prepare.prepare("my_digits", tmp_path, tmp_path / "d")
+    assert kept.read_text() == "mine"
+
+
+def _without_deleting(self, split):
+    self.splits[split] = shards.SplitState(per_class=[0] * self.num_classes)
+    return self.splits[split]

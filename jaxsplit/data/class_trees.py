@@ -12,26 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxsplit.data.junk import is_junk
 from jaxsplit.data.readers import Example
 from jaxsplit.errors import ConfigError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# What systems and archivers leave behind, beside all that begins with a dot.
-_JUNK = {
-    "__macosx",
-    "thumbs.db",
-    "desktop.ini",
-    "@eadir",
-    "#recycle",
-    "$recycle.bin",
-    "system volume information",
-    "lost+found",
-}
-
-
-def is_junk(name: str) -> bool:
-    """Whether a file or folder of that name is no part of any data set."""
-    return name.startswith(".") or name.casefold() in _JUNK
 
 
 def is_image(name: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxsplit.data.class_trees import Tree, list_trees, subfolders
+from jaxsplit.data.junk import is_junk
 from jaxsplit.data.readers import Example, Found, file_stamp, not_found, reading
 from jaxsplit.errors import ConfigError
 
@@ -75,7 +76,7 @@ def _train_tar(path: pathlib.Path, label_of: dict[str, int]) -> Iterator[Example
     """Images of a tar of tars, one for each class, read where they lie."""
     with reading(path), tarfile.open(path, "r:") as outer:
         for member in outer:
-            if not member.isfile():
+            if not _is_file(member):
                 continue
             wnid = pathlib.PurePosixPath(member.name).stem
             if wnid not in label_of or not member.name.endswith(".tar"):
@@ -85,7 +86,7 @@ def _train_tar(path: pathlib.Path, label_of: dict[str, int]) -> Iterator[Example
                 tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner,
             ):
                 for image in inner:
-                    if image.isfile():
+                    if _is_file(image):
                         where = f"{path}: {member.name}: {image.name}"
                         yield Example(where, label_of[wnid], _member(inner, image))
 
@@ -93,10 +94,14 @@ def _train_tar(path: pathlib.Path, label_of: dict[str, int]) -> Iterator[Example
 def _val_tar(path: pathlib.Path, labels: list[int]) -> Iterator[Example]:
     with reading(path), tarfile.open(path, "r:") as tar:
         for image in tar:
-            if image.isfile():
+            if _is_file(image):
                 where = f"{path}: {image.name}"
                 label = _label(pathlib.PurePosixPath(image.name), labels)
                 yield Example(where, label, _member(tar, image))
+
+
+def _is_file(info: tarfile.TarInfo) -> bool:
+    return info.isfile() and not is_junk(pathlib.PurePosixPath(info.name).name)
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:

@@ -5,6 +5,7 @@ nothing is there takes minutes without a network.
 """
 
 import json
+import os
 import pathlib
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -152,9 +153,13 @@ def _download(builder: Any, name: str, data_dir: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The processes of a machine take turns; the later ones find it there.
-        with open(folder / f".{name.replace('/', '.')}.lock", "w") as lock:
+        path = folder / f".{name.replace('/', '.')}.lock"
+        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             builder.download_and_prepare(download_config=options)
+        finally:
+            os.close(lock)
     except Exception as error:  # the network, checksums, missing manual files, packages, disks
         raise _not_downloaded(name, data_dir, error) from error
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxsplit.data.junk import is_junk
 from jaxsplit.errors import ConfigError
 
 
@@ -285,7 +286,11 @@ _FASHION = (
 
 
 def has_idx(source: pathlib.Path) -> bool:
-    return source.is_dir() and any(_IDX.fullmatch(path.name) for path in source.iterdir())
+    return source.is_dir() and any(_idx_match(path.name) for path in source.iterdir())
+
+
+def _idx_match(name: str) -> re.Match | None:
+    return None if is_junk(name) else _IDX.fullmatch(name)  # ._train-images-idx3-ubyte, say
 
 
 def idx(source: pathlib.Path, names: tuple[str, ...] | None = None) -> Found:
@@ -294,7 +299,7 @@ def idx(source: pathlib.Path, names: tuple[str, ...] | None = None) -> Found:
         (part, kind): [] for part in ("train", "test") for kind in ("images", "labels")
     }  # paths; a plain file goes before a compressed one of the same name
     for path in sorted(source.iterdir()) if source.is_dir() else ():
-        match = _IDX.fullmatch(path.name)
+        match = _idx_match(path.name)
         if match and path.is_file():
             part = "train" if match[1] == "train" else "test"
             if not (match[4] and path.with_suffix("").is_file()):
@@ -312,7 +317,8 @@ def idx(source: pathlib.Path, names: tuple[str, ...] | None = None) -> Found:
             raise not_found(source, f"{shape} (no {part} {kind})")
     files = {key: paths[0] for key, paths in wanted.items()}
     labels = {part: _idx_labels(files[part, "labels"]) for part in ("train", "test")}
-    names = names or tuple(map(str, range(int(labels["train"].max()) + 1)))
+    counts = np.bincount(labels["train"], minlength=len(names or ())).tolist()
+    names = names or tuple(map(str, range(len(counts))))
 
     def examples(part: str) -> Iterator[Example]:
         path = files[part, "images"]
@@ -336,6 +342,7 @@ def idx(source: pathlib.Path, names: tuple[str, ...] | None = None) -> Found:
         names=names,
         totals={part: len(values) for part, values in labels.items()},
         stamp=file_stamp(*files.values()),
+        train_counts=tuple(counts) if len(counts) == len(names) else (),  # else: a wrong label
     )
 
 

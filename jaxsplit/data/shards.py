@@ -156,11 +156,11 @@ class Unfinished:
                 state.note_shape(record.shape)
                 state.turned += record.turned
                 if shard[0] >= SHARD_RECORDS or shard[1] >= shard_bytes:
-                    self._digests(split, len(state.shards)).write_bytes(digests)
+                    self._write_digests(split, len(state.shards), digests)
                     self._close_shard(writer, path, shard, state)
                     writer, path = None, self._shard(split, len(state.shards))
             if writer is not None:
-                self._digests(split, len(state.shards)).write_bytes(digests)
+                self._write_digests(split, len(state.shards), digests)
                 self._close_shard(writer, path, shard, state)
                 writer = None
         finally:
@@ -188,7 +188,8 @@ class Unfinished:
             "splits": {name: asdict(state) for name, state in self.splits.items()},
         }
         new = self.progress.with_suffix(".new")
-        with open(new, "w") as file:
+        new.unlink(missing_ok=True)  # a link would be followed
+        with open(new, "x") as file:
             json.dump(saved, file)
             file.flush()
             os.fsync(file.fileno())
@@ -206,6 +207,14 @@ class Unfinished:
     def _digests(self, split: str, i: int) -> pathlib.Path:
         """The file with the digests of a shard's images."""
         return self.folder / f"{split}.{i:05}.digests"
+
+    def _write_digests(self, split: str, i: int, digests: bytes) -> None:
+        path = self._digests(split, i)
+        path.unlink(missing_ok=True)
+        with open(path, "xb") as file:
+            file.write(digests)
+            file.flush()
+            os.fsync(file.fileno())
 
     def in_both(self) -> list[str]:
         """A line for each split to evaluate on that has images of the training splits.
