@@ -5,9 +5,9 @@ import struct
 
 import numpy as np
 import pytest
-from data_helpers import data_config
+from data_helpers import data_config, message_of
 from PIL import Image, ImageOps
-from tfds_fixtures import encode, picture
+from tfds_fixtures import encode, picture, write_image_dataset
 
 from jaxsplit.data import decoding, load, prepare
 from jaxsplit.data.decoding import decode
@@ -231,3 +231,15 @@ def test_prepare_keeps_the_bytes_and_counts_the_turned(tmp_path, capsys, check):
     dataset = load(data_config("birds", tmp_path / "d"))
     want = [decode(made[i], 3) for i in (0, 2, 1, 3)]
     np.testing.assert_array_equal(dataset.train.images, want)
+
+
+def test_a_set_prepared_before_images_were_turned_says_so(tmp_path):
+    """Its shape is that of the image as it lies in the file."""
+    image = oriented("JPEG", 6)
+    splits = {"train": [(image, 0)], "test": [(image, 1)]}
+    write_image_dataset(tmp_path, "birds", splits, num_classes=2, shape=(5, 7, 3))
+    message = message_of(lambda: load(data_config("birds", tmp_path)))
+    assert message.endswith(
+        "has the shape (7, 5, 3), must be (5, 7, 3) (prepare the set again if EXIF turns its "
+        "images)"
+    )
