@@ -34,7 +34,6 @@ def imagenet(source: pathlib.Path) -> Found:
     names = tuple(_tfds_list("labels.txt"))
     train, val = source / "train", source / "val"
     splits, totals, stamp = {}, {}, []
-
     trees: dict[str, Tree] = {}
     if (source / _TRAIN_TAR).is_file():
         label_of = {name: label for label, name in enumerate(names)}

@@ -102,15 +102,7 @@ def prepare(
     found = _find(name, source, holdout)
     for note in found.notes:
         print(f"note: {note}", flush=True)
-    missing = [split for split in (known.counts if known else ()) if split not in found.splits]
-    if missing and not partial:
-        raise ConfigError(
-            f"source={source}: has nothing for the split {', '.join(missing)} of {name}; give "
-            "--partial to do without"
-        )
-    _check_counts(name, source, found.totals, partial)
-    if found.train_counts:
-        _check_classes(source, found.train_counts, found.names, partial)
+    _check_found(name, source, found, partial)
     began = time.monotonic()
     stamp = [3, name, list(found.splits), list(found.names), check, found.stamp]
     try:
@@ -194,6 +186,20 @@ def _find(name: str, source: pathlib.Path, holdout: float) -> Found:
         if not label.isprintable():  # the list of names is a text file with a line for each
             raise ConfigError(f"source={source}: class {label!r}: must be printable text")
     return found
+
+
+def _check_found(name: str, source: pathlib.Path, found: Found, partial: bool) -> None:
+    """Raise for what can be known to lack before anything is written."""
+    known = KNOWN.get(name)
+    missing = [split for split in (known.counts if known else ()) if split not in found.splits]
+    if missing and not partial:
+        raise ConfigError(
+            f"source={source}: has nothing for the split {', '.join(missing)} of {name}; give "
+            "--partial to do without"
+        )
+    _check_counts(name, source, found.totals, partial)
+    if found.train_counts:
+        _check_classes(source, found.train_counts, found.names, partial)
 
 
 def _check_counts(name: str, source: pathlib.Path, counts: dict[str, int], partial: bool) -> None:
