@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -54,13 +55,13 @@ def start(
     arch = given.get("arch", arch)
     if suffix and arch + suffix in models.names():
         arch += suffix
-    split = _number("split", given.get("split", split))
+    split = number("split", given.get("split", split))
     models.divided(arch, 1 if method else split)
     divide = not method
     method = method or ("single" if split == 1 else "cotrain")
     results = published.find(dataset=dataset, method=method, arch=arch, split=split)
     shortest = results[0].epochs if results else epochs
-    epochs = _number("epochs", given.get("epochs", shortest))
+    epochs = number("epochs", given.get("epochs", shortest))
     result = next((r for r in results if r.epochs == epochs), None)
 
     config = common.get_config()
@@ -79,8 +80,8 @@ def share(length: int, of: int, epochs: int) -> str:
     return f"{length} epochs" if epochs >= of or not length else f"{100 * length / of:g}%"
 
 
-def parse(text: str) -> dict[str, str]:
-    """'arch=...,split=...' -> {'arch': ..., 'split': ...}; any of KEYS, in any order.
+def parse(text: str, keys: Sequence[str] = KEYS) -> dict[str, str]:
+    """'arch=...,split=...' -> {'arch': ..., 'split': ...}; any of `keys`, in any order.
 
     Raises:
       ConfigError: an argument that is unknown, given twice or without a value.
@@ -88,11 +89,11 @@ def parse(text: str) -> dict[str, str]:
     given = {}
     for argument in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = (part.strip() for part in argument.partition("="))
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
             meant = f", such as {near[0]}=..." if near else ""
             raise ConfigError(
-                f"config argument {argument!r}: must be one of {', '.join(KEYS)}{meant}"
+                f"config argument {argument!r}: must be one of {', '.join(keys)}{meant}"
             )
         if key in given:
             raise ConfigError(f"config argument {argument!r}: {key} is given twice")
@@ -102,7 +103,8 @@ def parse(text: str) -> dict[str, str]:
     return given
 
 
-def _number(key: str, value: str | int) -> int:
+def number(key: str, value: str | int) -> int:
+    """A whole number above 0, else a ConfigError."""
     try:
         number = int(value)
     except ValueError:

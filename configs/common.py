@@ -150,6 +150,9 @@ def get_config() -> ConfigDict:
     # Decay of an average of the weights and BatchNorm statistics over the steps, such as 0.9999. It
     # is what is evaluated, and what a checkpoint's networks are. 0: the weights themselves.
     config.ema = 0.0
+    # From 0 towards `ema`: min(ema, 1 - (1 + step) ** (-2 / 3)). False: a short run evaluates its
+    # random start.
+    config.ema_warmup = True
 
     # ---- Runtime fields: they may change when a workdir is resumed. Of those above only data.dir,
     # .download, .resident, .resident_limit, .on_bad_record, .threads and a longer `duration` may.
@@ -166,6 +169,16 @@ def get_config() -> ConfigDict:
     config.eval.every = "1 epochs"
     config.eval.ensemble = "mean_logits"  # mean_logits | mean_probs | max_logits | max_probs
 
+    # Ends the run after so many evaluations one after another that were not better than the best
+    # before by more than min_delta.
+    config.stop = ConfigDict()
+    config.stop.patience = 0  # evaluations; 0: off
+    config.stop.metric = ""  # such as 'test/ensemble/nll'; '': that by which `best` is chosen
+    config.stop.min_delta = 0.0
+
+    # '': a workdir is resumed with the config that it was begun with | changed: also with another
+    # rate, schedule, augmentation, loss; config.json records what changed at which step.
+    config.resume_with = ""
     config.log_every = "50 steps"
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "1 epochs"

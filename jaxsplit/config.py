@@ -21,6 +21,7 @@ from jaxsplit import (
     distill,
     distributed,
     durations,
+    history,
     losses,
     methods,
     models,
@@ -48,6 +49,8 @@ RUNTIME = (
     "data.threads",
     "duration",  # it may only grow
     "init_from",  # not read again; the run's own checkpoints go on
+    "stop",
+    "resume_with",
 )
 # Fields that may differ between the processes of a run.
 PER_HOST = ("data.dir", "data.threads")
@@ -206,6 +209,12 @@ def check(config: ConfigDict) -> None:
         need(field, "0 or more", given[field] >= 0)
     need("augment.mix_switch", "in [0, 1]", 0 <= config.augment.mix_switch <= 1)
     need("ema", "in [0, 1)", 0 <= config.ema < 1)
+    need("resume_with", "'' or 'changed'", config.resume_with in ("", "changed"))
+    patience = config.stop.patience
+    need("stop.patience", "0 (off) or more", isinstance(patience, int) and patience >= 0)
+    named = f"at least 1 with stop.metric={config.stop.metric!r}"
+    need("stop.patience", named, patience > 0 or not config.stop.metric)
+    need("stop.min_delta", "0 or more", config.stop.min_delta >= 0)
     need("label_smoothing", "in [0, 1)", 0 <= config.label_smoothing < 1)
     need("data.validation", "in [0, 1)", 0 <= config.data.validation < 1)
     need("data.test_share", "in (0, 1)", 0 < config.data.test_share < 1)
@@ -268,11 +277,14 @@ def check_overrides(given: dict[str, str]) -> None:
             check_field(name.partition(".")[2], value)
 
 
-def save(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes the config into the workdir, for resuming and evaluation."""
+def save(config: ConfigDict, workdir: pathlib.Path, more: history.More | None = None) -> None:
+    """Writes the config into the workdir, for resuming and evaluation; `more`: of `history`."""
     path = workdir / CONFIG_FILE
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(config.to_json(indent=2) + "\n")
+    fields = json.loads(config.to_json())
+    if more is not None:
+        fields = more.add_to(fields)
+    temporary.write_text(json.dumps(fields, indent=2) + "\n")
     temporary.replace(path)
 
 
@@ -290,6 +302,7 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
             f"workdir={str(workdir)!r}: holds no readable {CONFIG_FILE} of a run ({error})"
         ) from None
     config = common.get_config()
+    fields = history.only_config(fields)
     if isinstance(old := fields.get("cotrain"), dict) and "views" in old:
         fields["views"] = old.pop("views")  # where it stood before other methods had it
     try:
@@ -303,28 +316,27 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
 
 def check_identity(
     old: ConfigDict, new: ConfigDict, workdir: str | pathlib.Path, *, evaluating: bool = False
-) -> None:
+) -> history.Changes:
     """Refuses a workdir to a config of another experiment.
 
     `best` is chosen by what the networks answer together, so that only an evaluation may change
     `eval.ensemble`.
 
+    Returns:
+      field -> (before, after) of what `resume_with='changed'` lets change.
+
     Raises:
-      ConfigError: fields of identity differ (all are named), or `duration` became shorter.
+      ConfigError: fields of identity differ; all are named.
     """
     free = (*RUNTIME, "eval.ensemble") if evaluating else RUNTIME
     before, after = dict(_flat(old)), dict(_flat(new))
-    changed = [
-        f"{field}: {before.get(field)!r} -> {after.get(field)!r}"
+    changed = {
+        field: (before.get(field), after.get(field))
         for field in sorted(before.keys() | after.keys())
         if before.get(field) != after.get(field)
         and not any(field == r or field.startswith(r + ".") for r in free)
-    ]
-    if changed:
-        raise ConfigError(
-            f"workdir={str(workdir)!r}: holds another experiment; changed are "
-            f"{'; '.join(changed)}. Choose another workdir, or these values"
-        )
+    }
+    return history.allowed(changed, workdir, new.resume_with, evaluating=evaluating)
 
 
 def prepare_workdir(workdir: str | pathlib.Path) -> pathlib.Path:

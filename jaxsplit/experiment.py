@@ -172,6 +172,7 @@ def lower_step(exp: Experiment, train_state, resident: dict, batch: dict):
         accumulate=config.optim.accumulate,
         sharding=exp.sharding,
         ema=config.ema,
+        ema_warmup=config.ema_warmup,
     )
     _, shapes = jax.eval_shape(train_step, train_state, metrics.empty(), resident, batch)
     everywhere = exp.sharding.named(exp.sharding.replicated)

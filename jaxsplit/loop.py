@@ -11,12 +11,15 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxsplit import (
+    advice,
     checkpoint,
     compile_cache,
     distributed,
     durations,
+    early_stop,
     evaluate,
     experiment,
+    history,
     initial,
     metrics,
     report,
@@ -42,23 +45,29 @@ def train_and_evaluate(
       config: see `configs/common.py`.
       workdir: gets config.json, metrics.jsonl, TensorBoard files, checkpoints/ and compiled
         programs. Several processes must share it; only the first one writes but for checkpoints.
-      stop: entered with `with`, ends the run in good order at SIGTERM and SIGINT. Without it they
-        do what Python does; but several processes always stop together at SIGTERM.
+      stop: entered with `with`, ends the run in good order at SIGTERM and SIGINT, and whenever its
+        `request` is called. Without one an interrupt, as of a notebook's cell, finishes the step
+        and saves before it is raised; several processes always stop together at SIGTERM.
 
     Returns:
       Final metrics: test/<name>/top1, /top5 (0..1), /nll for every network and the ensemble,
       test/disagreement, /count and, where they are skipped, /bad_records (the same under
-      validation/ if some was held out), `step`, and best/step with best/<its metric>.
+      validation/ if some was held out), `step`, and best/step with best/<its metric>. Of a run
+      that `config.stop` ended early, those of its last step.
 
     Raises:
       ConfigError: a wrong value, or a workdir of another experiment; before any compilation.
       NonFiniteLossError: the loss became NaN or infinite; nothing saved was overwritten.
       SaveError: a checkpoint could not be saved, as where the disk is full.
-      Stopped: by a signal; what was done is saved.
+      Stopped: by a signal or `request`; what was done is saved.
+      KeyboardInterrupt: without `stop`; what was done is saved.
     """
-    stop = stop or signals.Stop()
+    if stop is None:
+        with signals.Interrupt() as stop:
+            return train_and_evaluate(config, workdir, stop)
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
+    early = early_stop.make(exp)
     start = None
     if config.init_from and not distributed.of_first(checkpoint.exists(workdir)):
         # Read before anything is written; a run that is resumed no longer needs it.
@@ -68,7 +77,7 @@ def train_and_evaluate(
         try:
             folder = distributed.shared_workdir(workdir, config_lib.prepare_workdir)
             at_end.enter_context(compile_cache.inside(folder))
-            return _train(exp, folder, start, stop, at_end.callback)
+            return _train(exp, folder, start, stop, early, at_end.callback)
         except Exception:
             if distributed.several():
                 at_end.pop_all()  # closing waits for the others, who may be gone
@@ -80,9 +89,11 @@ def _train(
     workdir: pathlib.Path,
     init_from: initial.Start | None,
     stop: signals.Stop,
+    early: early_stop.EarlyStop,
     at_end: Callable[[Callable[[], None]], Any],
 ) -> dict[str, float]:
     config = exp.config
+    changes: history.Changes = {}
     # Process 0 decides, here and below: a file system may show another one what was, not what is.
     if distributed.of_first(checkpoint.exists(workdir)):
         if distributed.of_first(checkpoint.weights_only(workdir)):
@@ -91,13 +102,13 @@ def _train(
                 f"them in another workdir with --init_from={workdir}"
             )
         old = config_lib.load(workdir)
-        config_lib.check_identity(old, config, workdir)
+        history.adopt(config, workdir / config_lib.CONFIG_FILE)
+        changes = config_lib.check_identity(old, config, workdir)
         _check_longer(old, exp, workdir)
         config.init_from = old.init_from  # what the run did start from
+    config.resume_with = ""  # said once: not every later start may change something
     plan, mesh = exp.plan, exp.sharding
     chief = jax.process_index() == 0
-    if chief:
-        config_lib.save(config, workdir)
 
     # ---- State: new, perhaps with weights of another run, or the newest checkpoint
     checkpoints = checkpoint.Checkpoints(
@@ -123,6 +134,9 @@ def _train(
             init_from.taken if init_from else None,
             averaged=config.ema > 0,
         )
+    if chief:  # not before: it holds the step from which a change holds
+        more = history.more(workdir / config_lib.CONFIG_FILE, start, changes)
+        config_lib.save(config, workdir, more)
 
     # ---- Data: small sets lie on the device, large ones stream
     streamed = exp.feed.resident is None
@@ -136,14 +150,21 @@ def _train(
     # ---- The step, compiled
     writer = metrics.Writer(workdir, start=start, active=chief)
     at_end(writer.close)
-    progress = report.Progress(total=plan.total_steps, start=start, active=chief)
+    progress = report.Progress(
+        total=plan.total_steps, start=start, active=chief, num_networks=config.split
+    )
     at_end(progress.close)
     progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
     if init_from:
         progress.line(init_from.note)
+    if changes:
+        progress.line(f"from step {start} on: {history.in_words(changes)}")
+    ended = start < plan.total_steps and early.resume(workdir, start)
+    for line in [early.why] if ended else advice.lines(config, plan):
+        progress.line(line)
     if idle := jax.device_count() - mesh.mesh.size:
         progress.line(f"the mesh leaves {idle} of {jax.device_count()} devices idle")
-    if start < plan.total_steps:
+    if start < plan.total_steps and not ended:
         progress.line("compiling the training step")
         began = time.time()
         batch = experiment.put(exp, next(batches))
@@ -158,8 +179,9 @@ def _train(
     results: dict[str, float] = {}
     queue: collections.deque = collections.deque()
     clock = _Clock()
+    done = start
     stop.hold()
-    for done in range(start + 1, plan.total_steps + 1):
+    for done in range(start + 1, start if ended else plan.total_steps + 1):
         bad_here = exp.feed.bad_records  # up to this step's batch; the next one is taken ahead
         train_state, totals = train_step(train_state, totals, resident, batch)
         progress.advance()
@@ -195,6 +217,8 @@ def _train(
             progress.line(f"step {done}: {report.brief(exp, results)}")
             saves |= results[exp.best_metric] > best_value
             best_value = max(best_value, results[exp.best_metric])
+            ended = not last and early.after(done, results)
+            saves |= ended
         if saves:
             checkpoints.save(
                 train_state,
@@ -208,6 +232,9 @@ def _train(
             checkpoints.wait()
             text = f"step {done} of {plan.total_steps} is saved in {workdir}"
             raise stop.stopped(f"{text}; {signals.AGAIN}")
+        if ended:
+            progress.line(early.why)
+            break
         clock.resume()
     checkpoints.wait()
     stop.release()
@@ -217,14 +244,16 @@ def _train(
     for split in splits.items():
         if f"{split[0]}/count" not in results:
             values = _evaluate(exp, train_state.variables, split)
-            if not writer.has(plan.total_steps, values):  # as where it was stopped right here
-                writer.write(plan.total_steps, values)
+            if not writer.has(done, values):  # as where it was stopped right here
+                writer.write(done, values)
             results |= values
     progress.close()
     results["step"] = float(train_state.step)
     results |= _best(exp, checkpoints)
     if chief:
-        print(report.tables(exp, results, f"step {plan.total_steps}, the last"), flush=True)
+        if share := advice.share_of_start(config, done):
+            print(share)
+        print(report.tables(exp, results, f"step {done}, the last"), flush=True)
     return results
 
 
@@ -248,6 +277,7 @@ def evaluate_checkpoint(
     config_lib.check_same_on_all(config)
     if not checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
+    history.adopt(config, workdir / config_lib.CONFIG_FILE)
     config_lib.check_identity(config_lib.load(workdir), config, workdir, evaluating=True)
     exp = experiment.build(config, training=False)
     checkpoints = checkpoint.Checkpoints(workdir, best_metric=exp.best_metric, read_only=True)

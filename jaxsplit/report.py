@@ -10,10 +10,18 @@ from jaxsplit.summary import Cost
 
 
 class Progress:
-    """One progress bar on a terminal, plain lines elsewhere; silent unless `active`."""
+    """One progress bar on a terminal, plain lines elsewhere; silent unless `active`.
 
-    def __init__(self, *, total: int, start: int, active: bool = True):
+    Args:
+      total: steps of the run.
+      start: steps done before.
+      active: whether anything is printed.
+      num_networks: S; the loss is printed as that of one network.
+    """
+
+    def __init__(self, *, total: int, start: int, active: bool = True, num_networks: int = 1):
         self._active, self._total, self._bar = active, total, None
+        self._num_networks = num_networks
         if active and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -26,7 +34,7 @@ class Progress:
 
     def training(self, step: int, epoch: float, m: Mapping[str, float]) -> None:
         """The metrics of a log point."""
-        parts = [f"loss {m['train/loss']:.4f}"]
+        parts = [self._loss(m)]
         if "train/ensemble/top1" in m:
             parts.append(f"ensemble {m['train/ensemble/top1']:.2%}")
         if "train/leader/top1" in m:
@@ -38,6 +46,14 @@ class Progress:
             self._bar.set_postfix_str(", ".join(parts[:2]))
         else:
             self.line(f"step {step}/{self._total}, epoch {epoch:.2f}: {', '.join(parts)}")
+
+    def _loss(self, m: Mapping[str, float]) -> str:
+        """The sum over the networks, divided by their number, so that it does not grow with S."""
+        if self._num_networks == 1:
+            return f"loss {m['train/loss']:.4f}"
+        if "train/leader/loss" in m:  # of a network, and modules, beside the others
+            return f"loss {m['train/loss']:.4f} in all"
+        return f"loss {m['train/loss'] / self._num_networks:.4f} a network"
 
     def line(self, text: str) -> None:
         """A line of its own, above the bar."""
@@ -60,6 +76,7 @@ def results_table(
     num_networks: int,
     published: Sequence[Result] = (),
     own: Mapping[str, tuple[int, int]] | None = None,
+    top5: bool = True,
 ) -> str:
     """Text: a row for each network and what they answer together, with parameters and costs.
 
@@ -70,6 +87,7 @@ def results_table(
       num_networks: S.
       published: what the paper reached with the same, a line each below the table.
       own: of `summary.own_costs`.
+      top5: with a column of it; of five classes or fewer it says nothing.
     """
     own = own or {}
     small, large = costs
@@ -96,6 +114,8 @@ def results_table(
         )
     if num_networks > 1:
         rows.append(("undivided", "-", "-", "-", f"{large.params:,}", f"{large.macs:,}"))
+    if not top5:
+        rows = [(*row[:2], *row[3:]) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [title]
     for row in rows:
@@ -157,7 +177,8 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
         )
         # The papers' are test figures.
         reached = published.find(**same) if split == "test" and _as_published(config) else ()
-        parts.append(results_table(title, values, costs, config.split, reached, own))
+        top5 = exp.dataset.num_classes > 5
+        parts.append(results_table(title, values, costs, config.split, reached, own, top5))
     if "best/step" in results:
         best = f"{exp.method.answer} top-1 {results[f'best/{exp.best_metric}']:.2%}"
         chosen = "training part held out" if exp.eval_split[0] == "validation" else "test set"

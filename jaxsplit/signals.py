@@ -49,7 +49,7 @@ class Stop:
     Before `hold` and after `release` there is nothing to lose: a signal raises `Stopped` in the
     main thread, and where that does not react, as in a compilation, the program ends without it.
     In between, the training asks `after` every step. A SIGINT that is not the first signal ends the
-    program at once, always.
+    program at once, always. `request` asks as a signal does, from any thread or program code.
 
     Signals are taken only between `with` and its end, only in the main thread of Python. Of several
     processes jax takes SIGTERM itself, to agree on a step; it is seen while steps are made, not
@@ -58,6 +58,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked: signal.Signals | None = None
+        self._requested = False
         self._held = False
         self._before: dict[int, object] = {}
 
@@ -84,6 +85,15 @@ class Stop:
         self._watcher.join()
         self._reader.close()
 
+    def request(self) -> None:
+        """Asks the run to end as SIGTERM does, without a signal: from another thread, a callback or
+        a notebook. It saves after the step under way and raises `Stopped`, with status 75; before
+        the first step it ends there. Of several processes one is enough.
+        """
+        self._requested = True
+        if self._held and _several():
+            os.kill(os.getpid(), signal.SIGTERM)  # by which jax makes the processes agree
+
     def hold(self) -> None:
         """From now on a signal waits for the end of a step."""
         self._held = True
@@ -101,7 +111,7 @@ class Stop:
     def after(self, step: int) -> bool:
         """Whether all processes end after this step; each has to ask, after every step."""
         if not _several():
-            return self._asked is not None
+            return self._asked is not None or self._requested
         from jax.experimental import multihost_utils
 
         if not multihost_utils.reached_preemption_sync_point(step):
@@ -112,12 +122,14 @@ class Stop:
         self._asked = signal.SIGINT if interrupted else signal.SIGTERM
         return True
 
-    def stopped(self, text: str) -> Stopped:
+    def stopped(self, text: str) -> BaseException:
         """To be raised when all is saved; `text` says what is."""
+        if self._requested and self._asked is None:
+            return Stopped(f"stopped by request: {text}", STATUS[signal.SIGTERM])
         return _stopped(self._asked, text)
 
     def _raise_if_asked(self) -> None:
-        if self._asked is not None:
+        if self._asked is not None or self._requested:
             stopped = self.stopped(f"nothing was under way that is not saved; {AGAIN}")
             stopped.together = False  # other processes may know nothing of it
             raise stopped
@@ -148,6 +160,41 @@ class Stop:
                     if self._held:
                         text = "finishing this step, then saving; Ctrl-C (again) stops at once"
                         print(f"{asked.name}: {text}", file=sys.stderr, flush=True)
+
+
+class Interrupt(Stop):
+    """What a run without a `Stop` gets: an interrupt, as of a notebook's cell or Ctrl-C, is raised
+    as KeyboardInterrupt as ever, but while steps are made only when the last one is saved.
+
+    A second one is raised at once. The program is never ended, and no other signal is taken. Only
+    in the main thread, of one process, and where nobody else has taken SIGINT.
+    """
+
+    def __enter__(self) -> Self:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            if not _several():
+                self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._handle)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def stopped(self, text: str) -> BaseException:
+        # Of several processes, which jax has told of SIGTERM, this one has taken nothing.
+        return KeyboardInterrupt(text) if self._before else super().stopped(text)
+
+    def _raise_if_asked(self) -> None:
+        if self._asked is not None:
+            raise KeyboardInterrupt
+
+    def _handle(self, signum: int, _) -> None:
+        first, self._asked = self._asked is None, signal.Signals(signum)
+        if not (first and self._held):
+            raise KeyboardInterrupt
+        text = "finishing this step, then saving; again: stops at once"
+        print(f"interrupted: {text}", file=sys.stderr, flush=True)
 
 
 def _several() -> bool:

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from jaxsplit import augment, losses, metrics
+from jaxsplit import augment, averaging, losses, metrics
 from jaxsplit.augment.ops import Op
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method, network_names
@@ -109,6 +109,7 @@ def make_train_step(
     accumulate: int = 1,
     sharding: Sharding | None = None,
     ema: float = 0.0,
+    ema_warmup: bool = False,
 ) -> Callable[[TrainState, metrics.Totals, dict, dict], tuple[TrainState, metrics.Totals]]:
     """(state, totals, resident, batch) -> (new state, totals with this step's metrics).
 
@@ -124,8 +125,9 @@ def make_train_step(
       accumulate: k; divides each device's part of the batch.
       sharding: the mesh; needed where k > 1.
       ema: decay of the average of parameters and statistics in `state.ema` (Polyak averaging, as
-        timm's ModelEmaV2: ema = decay * ema + (1 - decay) * new, buffers too); 0 where there is
+        timm's ModelEmaV3: ema = decay * ema + (1 - decay) * new, buffers too); 0 where there is
         none.
+      ema_warmup: of that decay; see `averaging`.
     """
 
     def gradients(params, stats, batch, key, progress):
@@ -171,7 +173,8 @@ def make_train_step(
             opt_state=opt_state,
         )
         if ema:
-            new = new.replace(ema=optax.incremental_update(new.raw, state.ema, 1 - ema))
+            share = averaging.replaced(ema, state.step, warmup=ema_warmup)
+            new = new.replace(ema=optax.incremental_update(new.raw, state.ema, share))
         # The norm overflows long before the weights do, so that no diverged state is saved.
         return new, values, jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
 

@@ -18,7 +18,7 @@ from jaxsplit.errors import ConfigError
 EXPERIMENTS = sorted(
     path.stem
     for path in pathlib.Path(common.__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "arguments", "common", "recipes", "saved")
+    if path.stem not in ("__init__", "arguments", "common", "folder", "recipes", "saved")
 )
 
 
@@ -272,6 +272,14 @@ WRONG = [  # fields changed, how the message begins, what else it says
     (dict(seed=-1), "seed=-1: must be 0 or more", []),
     (dict(label_smoothing=1.0), "label_smoothing=1.0: must be in [0, 1)", []),
     (dict(augment__mixup=-0.1), "augment.mixup=-0.1: must be 0 or more", []),
+    (dict(resume_with="all"), "resume_with='all': must be '' or 'changed'", []),
+    (dict(stop__patience=-1), "stop.patience=-1: must be 0 (off) or more", []),
+    (
+        dict(stop__metric="test/net0/nll"),
+        "stop.patience=0: must be at least 1 with stop.metric='test/net0/nll'",
+        [],
+    ),
+    (dict(stop__patience=1, stop__min_delta=-0.1), "stop.min_delta=-0.1: must be 0 or more", []),
 ]
 
 
@@ -530,6 +538,10 @@ def test_every_field_is_runtime_or_identity():
         "data.threads",
         "remat",
         "init_from",
+        "stop.metric",
+        "stop.patience",
+        "stop.min_delta",
+        "resume_with",
     }
 
 

@@ -49,6 +49,20 @@ def test_a_single_network_has_no_ensemble_to_tell(capsys):
     assert capsys.readouterr().out == "step 1/2, epoch 0.50: loss 2.0000, lr 0.1, 10 images/s\n"
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "loss 2.1250 a network"),
+        ({"train/leader/loss": 3.0}, "loss 8.5000 in all"),  # FFSD: of modules and a leader, too
+    ],
+)
+def test_the_loss_does_not_grow_with_the_networks(more, said, capsys):
+    progress = report.Progress(total=2, start=0, num_networks=4)
+    values = {"train/loss": 8.5, "lr": 0.1, "images_per_second": 10.0} | more
+    progress.training(1, 0.5, values)
+    assert capsys.readouterr().out == f"step 1/2, epoch 0.50: {said}, lr 0.1, 10 images/s\n"
+
+
 def test_one_bar_on_a_terminal(monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -111,6 +125,17 @@ def test_results_table():
     )
 
 
+def test_without_top5():
+    values = results("net0", "net1", "ensemble")
+    lines = report.results_table("t", values, (SMALL, LARGE), 2, top5=False).splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        ["top-1", "%", "NLL", "parameters", "mult-adds"],
+        ["net0", "90.00", "0.2500", "1,000", "50,000"],
+    ]
+    assert lines[5].split() == ["undivided", "-", "-", "4,100", "210,000"]
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
 @pytest.mark.parametrize("names", [("net0", "net1", "ensemble"), ("ensemble", "net0", "net1")])
 def test_networks_come_in_order_and_the_answer_last(names):
     values = results(*names, disagreement=0.5, oracle=1.0)
@@ -163,6 +188,10 @@ def test_tables_of_an_experiment(monkeypatch):
     assert "published" not in validation
     assert test.splitlines()[-1].startswith("published: 81.68 % (300 epochs, batch 128")
     assert best == "best: step 7, ensemble top-1 75.00%, chosen on the training part held out"
+    assert "top-5 %" in test
+    for classes in (5, 6):
+        exp.dataset.num_classes = classes
+        assert ("top-5 %" in report.tables(exp, both, "step 9, the last")) == (classes == 6)
     config.divide = False
     whole = report.tables(exp, both, "step 9, the last")
     assert "2 x resnet110" in whole and "published" not in whole

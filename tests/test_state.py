@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from xla_options import USUAL
 
 from configs import common
-from jaxsplit import checkpoint, compiler, experiment, loop, metrics, state, step
+from jaxsplit import averaging, checkpoint, compiler, experiment, loop, metrics, state, step
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 
@@ -68,7 +68,7 @@ def whole(tmp_path_factory):
         return workdir, loop.train_and_evaluate(tiny(ema=DECAY), workdir)
 
 
-def toy_step(ema: float):
+def toy_step(ema: float, warmup: bool):
     """A step of one weight and one statistic, by hand: the weight falls by 1, the statistic x2."""
 
     def loss(variables, batch, key, progress):
@@ -77,11 +77,25 @@ def toy_step(ema: float):
         return w.sum(), (stats, {"loss": w.sum()})
 
     method = Method(None, loss, None, None, "net0")
-    return step.make_train_step(method, optax.sgd(1.0), lambda r, b, k: b, ema=ema)
+    return step.make_train_step(
+        method, optax.sgd(1.0), lambda r, b, k: b, ema=ema, ema_warmup=warmup
+    )
 
 
-def test_average_by_its_equation():
-    """As timm's ModelEmaV2: from the first weights, statistics too, without a warm-up."""
+WARMED = [0.0, 0.37003947505, 0.51925014323, 0.60314973701]  # 1 - (1 + t) ** (-2 / 3), t = 0 ..
+CONSTANT = [DECAY] * 9
+
+
+@pytest.mark.parametrize(
+    ("ema", "decays"),
+    [
+        (DECAY, CONSTANT),  # without a warm-up, as timm's ModelEmaV2
+        (0.9999, WARMED),  # as its V3
+        (0.5, [*WARMED[:2], 0.5, 0.5]),
+    ],
+)
+def test_average_by_its_equation(ema, decays):
+    """From the first weights, statistics too."""
     variables = {
         "params": {"stack": {"w": jnp.asarray([5.0, 7.0])}},
         "batch_stats": {"stack": {"mean": jnp.asarray([1.0, 3.0])}},
@@ -93,17 +107,35 @@ def test_average_by_its_equation():
         key=jax.random.key_data(jax.random.key(0)),
         ema=variables,
     )
-    run, totals = jax.jit(toy_step(DECAY)), metrics.empty()
+    run, totals = jax.jit(toy_step(ema, decays is not CONSTANT)), metrics.empty()
     w, mean = np.asarray([5.0, 7.0]), np.asarray([1.0, 3.0])
     averages = [w, mean]
-    for _ in range(3):
+    for d in decays[:4]:
         s, totals = run(s, totals, {}, {})
         w, mean = w - 1, mean * 2
-        averages = [DECAY * a + (1 - DECAY) * x for a, x in zip(averages, (w, mean), strict=True)]
+        averages = [d * a + (1 - d) * x for a, x in zip(averages, (w, mean), strict=True)]
         np.testing.assert_allclose(s.params["stack"]["w"], w, rtol=1e-6)
         np.testing.assert_allclose(s.ema["params"]["stack"]["w"], averages[0], rtol=1e-6)
         np.testing.assert_allclose(s.ema["batch_stats"]["stack"]["mean"], averages[1], rtol=1e-6)
     assert s.variables is s.ema and s.raw["params"] is s.params
+
+
+def test_the_decay_is_timms():
+    """Its documentation: 0.999 is reached at 31,600 steps, 0.9999 at a million."""
+    for steps, decay in ((31_622, 0.999), (1_000_000, 0.9999)):
+        assert 1 - averaging.replaced(0.99999, steps, warmup=True) == pytest.approx(decay, abs=2e-7)
+    assert averaging.replaced(0.9999, 0, warmup=True) == 1  # the start is replaced at once
+    assert averaging.replaced(0.75, 7, warmup=True) == pytest.approx(0.25)
+    assert averaging.replaced(0.75, 8, warmup=True) == averaging.replaced(0.75, 0, warmup=False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "share"),
+    [(0, False, 1), (60, False, 0.994017), (23_025, False, 0.1), (1, True, 0), (0, True, 1)],
+)
+def test_what_of_the_start_is_left(steps, warmup, share):
+    assert averaging.share_of_start(0.9999, steps, warmup=warmup) == pytest.approx(share, rel=1e-4)
+    assert averaging.share_of_start(0.0, 2, warmup=False) == 0
 
 
 def test_without_an_average_the_tree_is_as_before():

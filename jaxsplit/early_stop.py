@@ -1,0 +1,125 @@
+"""Early stopping: a run ends where its evaluations have not become better for long enough.
+
+What was evaluated before is read from metrics.jsonl, so that a run that is resumed stops where an
+undisturbed one would, and one that has stopped is known to have, also by another `config.stop`.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+from jaxsplit import distributed, metrics
+from jaxsplit.errors import ConfigError
+from jaxsplit.experiment import Experiment
+
+LOSSES = ("nll",)  # the last part of metrics of which less is better; the others are in 0..1
+
+
+class EarlyStop:
+    """Counts the evaluations that were not better than the best before.
+
+    Args:
+      metric: the name of an evaluated metric; less of `LOSSES` is better, more of the others.
+      patience: after so many the run ends; 0: never.
+      min_delta: by how much more than this a value must be better to count as such.
+    """
+
+    def __init__(self, metric: str, patience: int, min_delta: float = 0.0):
+        self.metric, self.patience, self.min_delta = metric, patience, min_delta
+        self._sign = -1 if metric.rpartition("/")[2] in LOSSES else 1
+        self._best: tuple[float, int] | None = None  # value, step
+        self._waited = 0
+
+    def seen(self, step: int, value: float | None) -> None:
+        """One evaluation; None or NaN is better than nothing."""
+        value = math.nan if value is None else value
+        if self._best is None and not math.isnan(value):
+            self._best = value, step
+        elif self._best and self._sign * (value - self._best[0]) > self.min_delta:
+            self._best, self._waited = (value, step), 0
+        else:
+            self._waited += 1
+
+    @property
+    def ended(self) -> bool:
+        return 0 < self.patience <= self._waited
+
+    @property
+    def why(self) -> str:
+        """A line, where it has `ended`."""
+        than = "no number"
+        if self._best:
+            by = f" by more than {self.min_delta:g}" if self.min_delta else ""
+            than = f"not better than {self._best[0]:.4f} of step {self._best[1]}{by}"
+        return (
+            f"stopped early: {self.metric} was {than} in {self._waited} evaluations "
+            f"(stop.patience={self.patience}; a larger one, or 0, goes on)"
+        )
+
+    def resume(self, workdir: pathlib.Path, start: int) -> bool:
+        """Takes what was evaluated up to step `start`; whether the run has ended with that.
+
+        Process 0 reads; each has to call it.
+        """
+        if not self.patience:
+            return False
+        if jax.process_index() == 0 and start:
+            for step, value in _evaluated(workdir / metrics.JSONL, self.metric, start):
+                self.seen(step, value)
+        return distributed.of_first(self.ended)
+
+    def after(self, step: int, results: dict[str, float]) -> bool:
+        """Whether the run ends after this evaluation; each process has to call it."""
+        if not self.patience:
+            return False
+        self.seen(step, results[self.metric])
+        return distributed.of_first(self.ended)
+
+
+def make(exp: Experiment) -> EarlyStop:
+    """As `config.stop` says.
+
+    Raises:
+      ConfigError: no metric of that name is evaluated, and names those that are; or none can become
+        better by `min_delta`.
+    """
+    its = exp.config.stop
+    if its.metric and its.metric not in (names := _names(exp)):
+        raise ConfigError(f"stop.metric={its.metric!r}: must be one of {', '.join(names)}")
+    metric = its.metric or exp.best_metric
+    if its.min_delta >= 1 and metric.rpartition("/")[2] not in LOSSES:
+        raise ConfigError(f"stop.min_delta={its.min_delta:g}: must be below 1, {metric} is in 0..1")
+    return EarlyStop(metric, its.patience, its.min_delta)
+
+
+def _names(exp: Experiment) -> list[str]:
+    """Those that are evaluated while it trains, and are the better the higher or lower."""
+    images = jax.ShapeDtypeStruct(
+        (exp.sharding.data_devices, *exp.dataset.image_shape), jnp.float32
+    )
+    named = jax.eval_shape(exp.method.predict, exp.state_shapes().variables, images)
+    split, kinds = exp.eval_split[0], ("top1", "top5", *LOSSES)
+    names = [f"{split}/{name}/{kind}" for name in named for kind in kinds]
+    return names + ([f"{split}/oracle"] if exp.config.split > 1 else [])
+
+
+def _evaluated(file: pathlib.Path, metric: str, upto: int) -> Iterable[tuple[int, float | None]]:
+    """(step, value) of every evaluation in metrics.jsonl, one a step; what is no such line is
+    passed over."""
+    found = {}
+    try:
+        text = file.read_text(errors="replace")
+    except OSError:
+        return []
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+            if values["step"] <= upto and isinstance(values[metric], float | int | None):
+                found[int(values["step"])] = values[metric]
+        except (ValueError, TypeError, KeyError):
+            continue
+    return sorted(found.items())

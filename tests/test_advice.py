@@ -1,0 +1,158 @@
+"""jaxsplit.advice: a line for each setting that a run makes nothing of, and none otherwise."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from configs import common
+from jaxsplit import advice, curves, durations
+
+TOTAL = 60  # steps of the run, of which an epoch has 20
+NAMES = sorted(
+    path.stem
+    for path in pathlib.Path(common.__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "arguments", "common", "recipes", "saved")
+)
+
+
+def said(**fields) -> list[str]:
+    """Of a run of 60 steps with nothing to say of, but for these fields."""
+    config = common.get_config()
+    config.duration = f"{TOTAL} steps"
+    config.schedule.warmup = config.cotrain.warmup = "10%"
+    config.log_every = config.eval.every = config.checkpoint.every = "10 steps"
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return advice.lines(config, durations.plan(config, 20))
+
+
+CASES = [
+    (
+        dict(ema=0.9999, ema_warmup=False),
+        "ema=0.9999: after the 60 steps of the run 99.4% of the average, which is evaluated and "
+        "saved, will still be what it started from; ema_warmup=True avoids that",
+    ),
+    (
+        dict(schedule__warmup="60 steps"),
+        "schedule.warmup='60 steps': as long as the run of 60 steps, so that the learning rate "
+        "only rises",
+    ),
+    (
+        dict(optim__lr=0.001),
+        "schedule.warmup_lr=0.005: above optim.lr=0.001, so that the learning rate falls during "
+        "the warm-up",
+    ),
+    (
+        dict(optim__lr=1e-4, schedule__warmup_lr=0.0),
+        "schedule.end_lr=0.0001: not below optim.lr=0.0001; nothing of the schedule falls below "
+        "it, so that the learning rate does not decay",
+    ),
+    (
+        dict(schedule__name="step", schedule__milestones=("50%", "60 steps")),
+        "schedule.milestones=('50%', '60 steps'): 1 of 2 not before the end of the run, step 60",
+    ),
+    (
+        dict(schedule__name="step"),
+        "schedule.milestones=('100 epochs', '225 epochs'): 2 of 2 not before the end of the run, "
+        "step 60, so that the learning rate never falls",
+    ),
+    (
+        dict(schedule__name="exponential", schedule__decay_every="2.7 epochs"),
+        "schedule.decay_every='2.7 epochs': the first decay is not before the end of the run, "
+        "step 60",
+    ),
+    (
+        dict(cotrain__warmup="40 epochs"),
+        "cotrain.warmup='40 epochs': longer than the run of 60 steps, so that the weight ends at "
+        "0.0369 of cotrain.weight=0.5",
+    ),
+    (
+        dict(cotrain__warmup="40 epochs", cotrain__floor=0.1),
+        "cotrain.warmup='40 epochs': longer than the run of 60 steps, so that the weight never "
+        "leaves its floor of 0.1, cotrain.weight=0.5",
+    ),
+    (
+        dict(method="ffsd"),
+        "ffsd.warmup='5 epochs': longer than the run of 60 steps, so that the weights of "
+        "config.ffsd end at 44.9% of their values",  # exp(-5 (1 - 3 / 5)^2)
+    ),
+    (
+        dict(method="codistill", codistill__every=60),
+        "codistill.every=60: not less than the run of 60 steps, so that the networks learn from "
+        "each other in the first one only",
+    ),
+    (
+        dict(log_every="61 steps"),
+        "log_every='61 steps': longer than the run of 60 steps, so that only its end is logged",
+    ),
+    (
+        dict(eval__every="4 epochs"),
+        "eval.every='4 epochs': longer than the run of 60 steps, so that only its end is "
+        "evaluated, and `best` is the last checkpoint",
+    ),
+    (
+        dict(checkpoint__every="4 epochs"),
+        "checkpoint.every='4 epochs': longer than the run of 60 steps, so that only its end and "
+        "its best evaluations are saved",
+    ),
+    (
+        dict(checkpoint__every="4 epochs", eval__every="60 steps"),
+        "checkpoint.every='4 epochs': longer than the run of 60 steps, so that only its end is "
+        "saved; one that is killed begins anew",
+    ),
+    (
+        dict(stop__patience=5),
+        "stop.patience=5: never ends the run before its end, as it is evaluated 6 times "
+        "(eval.every='10 steps')",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "line"), CASES, ids=[line.split(":")[0] for _, line in CASES])
+def test_a_line(fields, line):
+    assert said(**fields) == [f"warning: {line}"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(),
+        dict(ema=0.9999),
+        dict(ema=0.9, ema_warmup=False),
+        dict(schedule__warmup="59 steps"),
+        dict(schedule__warmup="0 steps", optim__lr=0.001),  # there is no warm-up
+        dict(schedule__name="step", schedule__milestones=("59 steps",)),
+        dict(schedule__name="exponential", schedule__decay_every="2 epochs"),
+        dict(schedule__milestones=("100 epochs",)),  # of a cosine
+        dict(cotrain__warmup="60 steps"),
+        dict(cotrain__warmup="40 epochs", cotrain__floor=0.5),  # the weight from the start
+        dict(cotrain__warmup="40 epochs", method="independent"),
+        dict(method="ffsd", ffsd__warmup="3 epochs"),
+        dict(method="codistill", codistill__every=59),
+        dict(log_every="60 steps", eval__every="60 steps", checkpoint__every="60 steps"),
+        dict(stop__patience=4),
+    ],
+    ids=lambda fields: ",".join(fields) or "none",
+)
+def test_no_line_where_the_setting_does_something(fields):
+    assert said(**fields) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_config_of_ours_is_warned_of(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config(*(["name=birds"] if name == "folder" else []))
+    examples = curves.TRAIN_EXAMPLES.get(config.data.name, 1000)
+    assert advice.lines(config, durations.plan(config, max(examples // config.batch_size, 1))) == []
+
+
+def test_the_share_that_is_left_at_the_end():
+    config = common.get_config()
+    config.ema, config.ema_warmup = 0.99, False
+    line = "ema=0.99: 54.72% of the average is still what the run started from"
+    assert advice.share_of_start(config, 60) == line
+    assert advice.share_of_start(config, 2000) == ""
+    config.ema_warmup = True
+    assert advice.share_of_start(config, 60) == ""
+    config.ema, config.ema_warmup = 0.0, False
+    assert advice.share_of_start(config, 60) == ""
