@@ -65,6 +65,13 @@ def _rate(config: ConfigDict, plan: Plan) -> Iterator[str]:
             f"{len(plan.milestones_steps)} not before the end of the run, step {total}"
             f"{never if len(after) == len(plan.milestones_steps) else ''}"
         )
+    hidden = [m for m in plan.milestones_steps if m <= plan.warmup_steps]
+    if its.name == "step" and plan.warmup_steps and hidden:
+        yield (
+            f"schedule.milestones={tuple(its.milestones)!r}: {len(hidden)} of "
+            f"{len(plan.milestones_steps)} not after the warm-up, step {plan.warmup_steps}, at "
+            "whose end the learning rate falls at once"
+        )
     if its.name == "exponential" and its.staircase:
         if plan.warmup_steps + plan.decay_every_steps >= total:
             yield (

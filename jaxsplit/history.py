@@ -96,13 +96,13 @@ def more(file: pathlib.Path, step: int, changes: Changes) -> More:
 
     Args:
       file: need not exist.
-      step: from which the changes hold.
+      step: from which the changes hold; 0: a new run, which has nothing of an older file.
       changes: of this start.
     """
-    known = _read(file)
-    past = known.get(KEY, []) if known else []
+    known = _read(file) if step else {}
+    past = known.get(KEY, [])
     now = [{"step": step, "changed": {f: list(v) for f, v in changes.items()}}] if changes else []
-    lacking = tuple(f for f in LATER if known and f not in known and f not in changes)
+    lacking = tuple(f for f in LATER if known and f not in known)
     return More(past + now if isinstance(past, list) else now, lacking)
 
 

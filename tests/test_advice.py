@@ -57,6 +57,11 @@ CASES = [
         "step 60, so that the learning rate never falls",
     ),
     (
+        dict(schedule__name="step", schedule__milestones=("6 steps", "50%")),
+        "schedule.milestones=('6 steps', '50%'): 1 of 2 not after the warm-up, step 6, at whose "
+        "end the learning rate falls at once",
+    ),
+    (
         dict(schedule__name="exponential", schedule__decay_every="2.7 epochs"),
         "schedule.decay_every='2.7 epochs': the first decay is not before the end of the run, "
         "step 60",
@@ -108,7 +113,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "line"), CASES, ids=[line.split(":")[0] for _, line in CASES])
+@pytest.mark.parametrize(("fields", "line"), CASES, ids=[line[:40] for _, line in CASES])
 def test_a_line(fields, line):
     assert said(**fields) == [f"warning: {line}"]
 
@@ -122,6 +127,7 @@ def test_a_line(fields, line):
         dict(schedule__warmup="59 steps"),
         dict(schedule__warmup="0 steps", optim__lr=0.001),  # there is no warm-up
         dict(schedule__name="step", schedule__milestones=("59 steps",)),
+        dict(schedule__name="step", schedule__milestones=("7 steps",)),
         dict(schedule__name="exponential", schedule__decay_every="2 epochs"),
         dict(schedule__milestones=("100 epochs",)),  # of a cosine
         dict(cotrain__warmup="60 steps"),

@@ -194,4 +194,8 @@ def test_nothing_is_adopted_where_there_is_no_run(tmp_path):
     config = types.SimpleNamespace()
     history.adopt(config, tmp_path / "config.json")
     assert vars(config) == {}
+    assert history.more(tmp_path / "config.json", 4, {}) == history.More([], ())
+    # Nor of a file whose run was killed before its first checkpoint.
+    (tmp_path / "config.json").write_text('{"ema": 0.9, "history": [{}]}')
     assert history.more(tmp_path / "config.json", 0, {}) == history.More([], ())
+    assert history.more(tmp_path / "config.json", 4, {}) == history.More([{}], ("ema_warmup",))
