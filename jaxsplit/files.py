@@ -43,12 +43,17 @@ def is_remote(path: pathlib.Path) -> bool:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes or replaces a file as a whole; a link of that name is replaced, not followed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """As `write_text`."""
     if is_remote(path):  # an object appears when it is whole
-        path.write_text(text)
+        path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
-        create(temporary, text)
+        _create(temporary, data)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -66,9 +71,13 @@ def create(path: pathlib.Path, text: str = "") -> None:
         if path.exists():
             raise FileExistsError(str(path))
         path.write_text(text)
-        return
-    with os.fdopen(os.open(path, _FLAGS | os.O_EXCL, 0o666), "w", encoding="utf-8") as file:
-        file.write(text)
+    else:
+        _create(path, text.encode())
+
+
+def _create(path: pathlib.Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, _FLAGS | os.O_EXCL, 0o666), "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 

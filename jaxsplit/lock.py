@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxsplit import files
-from jaxsplit.errors import ConfigError, SaveError
+from jaxsplit.errors import ConfigError, SaveError, disk_full
 
 FILE = ".lock"
 BEAT = 20.0  # seconds
@@ -80,11 +80,16 @@ class Lock:
             self.lost = _who(now)
 
 
-def take(folder: pathlib.Path, say: Callable[[str], None] = print) -> Lock:
+def take(
+    folder: pathlib.Path,
+    say: Callable[[str], None] = print,
+    make_room: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> Lock:
     """Locks a workdir; nothing else in it is changed before.
 
     Waits where the owner may be gone, for `STALE` seconds at most. `say` gets a line where it
-    waits, and one where it takes over.
+    waits, and one where it takes over. On a disk that is full `make_room` gets the folder, once
+    it is locked by a file that is empty as yet.
 
     Raises:
       ConfigError: another run owns it: says who, since when, and how that is judged.
@@ -94,10 +99,21 @@ def take(folder: pathlib.Path, say: Callable[[str], None] = print) -> Lock:
     owner = _me()
     while True:
         try:
-            files.create(path, json.dumps(owner) + "\n")
+            files.create(path)
+            try:
+                _write(path, owner)
+            except OSError as error:
+                if not disk_full(error):
+                    raise
+                make_room(folder)
+                _write(path, owner)
         except FileExistsError:
             _take_over(path, say)
             continue
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
         if files.is_remote(path) and (now := _read(path)) != owner:
             raise _refusal(path, now or {}, "took it at the same moment")
         return Lock(folder, owner)
@@ -208,9 +224,13 @@ def _state(path: pathlib.Path) -> tuple | None:
 
 def _touch(path: pathlib.Path, owner: dict[str, Any]) -> None:
     if files.is_remote(path):
-        path.write_text(json.dumps(owner) + "\n")
+        _write(path, owner)
     else:
         os.utime(path, follow_symlinks=False)
+
+
+def _write(path: pathlib.Path, owner: dict[str, Any]) -> None:
+    files.write_text(path, json.dumps(owner) + "\n")
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

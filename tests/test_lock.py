@@ -156,8 +156,8 @@ def test_a_run_that_stood_still_for_long_saves_nothing(tmp_path):
     with pytest.raises(SaveError) as caught:
         held.check()
     assert str(caught.value) == (
-        f"workdir={str(tmp_path)!r}: was taken over by process 7 on there, since now while this run "
-        "stood still; nothing was saved since"
+        f"workdir={str(tmp_path)!r}: was taken over by process 7 on there, since now while this "
+        "run stood still; nothing was saved since"
     )
     held.release()
     assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == 7  # is not removed
