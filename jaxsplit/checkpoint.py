@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from jaxsplit import distributed, files, integrity
+from jaxsplit.checkpoint_folder import FOLDER, exists, steps_in, weights_only
 from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
 from jaxsplit.state import TrainState
 
-FOLDER = "checkpoints"
+__all__ = ["FOLDER", "Checkpoints", "exists", "weights_only"]
 _DAMAGED = "damaged-"  # before the step, in the name of a checkpoint that was set aside
 
 
@@ -151,8 +152,8 @@ class Checkpoints:
             distributed.total(0)  # nobody reads them before
             self._manager.reload()
             best = self.best()
-            steps = self.steps()
-            for old in set(steps[: -self._keep]) - {best and best[0]}:
+            spare = set(self.steps()[: -self._keep]) - {best and best[0]}
+            for old in distributed.of_first(sorted(spare)):
                 self._manager.delete(old)
 
     def metrics(self, step: int) -> dict | None:
@@ -165,7 +166,7 @@ class Checkpoints:
 
     def on_disk(self) -> list[int]:
         """Those that lie in the folder now, whatever was done to it meanwhile."""
-        return sorted(_steps(self._folder))
+        return sorted(steps_in(self._folder))
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -194,9 +195,10 @@ class Checkpoints:
         elif which == "best":
             best = self.best()
             if best is None and steps:
+                have = ", ".join(map(str, steps))
                 raise ConfigError(
-                    f"checkpoint='best': none of {', '.join(map(str, steps))} in {self._folder} was "
-                    "evaluated, so that none is the best"
+                    f"checkpoint='best': none in {self._folder} was evaluated, so none is the best; "
+                    f"must be latest or one of: {have}"
                 )
             found = best[0] if best else None
         elif str(which).isdecimal() and int(which) in steps:
@@ -419,54 +421,3 @@ def _opt_item(state: TrainState) -> dict:
     """What only training needs; the trained variables, too, where the model is their average."""
     item = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
     return item if state.ema is None else item | state.raw
-
-
-def exists(workdir: str | pathlib.Path) -> bool:
-    """Whether a workdir holds a checkpoint."""
-    return bool(_steps(files.path_of(workdir) / FOLDER))
-
-
-def weights_only(workdir: str | pathlib.Path) -> bool:
-    """Whether the newest checkpoint of a workdir lacks what training goes on from."""
-    folder = files.path_of(workdir) / FOLDER
-    # No training saves a step 0; the optimizer's item alone may be missing by damage.
-    return max(_steps(folder), default=None) == 0 and not (folder / "0" / "opt").is_dir()
-
-
-def make_room(workdir: pathlib.Path) -> None:
-    """Removes what saves that were interrupted have left in a workdir that no run writes into.
-
-    Orbax does the same, but later: on a disk that is full nothing else can be written before.
-    """
-    folder = workdir / FOLDER
-    if not files.is_remote(folder) and folder.is_dir():
-        for path in folder.glob("*.orbax-checkpoint-tmp*"):
-            files.remove(path)
-
-
-def check_folder(workdir: pathlib.Path) -> None:
-    """Makes the folder of the checkpoints, and makes sure that it can be written.
-
-    Raises:
-      ConfigError: it cannot.
-    """
-    folder = workdir / FOLDER
-    errors = Exception if files.is_remote(folder) else OSError
-    try:
-        folder.mkdir(exist_ok=True)
-        files.try_to_write(folder)
-    except errors as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(
-            f"workdir={str(workdir)!r}: its {FOLDER} must be a writable directory ({reason})"
-        ) from None
-
-
-def _steps(folder: pathlib.Path) -> list[int]:
-    """Those that lie in a folder as whole checkpoints."""
-    if not folder.is_dir():
-        return []
-    steps = [path for path in folder.iterdir() if path.name.isdecimal()]
-    if files.is_remote(folder):  # there a folder gets its name first, and this file at the end
-        steps = [path for path in steps if (path / "commit_success.txt").exists()]
-    return [int(path.name) for path in steps]

@@ -21,7 +21,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from jaxsplit import files
@@ -100,17 +100,12 @@ def take(
     while True:
         try:
             files.create(path)
-            try:
-                _write(path, owner)
-            except OSError as error:
-                if not disk_full(error):
-                    raise
-                make_room(folder)
-                _write(path, owner)
         except FileExistsError:
             _take_over(path, say)
             continue
-        except OSError:
+        try:
+            _write(path, owner, lambda: make_room(folder))
+        except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
@@ -119,14 +114,10 @@ def take(
         return Lock(folder, owner)
 
 
-@contextlib.contextmanager
-def released_at_end(lock: Lock | None) -> Iterator[None]:
-    """Within it a lock is held; None: another process of the run holds it."""
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.release()
+def check(folder: pathlib.Path) -> None:
+    """`Lock.check` of a workdir that this process has locked; nothing where another one has."""
+    if held := _held.get(str(folder)):
+        held.check()
 
 
 def release_all() -> None:
@@ -229,8 +220,17 @@ def _touch(path: pathlib.Path, owner: dict[str, Any]) -> None:
         os.utime(path, follow_symlinks=False)
 
 
-def _write(path: pathlib.Path, owner: dict[str, Any]) -> None:
-    files.write_text(path, json.dumps(owner) + "\n")
+def _write(
+    path: pathlib.Path, owner: dict[str, Any], make_room: Callable[[], None] = lambda: None
+) -> None:
+    text = json.dumps(owner) + "\n"
+    try:
+        files.write_text(path, text)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        make_room()
+        files.write_text(path, text)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

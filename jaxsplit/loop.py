@@ -2,9 +2,10 @@
 
 import collections
 import contextlib
+import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,19 +13,22 @@ from ml_collections import ConfigDict
 
 from jaxsplit import (
     checkpoint,
+    checkpoint_folder,
     compile_cache,
     distributed,
     durations,
-    evaluate,
     experiment,
+    files,
     initial,
+    lock,
     metrics,
+    rating,
     report,
     signals,
     state,
 )
 from jaxsplit import config as config_lib
-from jaxsplit.errors import ConfigError, NonFiniteLossError
+from jaxsplit.errors import ConfigError, NonFiniteLossError, SaveError
 from jaxsplit.experiment import Experiment
 
 # Steps that may be queued on the device: enough to keep it busy, few enough to bound memory.
@@ -40,8 +44,9 @@ def train_and_evaluate(
 
     Args:
       config: see `configs/common.py`.
-      workdir: gets config.json, metrics.jsonl, TensorBoard files, checkpoints/ and compiled
-        programs. Several processes must share it; only the first one writes but for checkpoints.
+      workdir: gets config.json, metrics.jsonl, TensorBoard files and checkpoints/; a directory or
+        gs://bucket/folder. Several processes must share it; only the first one writes but for
+        checkpoints. It is locked: see `lock`.
       stop: entered with `with`, ends the run in good order at SIGTERM and SIGINT. Without it they
         do what Python does; but several processes always stop together at SIGTERM.
 
@@ -51,7 +56,8 @@ def train_and_evaluate(
       validation/ if some was held out), `step`, and best/step with best/<its metric>.
 
     Raises:
-      ConfigError: a wrong value, or a workdir of another experiment; before any compilation.
+      ConfigError: a wrong value, or a workdir of another experiment or run; before any
+        compilation. Also records that are damaged, where an evaluation finds them.
       NonFiniteLossError: the loss became NaN or infinite; nothing saved was overwritten.
       SaveError: a checkpoint could not be saved, as where the disk is full.
       Stopped: by a signal; what was done is saved.
@@ -64,15 +70,33 @@ def train_and_evaluate(
         # Read before anything is written; a run that is resumed no longer needs it.
         start = initial.read(config, exp.state_shapes().variables)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
-    with contextlib.ExitStack() as at_end:
+    with contextlib.ExitStack() as locked, contextlib.ExitStack() as at_end:
         try:
-            folder = distributed.shared_workdir(workdir, config_lib.prepare_workdir)
-            at_end.enter_context(compile_cache.inside(folder))
+            folder = distributed.shared_workdir(workdir, functools.partial(_prepare, locked))
+            at_end.enter_context(compile_cache.kept(_say))
             return _train(exp, folder, start, stop, at_end.callback)
         except Exception:
             if distributed.several():
                 at_end.pop_all()  # closing waits for the others, who may be gone
             raise
+
+
+def _prepare(locked: contextlib.ExitStack, workdir: str | pathlib.Path) -> pathlib.Path:
+    """Makes and locks the workdir; removes what a run that was killed has left in it."""
+
+    def take(folder: pathlib.Path) -> None:
+        locked.callback(lock.take(folder, _say, checkpoint_folder.make_room).release)
+        checkpoint_folder.make_room(folder)
+        files.clear_temporary(folder)
+
+    folder = config_lib.prepare_workdir(workdir, take)
+    checkpoint_folder.check(folder)
+    return folder
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _train(
@@ -82,20 +106,9 @@ def _train(
     stop: signals.Stop,
     at_end: Callable[[Callable[[], None]], Any],
 ) -> dict[str, float]:
-    config = exp.config
-    # Process 0 decides, here and below: a file system may show another one what was, not what is.
-    if distributed.of_first(checkpoint.exists(workdir)):
-        if distributed.of_first(checkpoint.weights_only(workdir)):
-            raise ConfigError(
-                f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
-                f"them in another workdir with --init_from={workdir}"
-            )
-        old = config_lib.load(workdir)
-        config_lib.check_identity(old, config, workdir)
-        _check_longer(old, exp, workdir)
-        config.init_from = old.init_from  # what the run did start from
-    plan, mesh = exp.plan, exp.sharding
+    config, plan, mesh = exp.config, exp.plan, exp.sharding
     chief = jax.process_index() == 0
+    old = _same_experiment(exp, workdir)
     if chief:
         config_lib.save(config, workdir)
 
@@ -104,25 +117,7 @@ def _train(
         workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
     )
     at_end(checkpoints.close)
-    start = distributed.of_first(checkpoints.latest() or 0)
-    position: dict = {}  # what was saved beside the arrays
-    if start:
-        start, train_state, position = checkpoints.resume(
-            exp.state_shapes(),
-            len(exp.dataset.train),
-            on_corrupt=config.checkpoint.on_corrupt,
-            say=lambda text: chief and print(text, flush=True),
-        )
-    else:
-        train_state = state.init(
-            exp.method,
-            exp.optimizer,
-            config.seed,
-            exp.dataset.image_shape,
-            mesh,
-            init_from.taken if init_from else None,
-            averaged=config.ema > 0,
-        )
+    start, train_state, position = _state(exp, checkpoints, init_from)
 
     # ---- Data: small sets lie on the device, large ones stream
     streamed = exp.feed.resident is None
@@ -133,29 +128,28 @@ def _train(
     batches = exp.feed.batches(start)
     at_end(batches.close)
 
-    # ---- The step, compiled
-    writer = metrics.Writer(workdir, start=start, active=chief)
+    # ---- What is written; the first evaluation, as a trial; the step, compiled
+    writer = metrics.Writer(workdir, start=start, active=chief, say=_say)
     at_end(writer.close)
     progress = report.Progress(total=plan.total_steps, start=start, active=chief)
     at_end(progress.close)
     progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
-    if init_from:
-        progress.line(init_from.note)
-    if idle := jax.device_count() - mesh.mesh.size:
-        progress.line(f"the mesh leaves {idle} of {jax.device_count()} devices idle")
+    for note in _notes(exp, start, old, init_from):
+        progress.line(note)
+    ratings = rating.Rating(exp, checkpoints, writer, progress)
     if start < plan.total_steps:
+        ratings.try_first(train_state.variables)
         progress.line("compiling the training step")
         began = time.time()
         batch = experiment.put(exp, next(batches))
         train_step, empty = experiment.compile_step(exp, train_state, resident, batch)
         totals = mesh.put(metrics.from_json(position.get("totals"), empty), mesh.replicated)
         progress.line(f"compiled the training step in {time.time() - began:.1f} s")
+        if start and start % plan.eval_every == 0:
+            ratings.of_resumed(start, train_state.variables)
 
     # ---- Train
     bad_before = position.get("bad_records", 0)
-    best = checkpoints.best()
-    best_value = best[1][exp.best_metric] if best else float("-inf")
-    results: dict[str, float] = {}
     queue: collections.deque = collections.deque()
     clock = _Clock()
     stop.hold()
@@ -181,7 +175,7 @@ def _train(
             values = {f"train/{k}": v for k, v in metrics.means(totals).items()}
             values["lr"] = float(exp.schedule(done - 1))
             values["images_per_second"] = int(totals.count) * config.batch_size / clock.lap()
-            if _skips(exp):
+            if rating.skips(exp):
                 values["data/bad_records"] = float(bad_records)
             writer.write(done, values)
             progress.training(done, done / plan.steps_per_epoch, values)
@@ -189,43 +183,102 @@ def _train(
         if not (evaluates or saves):
             continue
         clock.pause()
-        if evaluates:
-            results = _evaluate(exp, train_state.variables, exp.eval_split)
-            writer.write(done, results)
-            progress.line(f"step {done}: {report.brief(exp, results)}")
-            saves |= results[exp.best_metric] > best_value
-            best_value = max(best_value, results[exp.best_metric])
-        if saves:
-            checkpoints.save(
-                train_state,
-                config,
-                len(exp.dataset.train),
-                results if evaluates else None,
-                bad_records,
-                metrics.to_json(totals),
-            )
+        save = functools.partial(
+            checkpoints.save,
+            train_state,
+            config,
+            len(exp.dataset.train),
+            bad_records=bad_records,
+            totals=metrics.to_json(totals),
+        )
+        if saves:  # before it is evaluated, which may fail or last
+            lock.check(workdir)
+            save()
         if stops:
             checkpoints.wait()
             text = f"step {done} of {plan.total_steps} is saved in {workdir}"
             raise stop.stopped(f"{text}; {signals.AGAIN}")
+        if evaluates and saves:
+            ratings.of_saved(done, train_state.variables)
+        elif evaluates:
+            ratings.of_unsaved(done, train_state.variables, save)
         clock.resume()
     checkpoints.wait()
+    _check_saved(exp, checkpoints)
     stop.release()
 
     # ---- Report
-    splits = {exp.eval_split[0]: exp.eval_split[1], "test": exp.dataset.test}
-    for split in splits.items():
-        if f"{split[0]}/count" not in results:
-            values = _evaluate(exp, train_state.variables, split)
-            if not writer.has(plan.total_steps, values):  # as where it was stopped right here
-                writer.write(plan.total_steps, values)
-            results |= values
+    results = ratings.at_the_end(train_state.variables)
     progress.close()
     results["step"] = float(train_state.step)
     results |= _best(exp, checkpoints)
     if chief:
         print(report.tables(exp, results, f"step {plan.total_steps}, the last"), flush=True)
     return results
+
+
+def _same_experiment(exp: Experiment, workdir: pathlib.Path) -> ConfigDict | None:
+    """The config of the run that `workdir` holds; None: it holds none.
+
+    Raises:
+      ConfigError: it is another experiment's, or cannot be gone on with.
+    """
+    # Process 0 decides, here and below: a file system may show another one what was, not what is.
+    if not distributed.of_first(checkpoint.exists(workdir)):
+        return None
+    if distributed.of_first(checkpoint.weights_only(workdir)):
+        raise ConfigError(
+            f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
+            f"them in another workdir with --init_from={workdir}"
+        )
+    old = config_lib.load(workdir)
+    config_lib.check_identity(old, exp.config, workdir)
+    _check_longer(old, exp, workdir)
+    exp.config.init_from = old.init_from  # what the run did start from
+    return old
+
+
+def _state(
+    exp: Experiment, checkpoints: checkpoint.Checkpoints, init_from: initial.Start | None
+) -> tuple[int, state.TrainState, dict]:
+    """(steps done, state, what was saved beside the arrays)."""
+    config = exp.config
+    if distributed.of_first(checkpoints.latest() or 0):
+        return checkpoints.resume(
+            exp.state_shapes(),
+            len(exp.dataset.train),
+            on_corrupt=config.checkpoint.on_corrupt,
+            say=_say,
+        )
+    made = state.init(
+        exp.method,
+        exp.optimizer,
+        config.seed,
+        exp.dataset.image_shape,
+        exp.sharding,
+        init_from.taken if init_from else None,
+        averaged=config.ema > 0,
+    )
+    return 0, made, {}
+
+
+def _notes(
+    exp: Experiment, start: int, old: ConfigDict | None, init_from: initial.Start | None
+) -> Iterator[str]:
+    """What is to be said before training."""
+    if init_from:
+        yield init_from.note
+    if idle := jax.device_count() - exp.sharding.mesh.size:
+        yield f"the mesh leaves {idle} of {jax.device_count()} devices idle"
+    if old is None or not 0 < start < exp.plan.total_steps:
+        return
+    before = durations.plan(old, exp.feed.steps_per_epoch)
+    if before.total_steps < exp.plan.total_steps:
+        rates = before.schedule(old)(start - 1), exp.schedule(start)
+        yield (
+            f"duration={exp.config.duration!r}, was {old.duration!r}: the learning rate goes from "
+            f"{float(rates[0]):.4g} at step {start} to {float(rates[1]):.4g} at step {start + 1}"
+        )
 
 
 def evaluate_checkpoint(
@@ -244,7 +297,7 @@ def evaluate_checkpoint(
     Raises:
       ConfigError: no such checkpoint, or a config that does not fit the workdir.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = files.path_of(workdir)
     config_lib.check_same_on_all(config)
     if not checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
@@ -255,8 +308,8 @@ def evaluate_checkpoint(
     variables = checkpoints.restore_model(found, exp.state_shapes())
     results: dict[str, float] = {"step": float(found)}
     if exp.dataset.validation is not None:
-        results |= _evaluate(exp, variables, exp.eval_split)
-    results |= _evaluate(exp, variables, ("test", exp.dataset.test))
+        results |= rating.evaluation(exp, variables, exp.eval_split)
+    results |= rating.evaluation(exp, variables, ("test", exp.dataset.test))
     results |= _best(exp, checkpoints)
     checkpoints.close()
     if jax.process_index() == 0:
@@ -267,14 +320,9 @@ def evaluate_checkpoint(
     return results
 
 
-def _skips(exp: Experiment) -> bool:
-    """Whether bad records are left out and counted."""
-    return exp.config.data.on_bad_record == "skip"
-
-
 def _over_processes(exp: Experiment, bad_records: int) -> int:
     """The sum of what each process has left out of its part of the batches."""
-    if not _skips(exp):
+    if not rating.skips(exp):
         return 0
     return distributed.total(bad_records, counts=exp.sharding.reads_first)
 
@@ -300,20 +348,13 @@ def _check_finite(totals: metrics.Totals, checkpoints: checkpoint.Checkpoints) -
     )
 
 
-def _evaluate(exp: Experiment, variables: dict, split: tuple[str, Any]) -> dict[str, float]:
-    name, examples = split
-    values = evaluate.evaluate(
-        exp.eval_step,
-        variables,
-        examples,
-        image_shape=exp.dataset.image_shape,
-        batch_size=exp.plan.eval_batch_size,
-        sharding=exp.sharding,
-        threads=exp.config.data.threads,
-    )
-    if _skips(exp):
-        values["bad_records"] = len(examples) - values["count"]
-    return {f"{name}/{k}": v for k, v in values.items()}
+def _check_saved(exp: Experiment, checkpoints: checkpoint.Checkpoints) -> None:
+    """A run that has ended well has its last step on disk, whoever was at its folder meanwhile."""
+    last, have = exp.plan.total_steps, distributed.of_first(checkpoints.on_disk())
+    if last not in have:
+        raise SaveError(
+            f"step {last}, the last, is not saved; there are {', '.join(map(str, have)) or 'none'}"
+        )
 
 
 def _best(exp: Experiment, checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
