@@ -197,7 +197,7 @@ class Checkpoints:
             if best is None and steps:
                 have = ", ".join(map(str, steps))
                 raise ConfigError(
-                    f"checkpoint='best': none in {self._folder} was evaluated, so none is the best; "
+                    f"checkpoint='best': none in {self._folder} was evaluated, so none is best; "
                     f"must be latest or one of: {have}"
                 )
             found = best[0] if best else None

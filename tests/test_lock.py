@@ -1,5 +1,6 @@
 """jaxsplit.lock: one run at a time in a workdir; whose lock is stale."""
 
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from jaxsplit import lock
+from jaxsplit import files, lock
 from jaxsplit.errors import ConfigError, SaveError
 
 
@@ -108,7 +109,7 @@ def test_an_old_lock_of_another_machine_is_not_waited_for(tmp_path):
 
 BEATS = """
 import sys, time, pathlib
-from jaxsplit import lock
+from jaxsplit import files, lock
 lock.BEAT, lock._machine = 0.2, lambda: "another"
 lock.take(pathlib.Path(sys.argv[1]))
 print("taken", flush=True)
@@ -170,4 +171,33 @@ def test_a_lock_that_was_removed_comes_back(tmp_path):
     with pytest.raises(ConfigError, match="another run is at work there"):
         lock.take(tmp_path)
     lock.release_all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_made_room_on(tmp_path, monkeypatch):
+    """Once the workdir is locked, by a file that needs no block."""
+    written, room = files.write_text, []
+
+    def full(path, text):
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, text)
+
+    def make_room(folder):
+        assert (folder / lock.FILE).read_bytes() == b""
+        room.append(folder)
+
+    monkeypatch.setattr(files, "write_text", full)
+    held = lock.take(tmp_path, make_room=make_room)
+    assert room == [tmp_path] and json.loads((tmp_path / lock.FILE).read_text())["pid"]
+    held.release()
+
+
+def test_a_disk_that_stays_full_leaves_no_lock(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        lock.take(tmp_path)
     assert list(tmp_path.iterdir()) == []

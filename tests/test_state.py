@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from xla_options import USUAL
 
 from configs import common
-from jaxsplit import checkpoint, compiler, experiment, loop, metrics, state, step
+from jaxsplit import checkpoint, compiler, experiment, loop, metrics, rating, state, step
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 
