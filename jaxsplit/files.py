@@ -29,11 +29,22 @@ def path_of(workdir: str | os.PathLike) -> pathlib.Path:
         return pathlib.Path(text).expanduser().absolute()
     if scheme != "gs" or not rest.strip("/"):  # orbax knows no other
         raise ConfigError(f"workdir={text!r}: must be a directory or gs://<bucket>/<folder>")
-    if not any(importlib.util.find_spec(name) for name in ("tensorflow", "gcsfs")):
-        raise ConfigError(f"workdir={text!r}: needs tensorflow or gcsfs, which are not installed")
+    if missing := _missing():
+        raise ConfigError(f"workdir={text!r}: needs {missing}; pip install it")
     from etils import epath
 
     return epath.Path(text)
+
+
+def _missing() -> str:
+    """What reads and writes buckets and is not installed."""
+    if not any(importlib.util.find_spec(name) for name in ("tensorflow", "gcsfs")):
+        return "gcsfs (or tensorflow)"
+    try:
+        found = importlib.util.find_spec("google.cloud.storage")  # of orbax
+    except ModuleNotFoundError:
+        found = None
+    return "" if found else "google-cloud-storage"
 
 
 def is_remote(path: pathlib.Path) -> bool:
