@@ -90,6 +90,8 @@ def add_metrics(path: pathlib.Path, metrics: dict) -> None:
     folder = path / "metrics"
     folder.mkdir(exist_ok=True)
     files.write_text(folder / "metrics", json.dumps(metrics))
+    if not (path / "checksums").exists():
+        return  # format 1
     sums = text(path, "checksums") | {"metrics": checksums.of_json(metrics)}
     sums.pop("checksums")
     sums["checksums"] = checksums.of_json(sums)

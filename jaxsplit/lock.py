@@ -114,6 +114,13 @@ def take(
         return Lock(folder, owner)
 
 
+def held(
+    at_end: contextlib.ExitStack, say: Callable[[str], None] = print
+) -> Callable[[pathlib.Path], None]:
+    """A function for `config.prepare_workdir` that locks until `at_end` is left."""
+    return lambda folder: at_end.callback(take(folder, say).release) and None
+
+
 def check(folder: pathlib.Path) -> None:
     """`Lock.check` of a workdir that this process has locked; nothing where another one has."""
     if held := _held.get(str(folder)):

@@ -152,6 +152,7 @@ def _train(
     bad_before = position.get("bad_records", 0)
     queue: collections.deque = collections.deque()
     clock = _Clock()
+    done = start
     stop.hold()
     for done in range(start + 1, plan.total_steps + 1):
         bad_here = exp.feed.bad_records  # up to this step's batch; the next one is taken ahead
@@ -204,16 +205,16 @@ def _train(
             ratings.of_unsaved(done, train_state.variables, save)
         clock.resume()
     checkpoints.wait()
-    _check_saved(exp, checkpoints)
+    _check_saved(done, checkpoints)
     stop.release()
 
     # ---- Report
-    results = ratings.at_the_end(train_state.variables)
+    results = ratings.at_the_end(done, train_state.variables)
     progress.close()
     results["step"] = float(train_state.step)
     results |= _best(exp, checkpoints)
     if chief:
-        print(report.tables(exp, results, f"step {plan.total_steps}, the last"), flush=True)
+        print(report.tables(exp, results, f"step {done}, the last"), flush=True)
     return results
 
 
@@ -348,9 +349,9 @@ def _check_finite(totals: metrics.Totals, checkpoints: checkpoint.Checkpoints) -
     )
 
 
-def _check_saved(exp: Experiment, checkpoints: checkpoint.Checkpoints) -> None:
+def _check_saved(last: int, checkpoints: checkpoint.Checkpoints) -> None:
     """A run that has ended well has its last step on disk, whoever was at its folder meanwhile."""
-    last, have = exp.plan.total_steps, distributed.of_first(checkpoints.on_disk())
+    have = distributed.of_first(checkpoints.on_disk())
     if last not in have:
         raise SaveError(
             f"step {last}, the last, is not saved; there are {', '.join(map(str, have)) or 'none'}"

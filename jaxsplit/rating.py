@@ -49,7 +49,7 @@ class Rating:
                 ) from error
             raise
 
-    def of_saved(self, step: int, variables: dict) -> None:
+    def of_saved(self, step: int, variables: dict) -> dict[str, float]:
         """Evaluates a step whose checkpoint is saved, or being saved; adds the metrics to it."""
         try:
             self._evaluate(step, variables)
@@ -57,34 +57,37 @@ class Rating:
             self._checkpoints.wait()  # costs no checkpoint
             raise
         self._checkpoints.rate(step, self._results)
+        return self._results
 
     def of_resumed(self, step: int, variables: dict) -> None:
         """Evaluates a step that was saved before it was evaluated, where a run stopped between."""
         if self._step != step and not distributed.of_first(self._checkpoints.metrics(step)):
             self.of_saved(step, variables)
 
-    def of_unsaved(self, step: int, variables: dict, save: Callable[..., None]) -> None:
+    def of_unsaved(self, step: int, variables: dict, save: Callable[..., None]) -> dict[str, float]:
         """Evaluates a step, and saves it where it is the best, or its evaluation fails."""
         before = self._best
         try:
             self._evaluate(step, variables)
         except Exception:
-            save()
-            self._checkpoints.wait()
+            if not distributed.several():  # the others would not save with this one
+                save()
+                self._checkpoints.wait()
             raise
         if self._best > before:
             save(metrics=self._results)
+        return self._results
 
-    def at_the_end(self, variables: dict) -> dict[str, float]:
+    def at_the_end(self, step: int, variables: dict) -> dict[str, float]:
         """What was found at the last step, and what was not asked there."""
-        exp, last = self._exp, self._exp.plan.total_steps
-        self.of_resumed(last, variables)
-        results = dict(self._results) if self._step == last else {}
+        exp = self._exp
+        self.of_resumed(step, variables)
+        results = dict(self._results) if self._step == step else {}
         splits = {exp.eval_split[0]: exp.eval_split[1], "test": exp.dataset.test}
         for split in splits.items():
             if f"{split[0]}/count" not in results:
                 values = evaluation(exp, variables, split)
-                self._write(last, values)
+                self._write(step, values)
                 results |= values
         return results
 
