@@ -25,6 +25,8 @@ def path_of(workdir: str | os.PathLike) -> pathlib.Path:
     """
     text = os.fspath(workdir)
     scheme, remote, rest = text.partition("://")
+    if not remote and isinstance(workdir, pathlib.Path) and text.startswith("gs:/"):
+        raise ConfigError(f"workdir={text!r}: must be text; pathlib takes one of the slashes away")
     if not remote:
         return pathlib.Path(text).expanduser().absolute()
     if scheme != "gs" or not rest.strip("/"):  # orbax knows no other

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 
 import bucket_fake
 import pytest
@@ -27,12 +28,13 @@ def bucket(monkeypatch, tmp_path):
         ("s3://bucket/run", "must be a directory or gs://<bucket>/<folder>"),
         ("file:///tmp/run", "must be a directory or gs://<bucket>/<folder>"),
         ("gs://", "must be a directory or gs://<bucket>/<folder>"),
+        (pathlib.Path(RUN), "must be text; pathlib takes one of the slashes away"),
     ],
 )
 def test_other_schemes_are_refused(workdir, allowed):
     with pytest.raises(ConfigError) as caught:
         files.path_of(workdir)
-    assert str(caught.value) == f"workdir={workdir!r}: {allowed}"
+    assert str(caught.value) == f"workdir={str(workdir)!r}: {allowed}"
 
 
 @pytest.mark.parametrize(

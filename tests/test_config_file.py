@@ -68,7 +68,10 @@ def test_what_is_no_json(tmp_path, text):
         ({"batch_size": {"a": {"b": 1}}}, 'batch_size={"a": {"b": 1}}: must be as 128'),
         ({"arch": 5}, "arch=5: must be as 'wide_resnet28_10'"),
         ({"arch": [[[1]]]}, "arch=[[[1]]]: must be as 'wide_resnet28_10'"),
-        ({"schedule": {"milestones": {"a": 1}}}, 'schedule.milestones={"a": 1}: must be as ()'),
+        (
+            {"schedule": {"milestones": {"a": 1}}},
+            "schedule.milestones={\"a\": 1}: must be as ('100 epochs', '225 epochs')",
+        ),
     ],
     ids=range(11),
 )

@@ -212,7 +212,8 @@ def test_nohup_stays_nohup(taken):
 
 
 CLOSED = """
-import os, pathlib, sys, time
+import fcntl, os, pathlib, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal that its end is told of
 from jaxsplit import signals
 with signals.Stop() as stop:
     stop.hold()
@@ -229,15 +230,17 @@ with signals.Stop() as stop:
 
 def test_a_terminal_that_is_closed(tmp_path):
     """The program goes on to its save though nothing can be written there any more."""
-    child, terminal = pty.fork()
-    if not child:
-        os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, "-c", CLOSED, str(tmp_path / "saved")])
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", CLOSED, str(tmp_path / "saved")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=end, stdout=end, stderr=end, start_new_session=True
+    )
+    os.close(end)
     said = b""
     while b"ready" not in said:
         said += os.read(terminal, 1000)
     os.close(terminal)  # the kernel sends SIGHUP
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    assert process.wait(60) == 75
     assert (tmp_path / "saved").read_text() == "saved"
 
 
