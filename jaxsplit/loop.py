@@ -137,6 +137,8 @@ def _train(
     for note in _notes(exp, start, old, init_from):
         progress.line(note)
     ratings = rating.Rating(exp, checkpoints, writer, progress)
+    if 0 < start < plan.total_steps and start % plan.eval_every == 0:
+        ratings.of_resumed(start, train_state.variables)  # it may have been stopped before
     if start < plan.total_steps:
         ratings.try_first(train_state.variables)
         progress.line("compiling the training step")
@@ -145,8 +147,6 @@ def _train(
         train_step, empty = experiment.compile_step(exp, train_state, resident, batch)
         totals = mesh.put(metrics.from_json(position.get("totals"), empty), mesh.replicated)
         progress.line(f"compiled the training step in {time.time() - began:.1f} s")
-        if start and start % plan.eval_every == 0:
-            ratings.of_resumed(start, train_state.variables)
 
     # ---- Train
     bad_before = position.get("bad_records", 0)
