@@ -184,6 +184,7 @@ def _train(
         if not (evaluates or saves):
             continue
         clock.pause()
+        lock.check(workdir)
         save = functools.partial(
             checkpoints.save,
             train_state,
@@ -193,7 +194,6 @@ def _train(
             totals=metrics.to_json(totals),
         )
         if saves:  # before it is evaluated, which may fail or last
-            lock.check(workdir)
             save()
         if stops:
             checkpoints.wait()
