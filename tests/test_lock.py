@@ -201,3 +201,17 @@ def test_a_disk_that_stays_full_leaves_no_lock(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         lock.take(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+ENDED = """
+import os, pathlib, signal, sys
+from jaxsplit import lock, signals
+signals.early()
+lock.take(pathlib.Path(sys.argv[1]))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_that_ends_a_run_at_once_releases_its_lock(tmp_path):
+    assert subprocess.run([sys.executable, "-c", ENDED, str(tmp_path)]).returncode == 75
+    assert list(tmp_path.iterdir()) == []
