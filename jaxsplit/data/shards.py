@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jaxsplit import files
 from jaxsplit.errors import ConfigError
 
 # Of a full shard; an interrupted run loses at most one. array_record reads a record the slower the
@@ -171,7 +170,12 @@ class Unfinished:
             "stamp": self._stamp,
             "splits": {name: asdict(state) for name, state in self.splits.items()},
         }
-        files.write_text(self.progress, json.dumps(saved))
+        new = self.progress.with_suffix(".new")
+        with open(new, "w") as file:
+            json.dump(saved, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.progress)
 
     def _shard(self, split: str, i: int) -> pathlib.Path:
         """A shard's file; `finish` gives it its final name, which holds their number."""
