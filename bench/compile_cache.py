@@ -1,9 +1,9 @@
-"""What compiled programs kept in the workdir save: seconds from the command to the first step.
+"""What compiled programs that are kept save: seconds from the command to the first step.
 
 python -m bench.compile_cache [--config configs/digits_wrn16_4_x4.py] [--rounds 3]
 
-Starts main.py twice in each of several new workdirs, and ends it after its first step: the second
-start finds what the first has compiled, and no checkpoint.
+Starts main.py twice, each in a new workdir and with another seed, and ends it after its first step:
+the second start finds what the first has compiled. In each round the cache is new.
 """
 
 import argparse
@@ -23,11 +23,12 @@ from bench import made_by
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def first_step(config: str, workdir: str) -> tuple[float, float]:
+def first_step(config: str, folder: str, seed: int) -> tuple[float, float]:
     """Seconds until the first step is done; those of them that compiling the step took."""
     env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    command = [sys.executable, "-u", str(ROOT / "main.py")]
-    command += [f"--config={config}", f"--workdir={workdir}", "--config.log_every=1 steps"]
+    env["XDG_CACHE_HOME"] = f"{folder}/cache"
+    command = [sys.executable, "-u", str(ROOT / "main.py"), f"--config={config}"]
+    command += [f"--workdir={folder}/{seed}", f"--config.seed={seed}", "--config.log_every=1 steps"]
     began, compiling, lines = time.monotonic(), None, []
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -50,10 +51,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for _ in range(args.rounds):
-        with tempfile.TemporaryDirectory() as workdir:
-            rows.append([first_step(args.config, workdir) for _ in ("first", "second")])
-            folder = pathlib.Path(workdir) / ".jax_cache"
-            files = [path.stat().st_size for path in folder.iterdir()]
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append([first_step(args.config, folder, seed) for seed in (0, 1)])
+            cache = pathlib.Path(folder) / "cache" / "jaxsplit" / "jax"
+            files = [path.stat().st_size for path in cache.iterdir()]
             print(rows[-1], flush=True)
     device = f"{jax.default_backend()}, {os.cpu_count()} cores"
     print(f"\n{args.config}; {made_by(device, f'jax {jax.__version__}')}\n")

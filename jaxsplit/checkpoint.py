@@ -5,7 +5,6 @@ A fifth item, `checksums`, is of all that the others hold; see `integrity`.
 
 import contextlib
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,11 +13,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from jaxsplit import distributed, integrity
+from jaxsplit import distributed, files, integrity
+from jaxsplit.checkpoint_folder import FOLDER, exists, steps_in, weights_only
 from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
 from jaxsplit.state import TrainState
 
-FOLDER = "checkpoints"
+__all__ = ["FOLDER", "Checkpoints", "exists", "weights_only"]
 _DAMAGED = "damaged-"  # before the step, in the name of a checkpoint that was set aside
 
 
@@ -43,7 +43,7 @@ class Checkpoints:
         best_metric: str = "",
         read_only: bool = False,
     ):
-        self._folder = pathlib.Path(workdir).expanduser().absolute() / FOLDER
+        self._folder = files.path_of(workdir) / FOLDER
         self._keep, self._best_metric = keep, best_metric
         self._failed = False  # a save; nothing is waited for then
         self._manager = self._open(read_only)
@@ -137,6 +137,25 @@ class Checkpoints:
         texts = {"config": config.to_dict(), "data": {"step": 0, "origin": origin}}
         self._save(0, {"model": variables}, texts, metrics)
 
+    def rate(self, step: int, metrics: dict) -> None:
+        """Adds the metrics of an evaluation to a checkpoint that was saved before it was evaluated.
+
+        Which checkpoints stay is decided anew. Every process must call it.
+
+        Raises:
+          SaveError: the save of that step, or this, failed.
+        """
+        self.wait()
+        with self._save_errors():
+            if jax.process_index() == 0:
+                integrity.add_metrics(self._path(step), metrics)
+            distributed.total(0)  # nobody reads them before
+            self._manager.reload()
+            best = self.best()
+            spare = set(self.steps()[: -self._keep]) - {best and best[0]}
+            for old in distributed.of_first(sorted(spare)):
+                self._manager.delete(old)
+
     def metrics(self, step: int) -> dict | None:
         """Those saved with a checkpoint; None: it was not evaluated."""
         return self._manager.metrics(step)
@@ -144,6 +163,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Those saved, oldest first."""
         return sorted(self._manager.all_steps())
+
+    def on_disk(self) -> list[int]:
+        """Those that lie in the folder now, whatever was done to it meanwhile."""
+        return sorted(steps_in(self._folder))
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -171,6 +194,12 @@ class Checkpoints:
             found = self.latest()
         elif which == "best":
             best = self.best()
+            if best is None and steps:
+                have = ", ".join(map(str, steps))
+                raise ConfigError(
+                    f"checkpoint='best': none in {self._folder} was evaluated, so none is best; "
+                    f"must be latest or one of: {have}"
+                )
             found = best[0] if best else None
         elif str(which).isdecimal() and int(which) in steps:
             found = int(which)
@@ -243,8 +272,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in steps:
                 aside = self._folder / f"{_DAMAGED}{step}"
-                shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
-                (self._folder / str(step)).rename(aside)
+                files.move(self._path(step), aside)  # one of an earlier time makes room
         distributed.total(0)  # nobody reads the folder before
         self._manager.reload()
 
@@ -371,7 +399,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._failed = True
-            good = max(_steps(self._folder), default=None)
+            good = max(self.on_disk(), default=None)
             kept = "there is no checkpoint yet" if good is None else f"the last good one is {good}"
             reason = str(error).strip().splitlines() or [type(error).__name__]
             reason = "the disk is full" if disk_full(error) else reason[0][:200]
@@ -393,22 +421,3 @@ def _opt_item(state: TrainState) -> dict:
     """What only training needs; the trained variables, too, where the model is their average."""
     item = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
     return item if state.ema is None else item | state.raw
-
-
-def exists(workdir: str | pathlib.Path) -> bool:
-    """Whether a workdir holds a checkpoint."""
-    return bool(_steps(pathlib.Path(workdir).expanduser() / FOLDER))
-
-
-def weights_only(workdir: str | pathlib.Path) -> bool:
-    """Whether the newest checkpoint of a workdir lacks what training goes on from."""
-    folder = pathlib.Path(workdir).expanduser() / FOLDER
-    # No training saves a step 0; the optimizer's item alone may be missing by damage.
-    return max(_steps(folder), default=None) == 0 and not (folder / "0" / "opt").is_dir()
-
-
-def _steps(folder: pathlib.Path) -> list[int]:
-    """Those that lie in a folder as whole checkpoints."""
-    if not folder.is_dir():
-        return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]

@@ -1,24 +1,38 @@
-"""Compiled programs are kept on disk, so that a run that is resumed starts sooner."""
+"""Compiled programs are kept on disk, so that a run that is resumed, or the next seed of a sweep,
+starts sooner.
+
+A compiled program is code that jax runs unchecked. So the folder is the user's own, outside of any
+workdir: who is given somebody's workdir runs no programs out of it.
+"""
 
 import contextlib
+import os
 import pathlib
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-FOLDER = ".jax_cache"
 # Seconds of compilation from which on a program is kept; jax's own 1 leaves out many small ones
 # that together take as long as the training step.
 _WORTH = 0.1
 
 
-@contextlib.contextmanager
-def inside(workdir: pathlib.Path) -> Iterator[None]:
-    """Within it compiled programs are kept in the workdir.
+def folder() -> pathlib.Path:
+    """`jaxsplit/jax` in XDG_CACHE_HOME, or in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    base = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path("~/.cache").expanduser()
+    return base / "jaxsplit" / "jax"
 
-    Where JAX_COMPILATION_CACHE_DIR (or jax.config) names a folder, all stays as it is. Of several
-    processes the first one writes.
+
+@contextlib.contextmanager
+def kept(say: Callable[[str], None] = print) -> Iterator[None]:
+    """Within it compiled programs are kept in `folder()`.
+
+    Where JAX_COMPILATION_CACHE_DIR (or jax.config) names a folder, all stays as it is. `say` gets a
+    line where the folder cannot be made, or somebody else can write there; it is not used then. Of
+    several processes the first one writes.
     """
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = [getattr(jax.config, name) for name in names]
@@ -26,10 +40,34 @@ def inside(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     try:
-        _set(names, [str(workdir / FOLDER), min(_WORTH, before[1])])
+        path = folder()
+        if reason := _unfit(path):
+            say(f"compiled programs are not kept: {path} {reason}")
+        else:
+            _set(names, [str(path), min(_WORTH, before[1])])
         yield
     finally:
         _set(names, before)
+
+
+def _unfit(path: pathlib.Path) -> str:
+    """Makes the folder, for its owner only; why it must not be used, in words, or ''."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(exist_ok=True, mode=0o700)
+        for made in (path.parent, path):
+            status = made.lstat()
+            if not stat.S_ISDIR(status.st_mode):
+                return f"({made.name}) must be a directory, no link"
+            if status.st_uid != os.geteuid():
+                return f"({made.name}) belongs to another user"
+            if status.st_mode & 0o022:
+                return f"({made.name}) can be written by others; chmod go-w it"
+        if not os.access(path, os.W_OK):
+            return "cannot be written"
+    except (OSError, RuntimeError) as error:  # no home, or one that is read-only
+        return f"cannot be made ({error})"
+    return ""
 
 
 def _set(names: tuple[str, ...], values: list) -> None:

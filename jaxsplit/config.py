@@ -5,10 +5,9 @@ starts. Every wrong value is a `ConfigError` of one line, raised before anything
 """
 
 import difflib
-import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,10 +16,12 @@ from ml_collections import ConfigDict
 from configs import common
 from jaxsplit import (
     augment,
+    config_file,
     data,
     distill,
     distributed,
     durations,
+    files,
     history,
     losses,
     methods,
@@ -31,7 +32,7 @@ from jaxsplit import (
 )
 from jaxsplit.errors import ConfigError
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE = config_file.NAME
 # Fields, or groups of them, that may change when a workdir is resumed.
 RUNTIME = (
     "lowering",
@@ -279,39 +280,16 @@ def check_overrides(given: dict[str, str]) -> None:
 
 def save(config: ConfigDict, workdir: pathlib.Path, more: history.More | None = None) -> None:
     """Writes the config into the workdir, for resuming and evaluation; `more`: of `history`."""
-    path = workdir / CONFIG_FILE
-    temporary = path.with_suffix(".tmp")
-    fields = json.loads(config.to_json())
-    if more is not None:
-        fields = more.add_to(fields)
-    temporary.write_text(json.dumps(fields, indent=2) + "\n")
-    temporary.replace(path)
+    config_file.write(config, workdir, more)
 
 
 def load(workdir: str | pathlib.Path) -> ConfigDict:
     """The config that a workdir was made by; fields that did not exist then have their default.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is none, or it does not fit.
     """
-    path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"workdir={str(workdir)!r}: holds no readable {CONFIG_FILE} of a run ({error})"
-        ) from None
-    config = common.get_config()
-    fields = history.only_config(fields)
-    if isinstance(old := fields.get("cotrain"), dict) and "views" in old:
-        fields["views"] = old.pop("views")  # where it stood before other methods had it
-    try:
-        config.update(_tuples(fields))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"workdir={str(workdir)!r}: {CONFIG_FILE} does not fit configs/common.py ({error})"
-        ) from None
-    return config
+    return config_file.read(workdir)
 
 
 def check_identity(
@@ -339,21 +317,30 @@ def check_identity(
     return history.allowed(changed, workdir, new.resume_with, evaluating=evaluating)
 
 
-def prepare_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
+def prepare_workdir(
+    workdir: str | pathlib.Path, lock: Callable[[pathlib.Path], Any] | None = None
+) -> pathlib.Path:
     """Makes the workdir and makes sure that it can be written.
 
+    `lock`: called with the folder before anything else is written there.
+
     Raises:
-      ConfigError: it cannot.
+      ConfigError: it cannot, or what `lock` raises.
     """
-    path = pathlib.Path(workdir).expanduser().absolute()
+    path = files.path_of(workdir)
+    # Of a bucket any error of its library: no rights, no network, no such bucket.
+    errors = Exception if files.is_remote(path) else OSError
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may be here
-    except OSError as error:
+        if lock is not None:
+            lock(path)
+        files.try_to_write(path)
+    except ConfigError:
+        raise
+    except errors as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(
-            f"workdir={str(workdir)!r}: must be a writable directory ({error})"
+            f"workdir={str(workdir)!r}: must be a writable directory ({reason})"
         ) from None
     return path
 
@@ -370,10 +357,3 @@ def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, tuple(value) if isinstance(value, list) else value
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where configs have tuples."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

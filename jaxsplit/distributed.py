@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxsplit import rendezvous
+from jaxsplit import files, rendezvous
 from jaxsplit.errors import ConfigError
 
 # Seconds. A process that is silent for so long counts as dead, and all others end; jax's own 100
@@ -221,19 +221,19 @@ def shared_workdir(
     """
     if jax.process_count() == 1:
         return prepare(workdir)
-    path, failed = pathlib.Path(workdir).expanduser().absolute(), None
+    path, failed = files.path_of(workdir), ""
     token = secrets.randbits(30)
     if jax.process_index() == 0:
         try:
             path = prepare(workdir)
-            _mark(path, token).touch()
+            files.create(_mark(path, token))
         except (ConfigError, OSError) as error:
-            failed = error
-    token, fine = _gather([token, failed is None])[0]
-    if not fine:
-        raise failed or ConfigError(f"workdir={str(workdir)!r}: process 0 cannot write there")
+            failed = str(error)
+    token, failed = of_first([token, failed])
+    if failed:
+        raise ConfigError(failed)
     mark = _mark(path, token)
-    seen = wait_until_seen(mark) and os.access(path, os.W_OK)
+    seen = wait_until_seen(mark) and (files.is_remote(path) or os.access(path, os.W_OK))
     blind = [str(p) for p, (sees,) in enumerate(_gather([seen])) if not sees]
     if jax.process_index() == 0:
         mark.unlink(missing_ok=True)

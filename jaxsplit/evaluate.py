@@ -19,6 +19,7 @@ def evaluate(
     batch_size: int,
     sharding: Sharding,
     threads: int = 8,
+    first_only: bool = False,
 ) -> dict[str, float]:
     """Means over a split.
 
@@ -30,6 +31,7 @@ def evaluate(
       batch_size: examples a step; rounded up to a multiple of the devices along the batch.
       sharding: the mesh.
       threads: that decode a streamed split.
+      first_only: of its first batch alone, as a trial.
 
     Returns:
       <name>/top1, <name>/top5 (shares in 0..1), <name>/nll (nats) for every name that the method
@@ -56,8 +58,14 @@ def evaluate(
         # Read the batch before this one, so that the device always has one queued.
         _add(totals, pending)
         pending = sums
+        if first_only:
+            break
     _add(totals, pending)
+    if hasattr(batches, "close"):  # ends the threads that read
+        batches.close()
     count = float(totals.pop("count"))
+    if not count and first_only:
+        return {}
     if not count:
         raise ConfigError("data.on_bad_record='skip': leaves no example to evaluate; all are bad")
     return {name: float(total) / count for name, total in totals.items()} | {"count": count}

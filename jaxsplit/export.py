@@ -1,5 +1,6 @@
 """One network of a run, alone: as a Linen module and its variables, or as a workdir of its own."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -9,7 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxsplit import checkpoint, integrity, models
+from jaxsplit import checkpoint, files, integrity, lock, models
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 
@@ -61,13 +62,31 @@ def leader(
     Raises:
       ConfigError: the method has no leader, no such checkpoint, or `to` holds checkpoints.
     """
-    to = pathlib.Path(to) if to else pathlib.Path(workdir).expanduser() / FOLDER
+    to = to or files.path_of(workdir) / FOLDER
     if checkpoint.exists(to):
         raise ConfigError(f"to={str(to)!r}: holds checkpoints already; choose another")
     variables, step, metrics = _read(config, workdir, "leader", which)
     alone = _alone(config, "leader")
     config_lib.check(alone)
-    folder = config_lib.prepare_workdir(to)
+    with contextlib.ExitStack() as at_end:
+        folder = config_lib.prepare_workdir(to, lock.held(at_end))
+        _write(
+            alone,
+            folder,
+            variables,
+            {"files": [str(workdir)], "epoch": None, "step": step},
+            metrics,
+        )
+    return (
+        f"the leader of checkpoint {step}, {alone.arch}, is in {to}\n"
+        f"evaluate: python main.py --mode=eval --workdir={to}"
+    )
+
+
+def _write(
+    alone: ConfigDict, folder: pathlib.Path, variables: dict, origin: dict, metrics: dict | None
+) -> None:
+    """`variables`, of one network, as a workdir's step 0; `metrics`: of the run that it is of."""
     config_lib.save(alone, folder)
     # As the only network, under the name that it has then.
     known = {
@@ -78,13 +97,8 @@ def leader(
     best = next((key for key in known if key.endswith("/top1")), "")
     checkpoints = checkpoint.Checkpoints(folder, best_metric=best)
     stacked = {c: {"stack": jax.tree.map(lambda x: x[None], tree)} for c, tree in variables.items()}
-    origin = {"files": [str(workdir)], "epoch": None, "step": step}
     checkpoints.save_weights(stacked, alone, origin, known or None)
     checkpoints.close()
-    return (
-        f"the leader of checkpoint {step}, {alone.arch}, is in {to}\n"
-        f"evaluate: python main.py --mode=eval --workdir={to}"
-    )
 
 
 def _alone(config: ConfigDict, name: str) -> ConfigDict:
@@ -105,7 +119,7 @@ def _read(
     if not checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     best = config_lib.best_metric(config)
-    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir), best_metric=best, read_only=True)
+    checkpoints = checkpoint.Checkpoints(workdir, best_metric=best, read_only=True)
     step = checkpoints.find(which)
     shapes = checkpoints.model_shapes(step)
     parts = {integrity.part_of(path) for path in shapes}

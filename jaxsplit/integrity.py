@@ -5,6 +5,7 @@ a fifth item, `checksums`, of all that the others and the metrics hold.
 """
 
 import contextlib
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxsplit import checksums
+from jaxsplit import checksums, files
 from jaxsplit.errors import ConfigError, DamagedError
 
 FORMAT = 2
@@ -55,10 +56,11 @@ def checked(path: pathlib.Path) -> dict[str, Any] | None:
     """The checksums of a checkpoint, those of its texts compared; None: it has none, format 1.
 
     Raises:
-      ConfigError: it is of a format that is not known here.
+      ConfigError: it is of a format that is not known here, or its folder was renamed.
       Exception: of many kinds, it is damaged.
     """
-    form = text(path, "data").get("format", 1)
+    position = text(path, "data")
+    form = position.get("format", 1)
     sums = None
     if form == FORMAT or (path / "checksums").exists():
         sums = text(path, "checksums")
@@ -72,7 +74,28 @@ def checked(path: pathlib.Path) -> dict[str, Any] | None:
         )
     if sums is not None and sums.pop("checksums", None) != checksums.of_json(sums):
         raise ValueError("checksums: its own checksum differs")
+    if (step := position.get("step", int(path.name))) != int(path.name):
+        raise ConfigError(
+            f"{_name(path)}: is of step {step}, must lie in a folder of that name; rename it to "
+            f"{path.parent / str(step)}"
+        )
     return sums
+
+
+def add_metrics(path: pathlib.Path, metrics: dict) -> None:
+    """Puts the metrics of an evaluation into a checkpoint that was saved without.
+
+    Where it is interrupted, the checkpoint has them without a checksum, or none.
+    """
+    folder = path / "metrics"
+    folder.mkdir(exist_ok=True)
+    files.write_text(folder / "metrics", json.dumps(metrics))
+    if not (path / "checksums").exists():
+        return  # format 1
+    sums = text(path, "checksums") | {"metrics": checksums.of_json(metrics)}
+    sums.pop("checksums")
+    sums["checksums"] = checksums.of_json(sums)
+    files.write_text(path / "checksums" / "metadata", json.dumps(sums))
 
 
 def check_fits(

@@ -2,9 +2,10 @@
 
 import collections
 import contextlib
+import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,21 +14,24 @@ from ml_collections import ConfigDict
 from jaxsplit import (
     advice,
     checkpoint,
+    checkpoint_folder,
     compile_cache,
     distributed,
     durations,
     early_stop,
-    evaluate,
     experiment,
+    files,
     history,
     initial,
+    lock,
     metrics,
+    rating,
     report,
     signals,
     state,
 )
 from jaxsplit import config as config_lib
-from jaxsplit.errors import ConfigError, NonFiniteLossError
+from jaxsplit.errors import ConfigError, NonFiniteLossError, SaveError
 from jaxsplit.experiment import Experiment
 
 # Steps that may be queued on the device: enough to keep it busy, few enough to bound memory.
@@ -43,11 +47,13 @@ def train_and_evaluate(
 
     Args:
       config: see `configs/common.py`.
-      workdir: gets config.json, metrics.jsonl, TensorBoard files, checkpoints/ and compiled
-        programs. Several processes must share it; only the first one writes but for checkpoints.
-      stop: entered with `with`, ends the run in good order at SIGTERM and SIGINT, and whenever its
-        `request` is called. Without one an interrupt, as of a notebook's cell, finishes the step
-        and saves before it is raised; several processes always stop together at SIGTERM.
+      workdir: gets config.json, metrics.jsonl, TensorBoard files and checkpoints/; a directory or
+        gs://bucket/folder. Several processes must share it; only the first one writes but for
+        checkpoints. It is locked: see `lock`.
+      stop: entered with `with`, ends the run in good order at SIGTERM, SIGHUP and SIGINT, and
+        whenever its `request` is called. Without one an interrupt, as of a notebook's cell,
+        finishes the step and saves before it is raised; several processes always stop together at
+        SIGTERM.
 
     Returns:
       Final metrics: test/<name>/top1, /top5 (0..1), /nll for every network and the ensemble,
@@ -56,7 +62,8 @@ def train_and_evaluate(
       that `config.stop` ended early, those of its last step.
 
     Raises:
-      ConfigError: a wrong value, or a workdir of another experiment; before any compilation.
+      ConfigError: a wrong value, or a workdir of another experiment or run; before any
+        compilation. Also records that are damaged, where an evaluation finds them.
       NonFiniteLossError: the loss became NaN or infinite; nothing saved was overwritten.
       SaveError: a checkpoint could not be saved, as where the disk is full.
       Stopped: by a signal or `request`; what was done is saved.
@@ -73,15 +80,33 @@ def train_and_evaluate(
         # Read before anything is written; a run that is resumed no longer needs it.
         start = initial.read(config, exp.state_shapes().variables)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
-    with contextlib.ExitStack() as at_end:
+    with contextlib.ExitStack() as locked, contextlib.ExitStack() as at_end:
         try:
-            folder = distributed.shared_workdir(workdir, config_lib.prepare_workdir)
-            at_end.enter_context(compile_cache.inside(folder))
+            folder = distributed.shared_workdir(workdir, functools.partial(_prepare, locked))
+            at_end.enter_context(compile_cache.kept(_say))
             return _train(exp, folder, start, stop, early, at_end.callback)
         except Exception:
             if distributed.several():
                 at_end.pop_all()  # closing waits for the others, who may be gone
             raise
+
+
+def _prepare(locked: contextlib.ExitStack, workdir: str | pathlib.Path) -> pathlib.Path:
+    """Makes and locks the workdir; removes what a run that was killed has left in it."""
+
+    def take(folder: pathlib.Path) -> None:
+        locked.callback(lock.take(folder, _say, checkpoint_folder.make_room).release)
+        checkpoint_folder.make_room(folder)
+        files.clear_temporary(folder)
+
+    folder = config_lib.prepare_workdir(workdir, take)
+    checkpoint_folder.check(folder)
+    return folder
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _train(
@@ -92,48 +117,17 @@ def _train(
     early: early_stop.EarlyStop,
     at_end: Callable[[Callable[[], None]], Any],
 ) -> dict[str, float]:
-    config = exp.config
-    changes: history.Changes = {}
-    # Process 0 decides, here and below: a file system may show another one what was, not what is.
-    if distributed.of_first(checkpoint.exists(workdir)):
-        if distributed.of_first(checkpoint.weights_only(workdir)):
-            raise ConfigError(
-                f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
-                f"them in another workdir with --init_from={workdir}"
-            )
-        old = config_lib.load(workdir)
-        history.adopt(config, workdir / config_lib.CONFIG_FILE)
-        changes = config_lib.check_identity(old, config, workdir)
-        _check_longer(old, exp, workdir)
-        config.init_from = old.init_from  # what the run did start from
-    config.resume_with = ""  # said once: not every later start may change something
-    plan, mesh = exp.plan, exp.sharding
+    config, plan, mesh = exp.config, exp.plan, exp.sharding
     chief = jax.process_index() == 0
+    old, changes = _same_experiment(exp, workdir)
+    config.resume_with = ""  # said once: not every later start may change something
 
     # ---- State: new, perhaps with weights of another run, or the newest checkpoint
     checkpoints = checkpoint.Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
     )
     at_end(checkpoints.close)
-    start = distributed.of_first(checkpoints.latest() or 0)
-    position: dict = {}  # what was saved beside the arrays
-    if start:
-        start, train_state, position = checkpoints.resume(
-            exp.state_shapes(),
-            len(exp.dataset.train),
-            on_corrupt=config.checkpoint.on_corrupt,
-            say=lambda text: chief and print(text, flush=True),
-        )
-    else:
-        train_state = state.init(
-            exp.method,
-            exp.optimizer,
-            config.seed,
-            exp.dataset.image_shape,
-            mesh,
-            init_from.taken if init_from else None,
-            averaged=config.ema > 0,
-        )
+    start, train_state, position = _state(exp, checkpoints, init_from)
     if chief:  # not before: it holds the step from which a change holds
         more = history.more(workdir / config_lib.CONFIG_FILE, start, changes)
         config_lib.save(config, workdir, more)
@@ -147,24 +141,24 @@ def _train(
     batches = exp.feed.batches(start)
     at_end(batches.close)
 
-    # ---- The step, compiled
-    writer = metrics.Writer(workdir, start=start, active=chief)
+    # ---- What is written; the first evaluation, as a trial; the step, compiled
+    writer = metrics.Writer(workdir, start=start, active=chief, say=_say)
     at_end(writer.close)
     progress = report.Progress(
         total=plan.total_steps, start=start, active=chief, num_networks=config.split
     )
     at_end(progress.close)
     progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
-    if init_from:
-        progress.line(init_from.note)
-    if changes:
-        progress.line(f"from step {start} on: {history.in_words(changes)}")
+    for note in _notes(exp, start, old, changes, init_from):
+        progress.line(note)
+    ratings = rating.Rating(exp, checkpoints, writer, progress)
+    if 0 < start < plan.total_steps and start % plan.eval_every == 0:
+        ratings.of_resumed(start, train_state.variables)  # it may have been stopped before
     ended = start < plan.total_steps and early.resume(workdir, start)
     for line in [early.why] if ended else advice.lines(config, plan):
         progress.line(line)
-    if idle := jax.device_count() - mesh.mesh.size:
-        progress.line(f"the mesh leaves {idle} of {jax.device_count()} devices idle")
     if start < plan.total_steps and not ended:
+        ratings.try_first(train_state.variables)
         progress.line("compiling the training step")
         began = time.time()
         batch = experiment.put(exp, next(batches))
@@ -174,9 +168,6 @@ def _train(
 
     # ---- Train
     bad_before = position.get("bad_records", 0)
-    best = checkpoints.best()
-    best_value = best[1][exp.best_metric] if best else float("-inf")
-    results: dict[str, float] = {}
     queue: collections.deque = collections.deque()
     clock = _Clock()
     done = start
@@ -203,7 +194,7 @@ def _train(
             values = {f"train/{k}": v for k, v in metrics.means(totals).items()}
             values["lr"] = float(exp.schedule(done - 1))
             values["images_per_second"] = int(totals.count) * config.batch_size / clock.lap()
-            if _skips(exp):
+            if rating.skips(exp):
                 values["data/bad_records"] = float(bad_records)
             writer.write(done, values)
             progress.training(done, done / plan.steps_per_epoch, values)
@@ -211,42 +202,39 @@ def _train(
         if not (evaluates or saves):
             continue
         clock.pause()
-        if evaluates:
-            results = _evaluate(exp, train_state.variables, exp.eval_split)
-            writer.write(done, results)
-            progress.line(f"step {done}: {report.brief(exp, results)}")
-            saves |= results[exp.best_metric] > best_value
-            best_value = max(best_value, results[exp.best_metric])
-            ended = not last and early.after(done, results)
-            saves |= ended
-        if saves:
-            checkpoints.save(
-                train_state,
-                config,
-                len(exp.dataset.train),
-                results if evaluates else None,
-                bad_records,
-                metrics.to_json(totals),
-            )
+        lock.check(workdir)
+        save = functools.partial(
+            checkpoints.save,
+            train_state,
+            config,
+            len(exp.dataset.train),
+            bad_records=bad_records,
+            totals=metrics.to_json(totals),
+        )
+        if saves:  # before it is evaluated, which may fail or last
+            save()
         if stops:
             checkpoints.wait()
             text = f"step {done} of {plan.total_steps} is saved in {workdir}"
             raise stop.stopped(f"{text}; {signals.AGAIN}")
+        if evaluates:
+            variables = train_state.variables
+            if saves:
+                found = ratings.of_saved(done, variables)
+            else:
+                found = ratings.of_unsaved(done, variables, save)
+            ended = not last and early.after(done, found)
         if ended:
+            save(metrics=found)  # if it is not saved
             progress.line(early.why)
             break
         clock.resume()
     checkpoints.wait()
+    _check_saved(done, checkpoints)
     stop.release()
 
     # ---- Report
-    splits = {exp.eval_split[0]: exp.eval_split[1], "test": exp.dataset.test}
-    for split in splits.items():
-        if f"{split[0]}/count" not in results:
-            values = _evaluate(exp, train_state.variables, split)
-            if not writer.has(done, values):  # as where it was stopped right here
-                writer.write(done, values)
-            results |= values
+    results = ratings.at_the_end(done, train_state.variables)
     progress.close()
     results["step"] = float(train_state.step)
     results |= _best(exp, checkpoints)
@@ -255,6 +243,79 @@ def _train(
             print(share)
         print(report.tables(exp, results, f"step {done}, the last"), flush=True)
     return results
+
+
+def _same_experiment(
+    exp: Experiment, workdir: pathlib.Path
+) -> tuple[ConfigDict | None, history.Changes]:
+    """The config of the run that `workdir` holds, None: it holds none; and what changes in it.
+
+    Raises:
+      ConfigError: it is another experiment's, or cannot be gone on with.
+    """
+    # Process 0 decides, here and below: a file system may show another one what was, not what is.
+    if not distributed.of_first(checkpoint.exists(workdir)):
+        return None, {}
+    if distributed.of_first(checkpoint.weights_only(workdir)):
+        raise ConfigError(
+            f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
+            f"them in another workdir with --init_from={workdir}"
+        )
+    old = config_lib.load(workdir)
+    history.adopt(exp.config, workdir / config_lib.CONFIG_FILE)
+    changes = config_lib.check_identity(old, exp.config, workdir)
+    _check_longer(old, exp, workdir)
+    exp.config.init_from = old.init_from  # what the run did start from
+    return old, changes
+
+
+def _state(
+    exp: Experiment, checkpoints: checkpoint.Checkpoints, init_from: initial.Start | None
+) -> tuple[int, state.TrainState, dict]:
+    """(steps done, state, what was saved beside the arrays)."""
+    config = exp.config
+    if distributed.of_first(checkpoints.latest() or 0):
+        return checkpoints.resume(
+            exp.state_shapes(),
+            len(exp.dataset.train),
+            on_corrupt=config.checkpoint.on_corrupt,
+            say=_say,
+        )
+    made = state.init(
+        exp.method,
+        exp.optimizer,
+        config.seed,
+        exp.dataset.image_shape,
+        exp.sharding,
+        init_from.taken if init_from else None,
+        averaged=config.ema > 0,
+    )
+    return 0, made, {}
+
+
+def _notes(
+    exp: Experiment,
+    start: int,
+    old: ConfigDict | None,
+    changes: history.Changes,
+    init_from: initial.Start | None,
+) -> Iterator[str]:
+    """What is to be said before training."""
+    if init_from:
+        yield init_from.note
+    if changes:
+        yield f"from step {start} on: {history.in_words(changes)}"
+    if idle := jax.device_count() - exp.sharding.mesh.size:
+        yield f"the mesh leaves {idle} of {jax.device_count()} devices idle"
+    if old is None or not 0 < start < exp.plan.total_steps:
+        return
+    before = durations.plan(old, exp.feed.steps_per_epoch)
+    if before.total_steps < exp.plan.total_steps:
+        rates = before.schedule(old)(start - 1), exp.schedule(start)
+        yield (
+            f"duration={exp.config.duration!r}, was {old.duration!r}: the learning rate goes from "
+            f"{float(rates[0]):.4g} at step {start} to {float(rates[1]):.4g} at step {start + 1}"
+        )
 
 
 def evaluate_checkpoint(
@@ -273,7 +334,7 @@ def evaluate_checkpoint(
     Raises:
       ConfigError: no such checkpoint, or a config that does not fit the workdir.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = files.path_of(workdir)
     config_lib.check_same_on_all(config)
     if not checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
@@ -285,8 +346,8 @@ def evaluate_checkpoint(
     variables = checkpoints.restore_model(found, exp.state_shapes())
     results: dict[str, float] = {"step": float(found)}
     if exp.dataset.validation is not None:
-        results |= _evaluate(exp, variables, exp.eval_split)
-    results |= _evaluate(exp, variables, ("test", exp.dataset.test))
+        results |= rating.evaluation(exp, variables, exp.eval_split)
+    results |= rating.evaluation(exp, variables, ("test", exp.dataset.test))
     results |= _best(exp, checkpoints)
     checkpoints.close()
     if jax.process_index() == 0:
@@ -297,14 +358,9 @@ def evaluate_checkpoint(
     return results
 
 
-def _skips(exp: Experiment) -> bool:
-    """Whether bad records are left out and counted."""
-    return exp.config.data.on_bad_record == "skip"
-
-
 def _over_processes(exp: Experiment, bad_records: int) -> int:
     """The sum of what each process has left out of its part of the batches."""
-    if not _skips(exp):
+    if not rating.skips(exp):
         return 0
     return distributed.total(bad_records, counts=exp.sharding.reads_first)
 
@@ -330,20 +386,13 @@ def _check_finite(totals: metrics.Totals, checkpoints: checkpoint.Checkpoints) -
     )
 
 
-def _evaluate(exp: Experiment, variables: dict, split: tuple[str, Any]) -> dict[str, float]:
-    name, examples = split
-    values = evaluate.evaluate(
-        exp.eval_step,
-        variables,
-        examples,
-        image_shape=exp.dataset.image_shape,
-        batch_size=exp.plan.eval_batch_size,
-        sharding=exp.sharding,
-        threads=exp.config.data.threads,
-    )
-    if _skips(exp):
-        values["bad_records"] = len(examples) - values["count"]
-    return {f"{name}/{k}": v for k, v in values.items()}
+def _check_saved(last: int, checkpoints: checkpoint.Checkpoints) -> None:
+    """A run that has ended well has its last step on disk, whoever was at its folder meanwhile."""
+    have = distributed.of_first(checkpoints.on_disk())
+    if last not in have:
+        raise SaveError(
+            f"step {last}, the last, is not saved; there are {', '.join(map(str, have)) or 'none'}"
+        )
 
 
 def _best(exp: Experiment, checkpoints: checkpoint.Checkpoints) -> dict[str, float]:

@@ -4,13 +4,17 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import NamedTuple
+import struct
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from jaxsplit import files
 
 JSONL = "metrics.jsonl"
 
@@ -78,28 +82,45 @@ class Writer:
     """Scalars to `metrics.jsonl` and, where TensorFlow is installed, to TensorBoard.
 
     Only one process writes (`active`). `start` is the step that the run (re)starts from: lines of
-    later steps, of a run that was interrupted, are dropped.
+    later steps, of a run that was interrupted, are dropped, and TensorBoard is told to. A file that
+    is no such log is set aside as `metrics.jsonl.damaged`; `say` gets a line then.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, start: int = 0, active: bool = True):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start: int = 0,
+        active: bool = True,
+        say: Callable[[str], None] = print,
+    ):
         self._file = self._board = None
+        self._active, self._path, self._lines = active, workdir / JSONL, []
         self._start, self._known = start, set()  # the names that the file holds for that step
         if not active:
             return
-        path = workdir / JSONL
-        if path.exists():
-            lines = _drop_after(path, start)
-            self._known = {name for line in lines if line["step"] == start for name in line}
-        self._file = path.open("a")
+        kept = _kept(self._path, start, say)
+        self._known = {name for _, line in kept if line["step"] == start for name in line}
+        self._lines = [f"{text}\n" for text, _ in kept]
+        files.write_text(self._path, "".join(self._lines))
+        if not files.is_remote(workdir):
+            self._file = files.open_to_append(self._path)
         self._board = _tensorboard(workdir)
+        if self._board is not None:
+            _drop_later_events(workdir, self._board, start)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the values of one step; numbers that are not finite become null in the file."""
-        if self._file is None:
+        if not self._active:
             return
         line = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self._file.write(json.dumps({"step": step, **line}) + "\n")
-        self._file.flush()
+        text = json.dumps({"step": step, **line}) + "\n"
+        if self._file is not None:
+            self._file.write(text)
+            self._file.flush()
+        else:  # nothing can be appended to an object of a bucket
+            self._lines.append(text)
+            files.write_text(self._path, "".join(self._lines))
         if self._board is not None:
             self._board.write_scalars(step, dict(scalars))
 
@@ -115,20 +136,84 @@ class Writer:
             self._board.close()
 
 
-def _drop_after(path: pathlib.Path, step: int) -> list[dict]:
-    """Returns the lines that stay."""
-    kept, lines = [], []
-    for line in path.read_text().splitlines():
+def _kept(path: pathlib.Path, step: int, say: Callable[[str], None]) -> list[tuple[str, dict]]:
+    """Lines up to a step, each as text and as what it says; a file with others is set aside."""
+    lines, reason = [], ""
+    try:
+        *whole, cut = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        whole, cut, reason = [], b"", str(error)
+    start = b'{"step": '
+    if not (cut[: len(start)] == start[: len(cut)] and not _parsed(cut)):
+        whole.append(cut)  # no line that was cut short, as by a kill
+    for text in whole:
+        if parsed := _parsed(text):
+            lines.append((text.decode(), parsed))
+        elif text:
+            reason = reason or f"such as {text[:40]!r}"
+    if reason:
+        to, number = path.with_name(f"{JSONL}.damaged"), 1
+        while to.exists():
+            number += 1
+            to = path.with_name(f"{JSONL}.damaged{number}")
+        path.rename(to)
+        say(
+            f"{path} holds what is no metrics ({reason}); set aside as {to.name}, the {len(lines)} "
+            "lines that can be read stay"
+        )
+    return [line for line in lines if line[1]["step"] <= step]
+
+
+def _parsed(text: bytes) -> dict | None:
+    """A line of the file; None: it is none."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    step = line.get("step") if isinstance(line, dict) else None
+    return line if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def _drop_later_events(workdir: pathlib.Path, board: Any, step: int) -> None:
+    """Removes what the event files of earlier starts hold of steps after this one.
+
+    A TensorBoard that has read them is told so, too.
+    """
+    import tensorflow as tf
+
+    event_type = tf.compat.v1.Event
+    for path in workdir.glob("events.out.tfevents.*"):
         try:
-            if (parsed := json.loads(line))["step"] <= step:
-                kept.append(line + "\n")
-                lines.append(parsed)
-        except (ValueError, KeyError):
-            continue  # a line cut short by a kill
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
-    return lines
+            data = path.read_bytes()
+            if kept := _up_to(step, data, event_type):
+                files.write_bytes(path, kept)
+        except (OSError, ValueError, struct.error):
+            continue  # a log blocks nothing
+    log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    event = event_type(wall_time=time.time(), step=step + 1, session_log=log)
+    for _ in range(2):  # the first that TensorBoard sees is that of a new run, and drops nothing
+        # Nothing public writes an event of this kind.
+        tf.raw_ops.ImportEvent(writer=board.events._resource, event=event.SerializeToString())
+
+
+def _up_to(step: int, data: bytes, event_type: Any) -> bytes | None:
+    """The records of an event file but those of later steps; None: there are none of these."""
+    kept, at = [], 0
+    while at + 12 <= len(data):  # length, its checksum, an event, its checksum
+        end = at + 16 + struct.unpack_from("<Q", data, at)[0]
+        if end > len(data):
+            break  # cut short by a kill
+        try:
+            event = event_type.FromString(data[at + 12 : end - 4])
+        except Exception as error:  # protobuf's own
+            raise ValueError("no event file") from error
+        if not (event.step > step and event.HasField("summary")):
+            kept.append(data[at:end])
+        at = end
+    whole = b"".join(kept)
+    return None if len(whole) == at else whole
 
 
 def _tensorboard(workdir: pathlib.Path):
@@ -143,4 +228,7 @@ def _tensorboard(workdir: pathlib.Path):
         print(f"no TensorBoard files ({error}); metrics go to {workdir / JSONL}", flush=True)
         return None
     tf.config.set_visible_devices([], "GPU")  # it would take the memory that jax needs
-    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+    summaries = metric_writers.SummaryWriter(str(workdir))
+    board = metric_writers.AsyncWriter(summaries)
+    board.events = summaries._summary_writer
+    return board

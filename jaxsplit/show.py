@@ -1,5 +1,6 @@
 """One picture of what the networks see: --mode=show_views."""
 
+import io
 import pathlib
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxsplit import augment, data
+from jaxsplit import augment, data, files
 from jaxsplit import config as config_lib
 
 FILE = "views.png"
@@ -42,7 +43,9 @@ def views(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
     path = config_lib.prepare_workdir(workdir) / FILE
     shared = config_lib.shared_view(config)
     names = ["all networks"] if shared else [f"net{i}" for i in range(config.split)]
-    grid(originals, made, names).save(path)
+    picture = io.BytesIO()
+    grid(originals, made, names).save(picture, "PNG")
+    files.write_bytes(path, picture.getvalue())
     return path
 
 

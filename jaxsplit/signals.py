@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: a run finishes its step, saves and ends with a status that schedulers know.
+"""SIGTERM, SIGHUP and SIGINT: a run finishes its step, saves and ends with a status that
+schedulers know.
 
     with signals.Stop() as stop:
         train_and_evaluate(config, workdir, stop)
@@ -6,6 +7,7 @@
 Only the standard library is imported before it is needed, so that `early` can come first.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -18,7 +20,8 @@ from typing import NoReturn, Self
 from jaxsplit.errors import Stopped
 
 # EX_TEMPFAIL, "try again", on which schedulers requeue; and what shells give to Ctrl-C.
-STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
+# SIGHUP is a terminal or connection that was closed: as SIGTERM, but ignored under nohup.
+STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGHUP: 75}
 AGAIN = "the same command goes on from there"
 _early: list[socket.socket] = []  # kept open
 _ending = threading.Lock()
@@ -26,8 +29,8 @@ _PATIENCE = 5.0  # seconds that a program with nothing to save may take to end i
 
 
 def early() -> None:
-    """Until a `Stop` takes over, both signals end the program at once, with their status."""
-    for signum in STATUS:
+    """Until a `Stop` takes over, the signals end the program at once, with their status."""
+    for signum in _taken():
         signal.signal(signum, lambda number, _: _end(number))
     # A thread hears them even while the main one waits in C++, as jax does for other processes.
     reader, writer = socket.socketpair()
@@ -65,7 +68,7 @@ class Stop:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        taken = [signal.SIGINT] if _several() else list(STATUS)
+        taken = [s for s in _taken() if not (s == signal.SIGTERM and _several())]
         self._before = {signum: signal.signal(signum, self._handle) for signum in taken}
         # Python runs handlers when the main thread next runs Python; a thread hears at once.
         self._reader, self._writer = socket.socketpair()
@@ -135,6 +138,8 @@ class Stop:
             raise stopped
 
     def _handle(self, signum: int, _) -> None:
+        if signum == signal.SIGHUP:
+            _survive_a_closed_terminal()
         first, self._asked = self._asked is None, self._asked or signal.Signals(signum)
         if first and self._held and _several():
             os.kill(os.getpid(), signal.SIGTERM)  # by which jax makes the processes agree
@@ -157,9 +162,42 @@ class Stop:
                     _end(signum)
                 elif not asked and signum in STATUS:
                     asked, timeout = signal.Signals(signum), _PATIENCE
+                    if asked == signal.SIGHUP:
+                        _survive_a_closed_terminal()
                     if self._held:
                         text = "finishing this step, then saving; Ctrl-C (again) stops at once"
                         print(f"{asked.name}: {text}", file=sys.stderr, flush=True)
+
+
+class _Deaf:
+    """A stream whose writes may fail, as those to a terminal that was closed do."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def _survive_a_closed_terminal() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Deaf):
+            setattr(sys, name, _Deaf(stream))
+
+
+def _taken() -> list[signal.Signals]:
+    """All but a SIGHUP that is ignored from the start on: whoever said nohup meant it."""
+    return [s for s in STATUS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
 
 class Interrupt(Stop):
@@ -213,6 +251,10 @@ def _stopped(signum: int | None, text: str) -> Stopped:
 def _end(signum: int) -> NoReturn:
     if not _ending.acquire(blocking=False):
         time.sleep(_PATIENCE)  # another thread is about to end the program
+    if signum == signal.SIGHUP:
+        _survive_a_closed_terminal()
+    if "jaxsplit.lock" in sys.modules:
+        sys.modules["jaxsplit.lock"].release_all()
     stopped = _stopped(signum, "at once; the same command starts again from the last checkpoint")
     print(stopped, file=sys.stderr, flush=True)
     os._exit(stopped.status)

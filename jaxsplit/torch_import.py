@@ -10,6 +10,7 @@ Every tensor is consumed exactly once, except the written-down dead ones; anythi
 over or of another shape is an error that names it.
 """
 
+import contextlib
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from absl import app
 from ml_collections import ConfigDict
 
-from jaxsplit import checkpoint, data, models, summary, torch_files
+from jaxsplit import checkpoint, data, lock, models, summary, torch_files
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion
@@ -239,15 +240,16 @@ def import_checkpoint(
         raise ConfigError(f"workdir={str(workdir)!r}: holds checkpoints already; choose another")
     weights = torch_files.read(paths)
     variables = to_variables(config, weights, data.source(config.data).num_classes)
-    folder = config_lib.prepare_workdir(workdir)
-    config_lib.save(config, folder)
     metrics = {}
     if weights.top1 is not None:
         metrics[f"test/{'ensemble' if config.split > 1 else 'net0'}/top1"] = weights.top1
-    checkpoints = checkpoint.Checkpoints(folder, best_metric=next(iter(metrics), ""))
     origin = {"files": [str(path) for path in paths], "epoch": weights.epoch}
-    checkpoints.save_weights(variables, config, origin, metrics or None)
-    checkpoints.close()
+    with contextlib.ExitStack() as at_end:
+        folder = config_lib.prepare_workdir(workdir, lock.held(at_end))
+        config_lib.save(config, folder)
+        checkpoints = checkpoint.Checkpoints(folder, best_metric=next(iter(metrics), ""))
+        checkpoints.save_weights(variables, config, origin, metrics or None)
+        checkpoints.close()
     return weights
 
 

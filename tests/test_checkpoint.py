@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from jaxsplit import checkpoint
+from jaxsplit import checkpoint, checkpoint_folder
 from jaxsplit.errors import ConfigError
 from jaxsplit.state import TrainState
 
@@ -170,14 +170,18 @@ def test_find(opened, tmp_path):
         )
 
 
-def test_find_where_nothing_was_evaluated(opened):
+def test_find_where_nothing_was_evaluated(opened, tmp_path):
     checkpoints = opened()
     for which in ("latest", "best", "1"):
         with pytest.raises(ConfigError, match="one of: none"):
             checkpoints.find(which)
     save(checkpoints, 1)
-    with pytest.raises(ConfigError, match="checkpoint='best'.*one of: 1"):
+    with pytest.raises(ConfigError) as caught:
         checkpoints.find("best")
+    assert str(caught.value) == (
+        f"checkpoint='best': none in {tmp_path / 'checkpoints'} was evaluated, so none is best; "
+        "must be latest or one of: 1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,3 +298,76 @@ def test_exists(opened, tmp_path, monkeypatch):
     assert checkpoint.exists(tmp_path) and checkpoint.exists(str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert checkpoint.exists("~")
+
+
+def test_metrics_of_an_evaluation_after_the_save(opened, tmp_path):
+    """As if they had been saved with it: which is the best, which stay, checksums."""
+    checkpoints = opened(keep=1)
+    for step, top1 in ((1, 0.25), (2, 0.75), (3, 0.5)):
+        save(checkpoints, step)
+        assert checkpoints.metrics(step) is None
+        checkpoints.rate(step, {METRIC: top1})
+        assert checkpoints.metrics(step) == {METRIC: top1}
+    assert checkpoints.steps() == [2, 3] and checkpoints.best() == (2, {METRIC: 0.75})
+    assert checkpoint.steps_in(tmp_path / "checkpoints") in ([2, 3], [3, 2])
+    other = opened(read_only=True)
+    assert other.best() == (2, {METRIC: 0.75})
+    assert_same(other.restore(2, like(make_state(2))), make_state(2))
+    path = tmp_path / "checkpoints" / "3" / "metrics" / "metrics"
+    assert json.loads(path.read_text()) == {METRIC: 0.5}
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(ConfigError, match="checkpoint=3 .*damaged .metrics: its checksum differs"):
+        other.restore(3, like(make_state(3)))
+
+
+def test_a_rated_checkpoint_that_is_not_the_best_makes_no_room(opened):
+    checkpoints = opened(keep=1)
+    save(checkpoints, 1, 0.5)
+    save(checkpoints, 2)
+    checkpoints.rate(2, {METRIC: 0.75})
+    assert checkpoints.steps() == [2]
+    save(checkpoints, 3)
+    checkpoints.rate(3, {METRIC: 0.1})
+    assert checkpoints.steps() == [2, 3]
+
+
+@pytest.mark.parametrize("to", [35, 25])
+def test_a_folder_that_was_renamed(opened, tmp_path, to):
+    save(opened(), 30)
+    folder = tmp_path / "checkpoints"
+    (folder / "30").rename(folder / str(to))
+    checkpoints = opened()
+    line = (
+        f"checkpoint={to} in {folder}: is of step 30, must lie in a folder of that name; rename it "
+        f"to {folder / '30'}"
+    )
+    state = like(make_state(30))
+    for read in (
+        lambda: checkpoints.resume(state, 100),
+        lambda: checkpoints.restore(to, state),
+        lambda: checkpoints.restore_model(to, state),
+        lambda: checkpoints.restore_some(to, state.variables),
+        lambda: checkpoints.model_shapes(to),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert str(caught.value) == line
+    assert checkpoints.steps() == [to]  # not set aside, as damage is
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        checkpoint_folder.check(tmp_path)
+    assert str(caught.value).startswith(
+        f"workdir={str(tmp_path)!r}: its checkpoints must be a writable directory ("
+    )
+
+
+def test_what_an_interrupted_save_left_makes_room(tmp_path, opened):
+    save(opened(), 1)
+    folder = tmp_path / "checkpoints"
+    (folder / "2.orbax-checkpoint-tmp-5" / "model").mkdir(parents=True)
+    checkpoint_folder.make_room(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["1"]
+    checkpoint_folder.make_room(tmp_path / "nothing")

@@ -14,7 +14,7 @@ from test_end_to_end import (
     tiny,
 )
 
-from jaxsplit import distributed, early_stop, experiment, loop
+from jaxsplit import distributed, early_stop, experiment, loop, rating
 from jaxsplit.early_stop import EarlyStop
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.signals import Stop
@@ -126,18 +126,19 @@ def stopping(**fields):
 @pytest.fixture
 def scripted(monkeypatch, no_board):  # noqa: F811
     """Evaluations give VALUES."""
-    evaluate, steps = loop._evaluate, []
+    evaluate, steps = rating.evaluation, []
     after = Stop.after
 
     def known(stop, step):
         steps.append(step)
         return after(stop, step)
 
-    def values(*args):
-        return evaluate(*args) | {ENSEMBLE: VALUES[steps[-1]]}
+    def values(*args, first_only=False):
+        found = evaluate(*args, first_only=first_only)
+        return found if first_only else found | {ENSEMBLE: VALUES[steps[-1]]}
 
     monkeypatch.setattr(Stop, "after", known)
-    monkeypatch.setattr(loop, "_evaluate", values)
+    monkeypatch.setattr(rating, "evaluation", values)
     return steps
 
 

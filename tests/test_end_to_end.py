@@ -22,6 +22,7 @@ from jaxsplit import (
     loop,
     metrics,
     models,
+    rating,
     report,
     schedules,
     signals,
@@ -418,15 +419,15 @@ def test_nothing_of_the_metrics_is_lost_by_a_stop(tmp_path, monkeypatch, no_boar
 
     with pytest.raises(errors.Stopped, match="step 2 of 4 is saved"):
         loop.train_and_evaluate(config, tmp_path / "run", StopsAfterTwo())
-    evaluate = loop._evaluate
+    evaluate = rating.evaluation
 
-    def stop(exp, variables, split):
-        if split[0] == "test":
+    def stop(exp, variables, split, first_only=False):
+        if split[0] == "test" and not first_only:
             raise errors.Stopped("now", 75)
-        return evaluate(exp, variables, split)
+        return evaluate(exp, variables, split, first_only)
 
     with monkeypatch.context() as patch, pytest.raises(errors.Stopped, match="now"):
-        patch.setattr(loop, "_evaluate", stop)
+        patch.setattr(rating, "evaluation", stop)
         loop.train_and_evaluate(config, tmp_path / "run")
     assert steps_in(tmp_path / "run") == [2, 4]
     assert loop.train_and_evaluate(config, tmp_path / "run") == whole

@@ -16,11 +16,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_end_to_end import tiny
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, compile_cache, distributed, loop, metrics, signals
-from jaxsplit.errors import ConfigError, Stopped
+from jaxsplit import checkpoint, distributed, loop
+from jaxsplit.errors import ConfigError
 
 ROOT = pathlib.Path(distributed.__file__).parent.parent
 CONFIG = ROOT / "configs" / "digits_wrn16_4_x4.py"
@@ -472,49 +471,3 @@ def test_nobody_at_the_coordinator(met):
     with pytest.raises(ConfigError, match=line):
         distributed.initialize(f"localhost:{port}", 2, 1, timeout=1)
     assert met == []
-
-
-# ---- Compiled programs
-
-
-def test_compiled_programs_stay_in_the_workdir(tmp_path, monkeypatch):
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    given = jax.config.jax_compilation_cache_dir
-    assert given
-    with compile_cache.inside(tmp_path):
-        assert jax.config.jax_compilation_cache_dir == given
-    assert not (tmp_path / compile_cache.FOLDER).exists()
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    try:
-        for name in ("one", "two"):  # runs after each other
-            with compile_cache.inside(tmp_path / name):
-                jax.jit(lambda x: x * 2)(np.arange(3.0, dtype=np.float32))
-            assert list((tmp_path / name / compile_cache.FOLDER).iterdir())
-        assert jax.config.jax_compilation_cache_dir is None
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-        jax.config.update("jax_compilation_cache_dir", given)
-
-
-def test_a_second_start_finds_the_compiled_programs(tmp_path, monkeypatch):
-    """A program that was compiled anew would lie beside the first, under another key."""
-    monkeypatch.setattr(metrics, "_tensorboard", lambda workdir: None)
-
-    class StopsAfterTwo(signals.Stop):
-        def after(self, step):
-            return step == 2
-
-    given = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    folder, found = tmp_path / compile_cache.FOLDER, []
-    try:
-        for stop in (StopsAfterTwo(), None):
-            jax.clear_caches()
-            with contextlib.suppress(Stopped):
-                loop.train_and_evaluate(tiny(), tmp_path, stop)
-            found.append({path.name for path in folder.iterdir() if "_step-" in path.name})
-    finally:
-        jax.config.update("jax_compilation_cache_dir", given)
-    assert {name.split("-")[0] for name in found[0]} == {"jit_train_step", "jit_eval_step"}
-    assert found[0] == found[1]

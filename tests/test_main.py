@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
-from jaxsplit import checkpoint, cli, loop, schedules
+from jaxsplit import checkpoint, cli, lock, loop, schedules
 from jaxsplit import config as config_lib
 
 # ml_collections loads config files by a function that Python warns of.
@@ -314,6 +314,15 @@ def test_another_architecture(refused, trained):
         assert line.startswith(f"workdir='{workdir}': holds another experiment")
         assert "arch: 'wide_resnet10_1' -> 'wide_resnet16_2'" in line
         assert "optim.lr: 0.05 -> 0.2" in line
+
+
+def test_a_run_is_at_work_in_the_workdir(refused, trained):
+    workdir, _ = trained
+    held = lock.take(workdir)
+    line = refused(f"--workdir={workdir}", "--config.duration=9 steps")
+    assert line.startswith(f"workdir='{workdir}': another run is at work there: process ")
+    assert config_lib.load(workdir).duration == "2 steps"
+    held.release()
 
 
 def test_shorter_duration(refused, trained):

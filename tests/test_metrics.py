@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -157,3 +158,85 @@ def test_only_the_active_process_writes(tmp_path):
     writer.write(1, {"a": 1.0})
     writer.close()
     assert not list(tmp_path.iterdir())
+
+
+WHOLE = '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n'
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (b"5", "such as b'5'"),
+        (b"5\n", "such as b'5'"),
+        (b"null\n", "such as b'null'"),
+        (b"[]\n", "such as b'[]'"),
+        (b'{"step": null}\n', "such as b'{\"step\": null}'"),
+        (b'{"step": true}\n', "such as b'{\"step\": true}'"),
+        (b'{"step": 1.5, "a": 1}\n', 'such as b\'{"step": 1.5, "a": 1}\''),
+        (b'{"a": 1}\n', "such as b'{\"a\": 1}'"),
+        (b"\x00\xff\x80" * 20, f"such as {(bytes((0, 255, 128)) * 20)[:40]!r}"),
+        (b"[" * 100_000 + b"\n", f"such as {b'[' * 40!r}"),
+    ],
+    ids=range(10),
+)
+def test_a_log_that_is_damaged_blocks_nothing(tmp_path, no_board, damage, reason):
+    (tmp_path / metrics.JSONL).write_bytes(WHOLE.encode() + damage)
+    said = []
+    writer = metrics.Writer(tmp_path, start=1, say=said.append)
+    writer.write(2, {"a": 20.0})
+    writer.close()
+    assert read(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 20.0}]
+    assert said == [
+        f"{tmp_path / metrics.JSONL} holds what is no metrics ({reason}); set aside as "
+        "metrics.jsonl.damaged, the 2 lines that can be read stay"
+    ]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == WHOLE.encode() + damage
+
+
+def test_a_folder_in_the_place_of_the_log(tmp_path, no_board):
+    """And another one that was set aside before stays."""
+    for name in ("", ".damaged", ".damaged2"):
+        (tmp_path / f"{metrics.JSONL}{name}").mkdir()
+    said = []
+    metrics.Writer(tmp_path, say=said.append).close()
+    assert read(tmp_path) == [] and (tmp_path / "metrics.jsonl.damaged3").is_dir()
+    (line,) = said
+    assert "set aside as metrics.jsonl.damaged3, the 0 lines that can be read stay" in line
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_are_not_followed(tmp_path, no_board, exists):
+    """What somebody has placed there before leads to nobody else's file."""
+    workdir, other = tmp_path / "run", tmp_path / "precious"
+    workdir.mkdir()
+    if exists:
+        other.write_text(WHOLE)
+    for name in (metrics.JSONL, "metrics.tmp", "metrics.jsonl.tmp"):
+        (workdir / name).symlink_to(other)
+    writer = metrics.Writer(workdir)
+    writer.write(1, {"a": 1.0})
+    writer.close()
+    assert not (workdir / metrics.JSONL).is_symlink() and read(workdir) == [{"step": 1, "a": 1.0}]
+    assert other.read_text() == WHOLE if exists else not other.exists()
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["", "without a session before"])
+def test_tensorboard_drops_what_came_after_the_step_resumed_at(tmp_path, monkeypatch, old):
+    """`old`: the files are of a version that did not tell TensorBoard of its start."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    if old:
+        monkeypatch.setattr(metrics, "_drop_later_events", lambda *_: None)
+    for start, steps in ((0, (1, 2, 3, 4)), (2, (3, 4)), (3, (4, 5))):
+        if start == 2:
+            monkeypatch.undo()
+        time.sleep(1.1)  # files are in the order of the seconds in their names
+        writer = metrics.Writer(tmp_path, start=start)
+        for step in steps:
+            writer.write(step, {"a": 10.0 * start + step})
+        writer.close()
+    want = [(1, 1.0), (2, 2.0), (3, 23.0), (4, 34.0), (5, 35.0)]
+    assert events(tmp_path) == {"a": want}
+    served = EventAccumulator(str(tmp_path), tensor_size_guidance={"scalars": 0})
+    served.Reload()
+    assert [event.step for event in served.Tensors("a")] == [step for step, _ in want]

@@ -1,7 +1,8 @@
-"""jaxsplit.signals: what SIGTERM and SIGINT do to a run, and with which status it ends."""
+"""jaxsplit.signals: what SIGTERM, SIGHUP and SIGINT do to a run, and with which status it ends."""
 
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def raised(body: str) -> tuple[int, list[str]]:
 # ---- Stop alone
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_step_is_finished(name):
     status, said = raised(
         f"""
@@ -191,7 +192,7 @@ def test_stopped_is_no_exception():
     assert issubclass(Stopped, BaseException) and not issubclass(Stopped, Exception)
 
 
-@pytest.mark.parametrize("name, status", [("SIGTERM", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize("name, status", [("SIGTERM", 75), ("SIGINT", 130), ("SIGHUP", 75)])
 def test_early(name, status):
     """From the first line of main.py on, before there is anything to save."""
     code = "import os, signal; from jaxsplit import signals; signals.early(); "
@@ -199,6 +200,48 @@ def test_early(name, status):
     got, (line,) = ended(started("-c", code))
     assert got == status
     assert line.startswith(f"stopped by {name}: at once")
+
+
+@pytest.mark.parametrize("taken", ["signals.early()", "signals.Stop().__enter__()"])
+def test_nohup_stays_nohup(taken):
+    """A SIGHUP that whoever started the program has told it to ignore."""
+    code = "import os, signal; from jaxsplit import signals; "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    code += f"{taken}; os.kill(os.getpid(), signal.SIGHUP); print('still here')"
+    assert ended(started("-c", code)) == (0, ["still here"])
+
+
+CLOSED = """
+import fcntl, os, pathlib, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal that its end is told of
+from jaxsplit import signals
+with signals.Stop() as stop:
+    stop.hold()
+    print("ready", flush=True)
+    while not stop.after(1):
+        time.sleep(0.01)
+    for _ in range(3):
+        print("x" * 100, flush=True)
+        print("x" * 100, file=sys.stderr, flush=True)
+    pathlib.Path(sys.argv[1]).write_text("saved")
+    os._exit(stop.stopped("step 1 is saved").status)
+"""
+
+
+def test_a_terminal_that_is_closed(tmp_path):
+    """The program goes on to its save though nothing can be written there any more."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", CLOSED, str(tmp_path / "saved")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=end, stdout=end, stderr=end, start_new_session=True
+    )
+    os.close(end)
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 1000)
+    os.close(terminal)  # the kernel sends SIGHUP
+    assert process.wait(60) == 75
+    assert (tmp_path / "saved").read_text() == "saved"
 
 
 # ---- main.py

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from xla_options import USUAL
 
 from configs import common
-from jaxsplit import averaging, checkpoint, compiler, experiment, loop, metrics, state, step
+from jaxsplit import averaging, checkpoint, compiler, experiment, loop, metrics, rating, state, step
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 
@@ -185,7 +185,7 @@ def test_the_average_is_what_is_evaluated(whole, capsys):
     nll = "test/net0/nll"
     assert again[nll] == pytest.approx(results[nll], rel=1e-6)
     exp = experiment.build(tiny(ema=DECAY))
-    raw = loop._evaluate(exp, state_at(tiny(ema=DECAY), workdir, 4).raw, exp.eval_split)
+    raw = rating.evaluation(exp, state_at(tiny(ema=DECAY), workdir, 4).raw, exp.eval_split)
     assert abs(raw[nll] - results[nll]) > 1e-4
 
 

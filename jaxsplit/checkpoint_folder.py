@@ -1,0 +1,59 @@
+"""The folder of a workdir that its checkpoints lie in, as far as it is looked at without orbax."""
+
+import pathlib
+
+from jaxsplit import files
+from jaxsplit.errors import ConfigError
+
+FOLDER = "checkpoints"
+
+
+def exists(workdir: str | pathlib.Path) -> bool:
+    """Whether a workdir holds a checkpoint."""
+    return bool(steps_in(files.path_of(workdir) / FOLDER))
+
+
+def weights_only(workdir: str | pathlib.Path) -> bool:
+    """Whether the newest checkpoint of a workdir lacks what training goes on from."""
+    folder = files.path_of(workdir) / FOLDER
+    # No training saves a step 0; the optimizer's item alone may be missing by damage.
+    return max(steps_in(folder), default=None) == 0 and not (folder / "0" / "opt").is_dir()
+
+
+def make_room(workdir: pathlib.Path) -> None:
+    """Removes what saves that were interrupted have left in a workdir that no run writes into.
+
+    Orbax does the same, but later: on a disk that is full nothing else can be written before.
+    """
+    folder = workdir / FOLDER
+    if not files.is_remote(folder) and folder.is_dir():
+        for path in folder.glob("*.orbax-checkpoint-tmp*"):
+            files.remove(path)
+
+
+def check(workdir: pathlib.Path) -> None:
+    """Makes the folder of the checkpoints, and makes sure that it can be written.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    folder = workdir / FOLDER
+    errors = Exception if files.is_remote(folder) else OSError
+    try:
+        folder.mkdir(exist_ok=True)
+        files.try_to_write(folder)
+    except errors as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"workdir={str(workdir)!r}: its {FOLDER} must be a writable directory ({reason})"
+        ) from None
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """Those that lie in a folder as whole checkpoints."""
+    if not folder.is_dir():
+        return []
+    steps = [path for path in folder.iterdir() if path.name.isdecimal()]
+    if files.is_remote(folder):  # there a folder gets its name first, and this file at the end
+        steps = [path for path in steps if (path / "commit_success.txt").exists()]
+    return [int(path.name) for path in steps]

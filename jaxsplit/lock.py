@@ -1,0 +1,283 @@
+"""One run at a time writes into a workdir: the file `.lock` says which.
+
+The file holds host, process and start of its owner, who touches it every `BEAT` seconds. A lock
+whose owner is gone is stale, and is taken over:
+
+- An owner on this machine (the same boot, the same PID namespace) is looked up by its process id
+  and the time at which that process started.
+- Of an owner elsewhere nothing is known but the file: it is stale where nothing has changed in it
+  for `STALE` seconds. Only changes are looked at, so that clocks of hosts don't matter.
+
+Files are created exclusively, so two runs cannot both take a lock, NFS included. In a bucket
+(`gs://`) that cannot be had: two runs that start within the same second may both go on, until one
+of them sees at its next beat that the file is not its own any more.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jaxsplit import files
+from jaxsplit.errors import ConfigError, SaveError, disk_full
+
+FILE = ".lock"
+BEAT = 20.0  # seconds
+STALE = 120.0  # seconds: more than a few beats, and than NFS keeps what it has seen of a file
+_held: dict[str, "Lock"] = {}
+
+
+class Lock:
+    """A workdir that this process writes into; `take` makes one.
+
+    `lost`: by whom it was taken over, in words, as where this process stood still for long.
+    """
+
+    def __init__(self, folder: pathlib.Path, owner: dict[str, Any]):
+        self._path, self._owner, self.lost = folder / FILE, owner, ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="workdir lock")
+        self._thread.start()
+        _held[str(folder)] = self
+
+    def check(self) -> None:
+        """Raises SaveError where another run has taken the workdir over."""
+        if not self._over.is_set():
+            self._look()
+        if self.lost:
+            raise SaveError(
+                f"workdir={str(self._path.parent)!r}: was taken over by {self.lost} while this run "
+                "stood still; nothing was saved since"
+            )
+
+    def release(self) -> None:
+        """Removes the file, if it is still this run's."""
+        self._over.set()
+        _held.pop(str(self._path.parent), None)
+        with contextlib.suppress(Exception):  # also where the disk is gone
+            if _read(self._path) == self._owner:
+                self._path.unlink()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            with contextlib.suppress(Exception):  # a file system that is away for a while
+                self._look()
+                if not self.lost:
+                    _touch(self._path, self._owner)
+
+    def _look(self) -> None:
+        now = _read(self._path)
+        if now is None:  # removed by hand
+            with contextlib.suppress(FileExistsError):
+                files.create(self._path, json.dumps(self._owner) + "\n")
+        elif now and now != self._owner:
+            self.lost = _who(now)
+
+
+def take(
+    folder: pathlib.Path,
+    say: Callable[[str], None] = print,
+    make_room: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> Lock:
+    """Locks a workdir; nothing else in it is changed before.
+
+    Waits where the owner may be gone, for `STALE` seconds at most. `say` gets a line where it
+    waits, and one where it takes over. On a disk that is full `make_room` gets the folder, once
+    it is locked by a file that is empty as yet.
+
+    Raises:
+      ConfigError: another run owns it: says who, since when, and how that is judged.
+      OSError: the file cannot be created.
+    """
+    path = folder / FILE
+    owner = _me()
+    while True:
+        try:
+            files.create(path)
+        except FileExistsError:
+            _take_over(path, say)
+            continue
+        try:
+            _write(path, owner, lambda: make_room(folder))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        if files.is_remote(path) and (now := _read(path)) != owner:
+            raise _refusal(path, now or {}, "took it at the same moment")
+        return Lock(folder, owner)
+
+
+def held(
+    at_end: contextlib.ExitStack, say: Callable[[str], None] = print
+) -> Callable[[pathlib.Path], None]:
+    """A function for `config.prepare_workdir` that locks until `at_end` is left."""
+    return lambda folder: at_end.callback(take(folder, say).release) and None
+
+
+def check(folder: pathlib.Path) -> None:
+    """`Lock.check` of a workdir that this process has locked; nothing where another one has."""
+    if held := _held.get(str(folder)):
+        held.check()
+
+
+def release_all() -> None:
+    """Before this process ends at once."""
+    for lock in list(_held.values()):
+        lock.release()
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "machine": _machine(),
+        "started": _started(os.getpid()),
+        "token": secrets.token_hex(8),
+    }
+
+
+def _take_over(path: pathlib.Path, say: Callable[[str], None]) -> None:
+    """Returns when the lock at `path` is gone.
+
+    Raises:
+      ConfigError: its owner is alive.
+    """
+    owner = _read(path)
+    if owner is None:
+        return
+    here = owner.get("machine") == _machine() is not None
+    if here:
+        if _started(owner.get("pid")) == owner.get("started") is not None:
+            raise _refusal(path, owner, "that process is alive")
+        why = "that process is gone"
+    else:
+        if seconds := _remaining(path):
+            say(f"{path} is of {_who(owner)}; waiting for up to {seconds:.0f} s for a sign of it")
+        if _changes(path, seconds):
+            owner = _read(path) or owner
+            raise _refusal(path, owner, f"it touches {FILE} every {BEAT:.0f} s")
+        why = f"{FILE} has not changed for {STALE:.0f} s"
+    # Moved first, so that of two who judge it stale one takes it.
+    aside = path.with_name(f"{FILE}-{secrets.token_hex(4)}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if (moved := _read(aside)) != owner and moved:
+        with contextlib.suppress(FileExistsError):  # of one who was faster: give it back
+            files.create(path, json.dumps(moved) + "\n")
+        files.remove(aside)
+        raise _refusal(path, moved, "it has just started")
+    files.remove(aside)
+    say(f"took {path.parent} over from {_who(owner)}: {why}")
+
+
+def _changes(path: pathlib.Path, seconds: float) -> bool:
+    """Whether a lock is touched, or replaced, within that time; False, too, if it is released."""
+    first, until = _state(path), time.monotonic() + seconds
+    while first is not None and time.monotonic() < until:
+        time.sleep(min(1.0, STALE / 10))
+        if (now := _state(path)) != first:
+            return now is not None
+    return False
+
+
+def _remaining(path: pathlib.Path) -> float:
+    """Seconds until a lock that does not change is stale, by the file system's own clock."""
+    probe = path.with_name(f"{FILE}-{secrets.token_hex(4)}")
+    try:
+        files.create(probe)
+        age = _mtime(probe) - _mtime(path)
+    except OSError:
+        return STALE
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return min(max(STALE - age, 0.0), STALE)
+
+
+def _mtime(path: pathlib.Path) -> float:
+    return path.stat().mtime if files.is_remote(path) else path.stat().st_mtime
+
+
+def _state(path: pathlib.Path) -> tuple | None:
+    """What a beat changes; the file is opened, for which NFS asks the server."""
+    try:
+        if files.is_remote(path):
+            return path.read_text(), _mtime(path)
+        with path.open() as file:
+            status = os.fstat(file.fileno())
+            return file.read(), status.st_mtime_ns, status.st_ino
+    except OSError:
+        return None
+
+
+def _touch(path: pathlib.Path, owner: dict[str, Any]) -> None:
+    if files.is_remote(path):
+        _write(path, owner)
+    else:
+        os.utime(path, follow_symlinks=False)
+
+
+def _write(
+    path: pathlib.Path, owner: dict[str, Any], make_room: Callable[[], None] = lambda: None
+) -> None:
+    text = json.dumps(owner) + "\n"
+    try:
+        files.write_text(path, text)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        make_room()
+        files.write_text(path, text)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+    """The owner; None: there is no file. {}: it cannot be read, as where it is being written."""
+    try:
+        owner = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {} if not files.is_remote(path) and path.is_symlink() else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _machine() -> str | None:
+    """Boot and PID namespace, within which a process id names one process; None: not known."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: Any) -> str | None:
+    """When a process of this machine started, in the kernel's ticks; None: there is none."""
+    try:
+        text = pathlib.Path(f"/proc/{int(pid)}/stat").read_text()
+    except (OSError, ValueError, TypeError):
+        return None
+    state, *rest = text.rpartition(")")[2].split()
+    return None if state in "ZX" else rest[18]
+
+
+def _who(owner: dict[str, Any]) -> str:
+    host, pid, since = (owner.get(name, "?") for name in ("host", "pid", "since"))
+    return f"process {pid} on {host}, since {since}"
+
+
+def _refusal(path: pathlib.Path, owner: dict[str, Any], why: str) -> ConfigError:
+    return ConfigError(
+        f"workdir={str(path.parent)!r}: another run is at work there: {_who(owner)} ({why}; a lock "
+        f"is stale when its process is gone or, from another machine, {FILE} has not changed for "
+        f"{STALE:.0f} s). Wait for its end, or choose another workdir"
+    )
