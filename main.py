@@ -34,7 +34,8 @@ _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
     "For train: weights to start from (config.init_from): a workdir (its newest checkpoint), its "
-    "checkpoints/<step>, or files of PyTorch weights with commas between them",
+    "checkpoints/<step>, or files of PyTorch weights with commas between them (:ema behind them: "
+    "the averages in them)",
 )
 
 

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from jaxsplit import distributed, files, integrity
+from jaxsplit import distributed, files, integrity, orbax_log
 from jaxsplit.checkpoint_folder import FOLDER, exists, steps_in, weights_only
 from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
 from jaxsplit.state import TrainState
@@ -66,12 +66,14 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
+            save_interval_steps=0 if read_only else 1,  # else orbax warns that it sets it so
         )
-        return _Manager(
-            self._folder,
-            options=options,
-            item_names=("model", "opt", "config", "data", "checksums"),
-        )
+        with orbax_log.quiet():
+            return _Manager(
+                self._folder,
+                options=options,
+                item_names=("model", "opt", "config", "data", "checksums"),
+            )
 
     def save(
         self,
@@ -115,7 +117,7 @@ class Checkpoints:
         texts["data"]["format"] = integrity.FORMAT
         known = texts if metrics is None else texts | {"metrics": metrics}
         sums = integrity.sums_of(arrays, known)
-        with self._save_errors():
+        with self._save_errors(), orbax_log.quiet():
             args = ocp.args.Composite(
                 **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
                 **{item: ocp.args.JsonSave(text) for item, text in texts.items()},
@@ -366,7 +368,7 @@ class Checkpoints:
             primary_host=None, active_processes={jax.process_index()}
         )
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        with orbax_log.quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             return reader.restore(self._path(step) / item, args=args)
 
     def _path(self, step: int) -> pathlib.Path:

@@ -1,13 +1,11 @@
 """What the command line programs share: flags of a config and a workdir, errors of one line."""
 
 import contextlib
-import functools
 import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -73,8 +71,6 @@ def errors_in_one_line() -> Iterator[None]:
     Of several processes also at any other error (status 1): the others would be waited for.
     """
     logging.set_verbosity(logging.FATAL)  # orbax tells much, and errors twice
-    before = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_show, before)
     try:
         yield
     except (ConfigError, NonFiniteLossError, SaveError) as error:
@@ -92,14 +88,6 @@ def errors_in_one_line() -> Iterator[None]:
         else:
             traceback.print_exc()
         distributed.leave(1)
-    finally:
-        sys.unraisablehook = before
-
-
-def _show(before: Callable, unraisable: Any) -> None:
-    # Of each write that still was under way when another one of the same checkpoint failed.
-    if str(unraisable.exc_value) != "Event loop is closed":
-        before(unraisable)
 
 
 def _fail(error: Exception, status: int) -> None:

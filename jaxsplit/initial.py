@@ -1,9 +1,11 @@
 """Where a new run starts: weights of another run, or of PyTorch files, as far as they fit."""
 
+import os
 import pathlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
@@ -14,7 +16,8 @@ from jaxsplit.errors import ConfigError
 
 
 class Start(NamedTuple):
-    """`taken`: a tree like the variables, None where an array is drawn; `note`: what that is."""
+    """`taken`: a tree like the variables, None where an array is drawn; `note`: what that is, lines
+    of text."""
 
     taken: dict
     note: str
@@ -24,25 +27,49 @@ def read(config: ConfigDict, like: dict) -> Start:
     """The weights and BatchNorm statistics that `config.init_from` names.
 
     All of the stack is taken, but a classifier of another number of classes. Other parts of a
-    method (auxiliary modules) are taken where both have them.
+    method (auxiliary modules) are taken where both have them. For images of another number of
+    channels see `_for_channels`.
 
     Args:
       config: of the new run; init_from is a workdir (its newest checkpoint), its
-        checkpoints/<step>, or files of PyTorch weights with commas between them.
+        checkpoints/<step>, or files of PyTorch weights with commas between them, and `:ema` behind
+        them where the average of the weights that they hold is meant.
       like: {'params', 'batch_stats'} of the new run, ShapeDtypeStructs with shardings.
 
     Raises:
       ConfigError: nothing there that can be read, or of another architecture or S; both are named.
     """
-    paths = [pathlib.Path(path).expanduser() for path in config.init_from.split(",")]
+    paths, ema = _sources(config.init_from)
     try:
         if len(paths) > 1 or paths[0].is_file():
-            return _from_files(config, paths, like)
+            return _from_files(config, paths, ema, like)
         if paths[0].is_dir() or _step(paths[0]):
+            if ema:
+                raise ConfigError(
+                    ":ema is of PyTorch files; the checkpoint of a run with config.ema holds the "
+                    "average as its weights"
+                )
             return _from_run(config, paths[0], like)
         raise ConfigError("no such workdir, checkpoint or file")
     except ConfigError as error:
         raise ConfigError(f"init_from={config.init_from!r}: {error}") from None
+
+
+def _sources(text: str) -> tuple[list[pathlib.Path], bool]:
+    """(the paths in `init_from`, whether averages are meant); a path may hold commas itself."""
+
+    def exists(text: str) -> bool:
+        path = os.path.expanduser(text)
+        return os.path.exists(path) or bool(_step(pathlib.Path(path)))  # the step is missed later
+
+    ema = text.endswith(":ema") and not exists(text)
+    parts, paths = text.removesuffix(":ema" * ema).split(","), []
+    while parts:
+        # As many as make a path: the whole first.
+        n = next((n for n in range(len(parts), 0, -1) if exists(",".join(parts[:n]))), 1)
+        paths.append(pathlib.Path(os.path.expanduser(",".join(parts[:n]))))
+        parts = parts[n:]
+    return paths, ema
 
 
 def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
@@ -57,12 +84,16 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
         raise ConfigError(f"holds {theirs}, config has {ours}")
     checkpoints = checkpoint.Checkpoints(path, read_only=True)
     step = checkpoints.find(which)
-    names, differences = _fitting(checkpoints.model_shapes(step), like)
+    have = checkpoints.model_shapes(step)
+    fit = _fitting(have, like)
     wanted = flatten_dict(like, sep="/")
-    some = unflatten_dict({name: wanted[name] for name in names}, sep="/")
-    arrays = flatten_dict(checkpoints.restore_some(step, some), sep="/")
+    some = {
+        name: jax.ShapeDtypeStruct(have[name], wanted[name].dtype, sharding=wanted[name].sharding)
+        for name in fit.names
+    }
+    arrays = flatten_dict(checkpoints.restore_some(step, unflatten_dict(some, sep="/")), sep="/")
     checkpoints.close()
-    return _start(f"checkpoint {step} of {path}", like, arrays, differences)
+    return _start([f"checkpoint {step} of {path}"], like, arrays, fit)
 
 
 def _step(path: pathlib.Path) -> bool:
@@ -70,25 +101,35 @@ def _step(path: pathlib.Path) -> bool:
     return path.parent.name == checkpoint.FOLDER and path.name.isdecimal()
 
 
-def _from_files(config: ConfigDict, paths: list[pathlib.Path], like: dict) -> Start:
-    variables = torch_import.to_variables(config, torch_files.read(paths))
-    names, differences = _fitting(integrity.shapes(variables), like)
+def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: dict) -> Start:
+    weights = torch_files.read(paths, ema=ema)
+    variables = torch_import.to_variables(config, weights, any_channels=True)
+    fit = _fitting(integrity.shapes(variables), like)
     have, wanted = (flatten_dict(tree, sep="/") for tree in (variables, like))
 
     def put(value: np.ndarray, sharding) -> jax.Array:
         return jax.make_array_from_callback(value.shape, sharding, lambda i: value[i])
 
-    arrays = {name: put(have[name], wanted[name].sharding) for name in names}
-    return _start(config.init_from, like, arrays, differences)
+    arrays = {name: put(have[name], wanted[name].sharding) for name in fit.names}
+    return _start([*weights.notes, config.init_from], like, arrays, fit)
 
 
-def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> tuple[list[str], list[str]]:
-    """(names of the arrays to take, what differs in words).
+class _Fit(NamedTuple):
+    names: list[str]  # of the arrays to take
+    differences: list[str]  # what is not taken, in words
+    channels: dict[str, tuple[int, int]]  # arrays to change: for images of a -> b channels
+
+
+def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> _Fit:
+    """What of a checkpoint is taken.
 
     Raises:
-      ConfigError: another array than a classifier's is missing, left over or of another shape.
+      ConfigError: another array than a classifier's or, for images of another number of channels,
+        a first convolution's is missing, left over or of another shape.
     """
     need = integrity.shapes(like)
+    channels = _other_channels(have, need)
+    have = have | {name: need[name] for name in channels}
     have_parts, need_parts = ({integrity.part_of(name) for name in x} for x in (have, need))
     names = []
     differences = [f"{part} (not in this run)" for part in sorted(have_parts - need_parts)]
@@ -114,7 +155,32 @@ def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> tuple[list[str], l
                 f"{name} has shape {old}, should be {new}: another architecture, or images of "
                 "another number of channels"
             )
-    return names, differences
+    return _Fit(names, differences, {n: pair for n, pair in channels.items() if n in names})
+
+
+def _other_channels(have: dict, need: dict) -> dict[str, tuple[int, int]]:
+    """Kernel of the first convolution of a part -> channels of images that it is, and should be,
+    for; only of gray images and those of several channels."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for name in have.keys() & need.keys():
+        old, new = have[name], need[name]  # [..., height, width, inputs, outputs]
+        if name.endswith("/kernel") and len(old) >= 4 and old != new:
+            if old[:-2] + old[-1:] == new[:-2] + new[-1:] and 1 in (old[-2], new[-2]):
+                found.setdefault(integrity.part_of(name), {})[name] = (old[-2], new[-2])
+    # Where more than one differs it is another architecture.
+    return {name: x for part in found.values() if len(part) == 1 for name, x in part.items()}
+
+
+def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:
+    """A first kernel [..., inputs, outputs] for images of another number of channels.
+
+    From one to several: divided by their number and repeated, so that a gray image in equal
+    channels gives what it gave. From several to one: their sum, so that it gives what such an image
+    gave.
+    """
+    if channels == 1:
+        return kernel.sum(-2, keepdims=True)
+    return jnp.repeat(kernel / channels, channels, axis=-2)
 
 
 def _layers(shapes: dict[str, tuple[int, ...]], part: str) -> set[str]:
@@ -122,11 +188,21 @@ def _layers(shapes: dict[str, tuple[int, ...]], part: str) -> set[str]:
     return {name.split("/")[2] for name in shapes if integrity.part_of(name) == part}
 
 
-def _start(source: str, like: dict, arrays: dict[str, jax.Array], differences: list[str]) -> Start:
+def _start(sources: list[str], like: dict, arrays: dict[str, jax.Array], fit: _Fit) -> Start:
+    """`sources`: lines; behind the last stands what was taken."""
+    *notes, source = sources
+    for name, (old, new) in fit.channels.items():
+        array = arrays[name]
+        change = jax.jit(_for_channels, static_argnums=1, out_shardings=array.sharding)
+        arrays[name] = change(array, new)
+        how = "summed over them" if new == 1 else f"divided by {new} and repeated"
+        plural = "s" * (old > 1)
+        notes.append(f"{name}: of images of {old} channel{plural}, {how} for {new}")
+
     def take(path, _):
         return arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))
 
     note = f"weights of {source}: {len(arrays)} arrays taken"
-    if differences:
-        note += f", not taken: {', '.join(differences)}"
-    return Start(jax.tree.map_with_path(take, like), note)
+    if fit.differences:
+        note += f", not taken: {', '.join(fit.differences)}"
+    return Start(jax.tree.map_with_path(take, like), "\n".join([*notes, note]))

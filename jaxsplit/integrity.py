@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxsplit import checksums, files
+from jaxsplit import checksums, files, orbax_log
 from jaxsplit.errors import ConfigError, DamagedError
 
 FORMAT = 2
@@ -132,7 +132,7 @@ def compare(item: str, sums: dict[str, Any] | None, tree: Any) -> None:
 
 def saved_shapes(path: pathlib.Path, item: str) -> dict[str, tuple[int, ...]]:
     """name -> shape of the arrays of an item."""
-    with ocp.StandardCheckpointer() as reader:
+    with orbax_log.quiet(), ocp.StandardCheckpointer() as reader:
         return shapes(reader.metadata(path / item).item_metadata.tree)
 
 

@@ -6,10 +6,13 @@ Layouts:
   {'state_dict': ..., 'epoch', 'best_acc1'}, names `models.<i>.<name>`   divide and co-training
   {'weight': ...}, one file a network; the leader's holds its trans-fusion module besides   FFSD
   a `state_dict` of one network alone
-each with or without the prefix `module.` of DataParallel. An .npz that has keys `state/<name>` is a
-test fixture: its other keys are no weights.
+each in the containers and behind the prefixes that `torch_wrappers` knows, of floating-point
+numbers of 16 bits (also bfloat16) or more. An .npz that has keys `state/<name>` is a test fixture:
+its other keys are no weights.
 """
 
+import argparse
+import os
 import pathlib
 import pickle
 import re
@@ -19,7 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxsplit import torch_wrappers
 from jaxsplit.errors import ConfigError
+from jaxsplit.torch_wrappers import some
 
 TRANS_FUSION = "trans_fusion_module."  # prefix of the module that FFSD's leader holds
 
@@ -34,15 +39,18 @@ class Weights(NamedTuple):
     arch: str = ""  # as the file says; "": it does not
     epoch: float | None = None
     top1: float | None = None  # share of the test set that they answer right together
+    notes: tuple[str, ...] = ()  # what a file holds besides that was not taken, a line each
 
 
-def read(paths: Sequence[str | pathlib.Path]) -> Weights:
+def read(paths: Sequence[str | pathlib.Path], *, ema: bool = False) -> Weights:
     """The networks of one file; of several that hold one network each, in their order.
 
+    `ema`: the average of the weights that lies beside them.
+
     Raises:
-      ConfigError: a file that is missing, damaged or holds something else.
+      ConfigError: a file that is missing, damaged or holds something else, or has no average.
     """
-    files = [_read_file(pathlib.Path(path).expanduser()) for path in paths]
+    files = [_read_file(pathlib.Path(os.path.expanduser(path)), ema) for path in paths]
     if len(files) == 1:
         return files[0]
     for path, file in zip(paths, files, strict=True):
@@ -52,10 +60,11 @@ def read(paths: Sequence[str | pathlib.Path]) -> Weights:
     archs = {file.arch for file in files}
     if len(archs) > 1:
         raise ConfigError(f"the files hold networks of different kinds: {', '.join(sorted(archs))}")
-    return Weights([file.networks[0] for file in files], {}, files[0].arch)
+    notes = tuple(note for file in files for note in file.notes)
+    return Weights([file.networks[0] for file in files], {}, files[0].arch, notes=notes)
 
 
-def _read_file(path: pathlib.Path) -> Weights:
+def _read_file(path: pathlib.Path, ema: bool) -> Weights:
     if path.is_dir():
         raise ConfigError(f"{path}: is a directory, must be a file of PyTorch weights")
     if not path.is_file():
@@ -71,32 +80,48 @@ def _read_file(path: pathlib.Path) -> Weights:
             reason = "it is incomplete or damaged"
         reason = reason if len(reason) <= 200 else f"{reason[:200]} ..."
         raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason})") from error
-    facts = content if isinstance(content, Mapping) else {}
-    for key in ("state_dict", "weight"):
-        if isinstance(facts.get(key), Mapping):
-            content = facts[key]
-            break
-    else:
-        facts = {}
-    if not isinstance(content, Mapping) or not content:
-        raise ConfigError(f"{path}: holds no state_dict")
-    if odd := [str(k) for k, v in content.items() if not hasattr(v, "shape")]:
-        raise ConfigError(f"{path}: holds no state_dict: no tensors are {some(odd)}")
-    state = {name: _to_numpy(value) for name, value in content.items()}
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    leader = {n: v for n, v in state.items() if n.startswith(TRANS_FUSION)}
-    networks = _networks(path, {n: v for n, v in state.items() if n not in leader})
+    try:
+        found, notes = _choose(torch_wrappers.find(content), ema)
+        state = {name: _to_numpy(name, value) for name, value in found.tensors.items()}
+        leader = {n: v for n, v in state.items() if n.startswith(TRANS_FUSION)}
+        networks = _networks({n: v for n, v in state.items() if n not in leader})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    facts = content if found.where else {}
     return Weights(
         networks,
         leader,
         arch=str(facts.get("arch") or ""),
         epoch=_number(facts.get("epoch")),
         top1=None if (percent := _number(facts.get("best_acc1"))) is None else percent / 100,
+        notes=tuple(f"{path}: {note}" for note in notes),
     )
 
 
-def _networks(path: pathlib.Path, state: State) -> list[State]:
+def _choose(
+    found: Sequence[torch_wrappers.Found], ema: bool
+) -> tuple[torch_wrappers.Found, Sequence[str]]:
+    """(what is taken, what is said of it); an average alone is taken without `ema`, too."""
+    wanted = [f for f in found if f.average == ema]
+    if ema and not wanted:
+        known = ", ".join(torch_wrappers.AVERAGES)
+        raise ConfigError(f"holds no average of its weights; looked for are {known}")
+    taken = (wanted or found)[0]
+    others = [f for f in found if f is not taken]
+    if others:
+        also = ", ".join(map(_described, others))
+        if any(f.average for f in others) and not ema:
+            also += " (to take that: --ema, or :ema behind the path of init_from)"
+        return taken, [f"{_described(taken)} are taken; it also holds {also}"]
+    return taken, [f"it holds only {_described(taken)}, taken"] * (taken.average and not ema)
+
+
+def _described(found: torch_wrappers.Found) -> str:
+    kind = "averaged weights" if found.average else "weights"
+    return f"{kind} in {found.where!r}" if found.where else kind
+
+
+def _networks(state: State) -> list[State]:
     """One `state_dict` a network of names `models.<i>.<name>`; else the whole is one network."""
     networks: dict[int, dict[str, np.ndarray]] = {}
     outside = []
@@ -108,10 +133,10 @@ def _networks(path: pathlib.Path, state: State) -> list[State]:
     if not networks:
         return [state]
     if outside:
-        raise ConfigError(f"{path}: tensors that belong to no models.<i>: {some(outside)}")
+        raise ConfigError(f"tensors that belong to no models.<i>: {some(outside)}")
     if sorted(networks) != list(range(len(networks))):
-        raise ConfigError(f"{path}: networks are numbered {sorted(networks)}, should be from 0")
-    return [networks[i] for i in range(len(networks))]
+        raise ConfigError(f"networks are numbered {sorted(networks)}, should be from 0")
+    return [torch_wrappers.unwrapped(networks[i]) for i in range(len(networks))]
 
 
 def _read_npz(path: pathlib.Path) -> State:
@@ -119,6 +144,10 @@ def _read_npz(path: pathlib.Path) -> State:
         raise ConfigError(f"{path}: cannot be read as a checkpoint (it is no .npz file)")
     with np.load(path, allow_pickle=False) as arrays:
         state = dict(arrays)
+    import ml_dtypes  # of jax
+
+    # NumPy knows no bfloat16, and reads what was saved as such as two bytes without a meaning.
+    state = {k: v.view(ml_dtypes.bfloat16) if v.dtype == "V2" else v for k, v in state.items()}
     fixture = {k.removeprefix("state/"): v for k, v in state.items() if k.startswith("state/")}
     return fixture or state
 
@@ -136,9 +165,10 @@ def _read_torch(path: pathlib.Path) -> Any:
         import torch
     except ImportError:
         raise _needs(path, "PyTorch", "or convert it to .npz or .safetensors") from None
-    # Accuracies are often scalars of numpy, which PyTorch does not know to be harmless.
+    # Accuracies are often scalars of numpy, and timm saves its arguments as a Namespace; PyTorch
+    # does not know them to be harmless.
     scalar = np.float64(0).__reduce__()[0]
-    known = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
+    known = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, argparse.Namespace]
     known += [type(np.dtype(t)) for t in (np.float32, np.float64, np.int64)]
     try:
         with torch.serialization.safe_globals(known):
@@ -165,14 +195,14 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _to_numpy(value) -> np.ndarray:
-    if hasattr(value, "detach"):  # a tensor of PyTorch; numpy has no bfloat16
-        value = value.detach()
-        return (value.float() if value.is_floating_point() else value).numpy()
+def _to_numpy(name: str, value: Any) -> np.ndarray:
+    """`value`: an array or tensor. Raises ConfigError for one that numpy cannot hold."""
+    if not isinstance(value, np.ndarray | np.generic):  # a tensor of PyTorch
+        try:
+            value = value.detach()
+            # As float32, which holds all of them: numpy has no bfloat16.
+            value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ConfigError(f"{name}: is no dense tensor of numbers ({reason})") from None
     return np.asarray(value)
-
-
-def some(names: list[str]) -> str:
-    """The first names of many, for a message."""
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return f"{names[:6]}{more}"

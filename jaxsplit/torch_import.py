@@ -2,7 +2,8 @@
 
 python -m jaxsplit.torch_import CHECKPOINT... --config=configs/<name>.py --workdir=runs/<name>
 
-makes a workdir that `python main.py --mode=eval` evaluates and `--init_from` starts from.
+makes a workdir that `python main.py --mode=eval` evaluates and `--init_from` starts from. `--ema`
+takes the average of the weights (EMA) that a file holds beside them.
 
 `torch_files` says which files and layouts are read.
 
@@ -19,14 +20,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
+from absl import app, flags
 from ml_collections import ConfigDict
 
-from jaxsplit import checkpoint, data, lock, models, summary, torch_files
+from jaxsplit import checkpoint, data, lock, models, summary, torch_files, torch_wrappers
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion
-from jaxsplit.torch_files import State, some
+from jaxsplit.torch_files import State
+from jaxsplit.torch_wrappers import some
 
 DEAD = (r".*\.num_batches_tracked",)  # counters that no computation reads
 
@@ -89,13 +91,24 @@ def from_state_dicts(
     dtype=np.float32,
     *,
     channels: int = 3,
+    any_channels: bool = False,
     what: str = "",
 ) -> list[dict]:
-    """`from_state_dict` of several networks of one Spec; `what` is that, for messages."""
+    """`from_state_dict` of several networks of one Spec; `what` is that, for messages.
+
+    `any_channels`: of images of `channels` or any other number of channels, all of the same.
+    """
     shapes = _shapes(models.build(spec, num_classes), spec.image_size, channels)
     names = state_dict_names(spec, shapes)
+    # Wrappers are taken off the names of both, as a network of ours may have parts of such names.
+    states = [torch_wrappers.unwrapped(state) for state in states]
+    short = torch_wrappers.unwrapped({name: name for name in jax.tree.leaves(names)})
+    short = {name: unwrapped for unwrapped, name in short.items()}
+    names = jax.tree.map(short.__getitem__, names)
     dead = (*DEAD, *getattr(models.known(spec.arch)[0], "TORCH_DEAD", ()))
     what = what or spec.arch
+    if any_channels:
+        shapes = _with_channels_of(states[0], names, shapes, channels)
     return [_take(what, names, shapes, state, dead, dtype) for state in states]
 
 
@@ -120,12 +133,30 @@ def _shapes(module, size: int, channels: int) -> dict:
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
 
 
+def _with_channels_of(state: State, names, shapes, channels: int) -> dict:
+    """`shapes`, but the first convolution's for images of as many channels as `state` takes."""
+    other = {}
+    for (path, shape), name in zip(
+        jax.tree.leaves_with_path(shapes), jax.tree.leaves(names), strict=True
+    ):
+        if path[-1].key == "kernel" and len(shape.shape) == 4 and name in state:
+            have, (*window, inputs, outputs) = np.shape(state[name]), shape.shape
+            if inputs == channels and have[1:2] != (inputs,):
+                if have == (outputs, *have[1:2], *window):
+                    other[name] = jax.ShapeDtypeStruct((*window, have[1], outputs), shape.dtype)
+    if len(other) != 1:  # of another architecture, if not none
+        return shapes
+    return jax.tree.map(lambda name, shape: other.get(name, shape), names, shapes)
+
+
 def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) -> dict:
     """The tensors of `state` in the tree of `names` and `shapes`."""
     wanted = jax.tree.leaves(names)
     assert len(set(wanted)) == len(wanted), "two of our tensors read the same one"
     missing = sorted(set(wanted) - set(state))
     extra = [n for n in set(state) - set(wanted) if not any(re.fullmatch(d, n) for d in dead)]
+    if missing and (reason := torch_wrappers.mixed(state, missing)):
+        raise ConfigError(f"state_dict does not fit {what}: {reason}")
     if missing or extra:
         raise ConfigError(
             f"state_dict does not fit {what}: missing {some(missing)}, "
@@ -140,9 +171,15 @@ def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) ->
             wanted = (outputs, inputs, *window)
         if value.shape != wanted:
             raise ConfigError(f"{name}: shape {value.shape} where {what} has {wanted}")
-        if not (value.dtype.kind in "fiu" and np.isfinite(value).all()):
+        if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize < 2:
+            raise ConfigError(
+                f"{name}: {value.dtype} values, must be floating-point numbers of 16 bits or more"
+            )
+        with np.errstate(over="ignore"):  # of float64; told below
+            taken = to_jax(value, path).astype(dtype)
+        if not np.isfinite(taken).all():
             raise ConfigError(f"{name}: {value.dtype} values that are not all finite numbers")
-        return to_jax(value, path).astype(dtype)
+        return taken
 
     return jax.tree.map_with_path(take, names, shapes)
 
@@ -151,11 +188,16 @@ def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) ->
 
 
 def to_variables(
-    config: ConfigDict, weights: torch_files.Weights, num_classes: int | None = None
+    config: ConfigDict,
+    weights: torch_files.Weights,
+    num_classes: int | None = None,
+    *,
+    any_channels: bool = False,
 ) -> dict:
     """{'params', 'batch_stats'} by part: `stack` [S, ...], and `trans_fusion` of a leader.
 
-    `num_classes` None: as many as the weights have.
+    `num_classes` None: as many as the weights have. `any_channels`: of images of any number of
+    channels.
 
     Raises:
       ConfigError: weights of another architecture, S, number of classes or of image channels.
@@ -168,12 +210,20 @@ def to_variables(
             f"the checkpoint's networks have {classes} classes, data.name={config.data.name!r} has "
             f"{num_classes}; import with a config of {classes} classes, then use --init_from"
         )
-    what = summary.title(config)
-    fields = dict(channels=source.image_shape[2], what=what)
+    channels = source.image_shape[2]
+    fields = dict(channels=channels, any_channels=any_channels, what=summary.title(config))
     classes = classes or source.num_classes
     try:
         networks = from_state_dicts(spec, weights.networks, classes, **fields)
     except ConfigError as error:
+        if _fits(spec, weights.networks[0], classes, **fields | {"any_channels": True}):
+            if not any_channels:
+                raise ConfigError(
+                    f"{error}; data.name={config.data.name!r} has images of {channels} "
+                    f"channel{'s' * (channels > 1)}: give the file to --init_from, which takes "
+                    "weights for another number of channels"
+                ) from None
+            raise
         whole = models.divided(config.arch, 1)
         if spec == whole or not _fits(whole, weights.networks[0], classes, **fields):
             raise
@@ -221,13 +271,21 @@ def _names_here(arch: str) -> set[str]:
 def _num_classes(spec, state: State) -> int | None:
     """Of a network's classifier; None: it has none of that name, as `from_state_dict` will say."""
     head = state_dict_names(spec, {"params": {"head": {"bias": 0}}})["params"]["head"]["bias"]
+    if head not in state:  # it may be one of ours that stands in a part of a wrapper's name
+        (head,) = torch_wrappers.unwrapped({head: 0})
     return len(state[head]) if np.ndim(state.get(head, 0)) == 1 else None
 
 
 def import_checkpoint(
-    config: ConfigDict, paths: Sequence[str | pathlib.Path], workdir: str | pathlib.Path
+    config: ConfigDict,
+    paths: Sequence[str | pathlib.Path],
+    workdir: str | pathlib.Path,
+    *,
+    ema: bool = False,
 ) -> torch_files.Weights:
     """Makes a workdir whose checkpoint, step 0, holds the weights of PyTorch files.
+
+    `ema`: the average that the files hold beside the weights.
 
     The accuracy that the file says it had on the test set makes it the best checkpoint. Training
     cannot go on from it, as there is no optimizer state, but start from it: `config.init_from`.
@@ -238,7 +296,7 @@ def import_checkpoint(
     config_lib.check(config)
     if checkpoint.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds checkpoints already; choose another")
-    weights = torch_files.read(paths)
+    weights = torch_files.read(paths, ema=ema)
     variables = to_variables(config, weights, data.source(config.data).num_classes)
     metrics = {}
     if weights.top1 is not None:
@@ -253,6 +311,15 @@ def import_checkpoint(
     return weights
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags of the command; returns its name and the files."""
+    from jaxsplit import cli
+
+    if "ema" not in flags.FLAGS:  # here, as other commands have no such flag
+        flags.DEFINE_bool("ema", False, "Take the average of the weights (EMA) beside them")
+    return cli.parse(argv, files=True)
+
+
 def main(argv: list[str]) -> None:
     """The command; `argv`: its name and the files."""
     from jaxsplit import cli
@@ -261,18 +328,18 @@ def main(argv: list[str]) -> None:
         if not cli.WORKDIR.value or len(argv) < 2:
             raise ConfigError("files and --workdir must be given: CHECKPOINT... --workdir=DIR")
         config, workdir = cli.CONFIG.value, cli.WORKDIR.value
-        weights = import_checkpoint(config, argv[1:], workdir)
+        weights = import_checkpoint(config, argv[1:], workdir, ema=flags.FLAGS.ema)
         what = summary.title(config)
         what += " with its trans-fusion module" * bool(weights.trans_fusion)
         if weights.epoch is not None:
             what += f", epoch {weights.epoch:g}"
         if weights.top1 is not None:
             what += f", test top-1 {weights.top1:.2%} as the file says"
+        for note in weights.notes:
+            print(note)
         print(f"imported {what}, into {workdir}")
         print(f"evaluate: python main.py --mode=eval --workdir={workdir}")
 
 
 if __name__ == "__main__":
-    from jaxsplit import cli
-
-    app.run(main, flags_parser=lambda argv: cli.parse(argv, files=True))
+    app.run(main, flags_parser=parse)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
@@ -20,7 +21,17 @@ from safetensors.numpy import save_file
 from torch_states import numbered, random_variables, state_of
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, cli, experiment, loop, models, summary, torch_files, torch_import
+from jaxsplit import (
+    checkpoint,
+    cli,
+    experiment,
+    loop,
+    models,
+    summary,
+    torch_files,
+    torch_import,
+    torch_wrappers,
+)
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion, resnet, senet
@@ -408,8 +419,8 @@ if TORCH:
     def test_objects_in_a_file_of_pytorch_are_not_loaded(tmp_path):
         import torch
 
-        torch.save({"args": argparse.Namespace(), "state_dict": {}}, tmp_path / "a.pth")
-        with pytest.raises(ConfigError, match="holds argparse.Namespace, and only tensors"):
+        torch.save({"args": pathlib.PurePath("a"), "state_dict": {}}, tmp_path / "a.pth")
+        with pytest.raises(ConfigError, match="holds pathlib.*Path, and only tensors"):
             torch_files.read([tmp_path / "a.pth"])
 
     def test_half_precision(tmp_path):
@@ -417,9 +428,40 @@ if TORCH:
 
         values = torch.tensor([1.5, -2.0])
         content = {"a": values.bfloat16(), "b": values.half(), "c": torch.tensor(7)}
+        content["d"] = torch.tensor([1.5, 1e-300], dtype=torch.float64)
         torch.save(content, tmp_path / "a.pth")
         (state,) = torch_files.read([tmp_path / "a.pth"]).networks
         assert state["a"].tolist() == state["b"].tolist() == [1.5, -2.0] and state["c"] == 7
+        assert state["d"].tolist() == [1.5, 1e-300]
+
+    def test_tensors_that_numpy_cannot_hold_are_named(tmp_path):
+        import torch
+
+        for bad in (torch.eye(2).to_sparse(), torch.empty(2, device="meta")):
+            torch.save({"a": torch.zeros(2), "b": bad}, tmp_path / "a.pth")
+            with pytest.raises(ConfigError, match="a.pth: b: is no dense tensor of numbers"):
+                torch_files.read([tmp_path / "a.pth"])
+
+    def test_state_dicts_of_wrapped_modules(tmp_path):
+        """As PyTorch itself names and saves them, beside what timm saves."""
+        import torch
+        from torch.optim import swa_utils
+
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+        wanted = {name: value.numpy() for name, value in net.state_dict().items()}
+        compiled, parallel = torch.compile(net), torch.nn.DataParallel(net)
+        averaged = swa_utils.AveragedModel(compiled)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1).state_dict()
+        facts = {"args": argparse.Namespace(lr=0.1), "optimizer": optimizer, "epoch": 3}
+        for content in (
+            compiled.state_dict(),
+            parallel.state_dict(),
+            torch.compile(parallel).state_dict(),
+            averaged.state_dict(),
+            {"model": torch.nn.DataParallel(averaged).state_dict(), **facts},
+        ):
+            torch.save(content, tmp_path / "a.pth")
+            assert_states(torch_files.read([tmp_path / "a.pth"]).networks, [wanted])
 
 
 # ---- A workdir from a file
@@ -452,8 +494,9 @@ def run(monkeypatch):
             # The flags of a config's fields are made from sys.argv, by ml_collections.
             monkeypatch.setattr(sys, "argv", ["torch_import.py", *args])
             before = set(flags.FLAGS)
+            assert cli.CONFIG.name in before
             try:
-                torch_import.main(cli.parse(sys.argv, files=True))
+                torch_import.main(torch_import.parse(sys.argv))
             finally:
                 for name in set(flags.FLAGS) - before:
                     delattr(flags.FLAGS, name)
@@ -508,6 +551,39 @@ def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run
             loop.evaluate_checkpoint(config, workdir, "best")
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_the_average_by_the_command(run, save, tmp_path, capsys):
+    states, averages = networks(2), networks(4)[2:]
+    content = {"state_dict": numbered(states), "state_dict_ema": numbered(averages, "module.")}
+    path = save("a.pth", content)
+    for flags_, wanted, line in (
+        ((), states, "weights in 'state_dict' are taken; it also holds averaged weights in "),
+        (("--ema",), averages, "averaged weights in 'state_dict_ema' are taken; it also holds "),
+    ):
+        workdir = tmp_path / f"run{len(flags_)}"
+        run(str(path), *OVERRIDES, f"--workdir={workdir}", *flags_)
+        said = capsys.readouterr().out.splitlines()
+        assert said[0].startswith(f"{path}: {line}") and said[1].startswith("imported ")
+        checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+        shape = checkpoints.model_shapes(0)["params/stack/head/bias"]
+        like = {
+            "params": {
+                "stack": {
+                    "head": {
+                        "bias": jax.ShapeDtypeStruct(
+                            shape,
+                            np.float32,
+                            sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+                        )
+                    }
+                }
+            }
+        }
+        bias = checkpoints.restore_some(0, like)["params"]["stack"]["head"]["bias"]
+        checkpoints.close()
+        np.testing.assert_array_equal(bias, np.stack([state["fc.bias"] for state in wanted]))
+
+
 @pytest.fixture
 def refused(run, capsys):
     """A function that runs the command, which must end with status 2, and returns its one line."""
@@ -548,7 +624,11 @@ def test_bad_input_of_the_command(refused, tmp_path):
     line = refused(npz, *OVERRIDES, workdir, "--config.data.name=cifar10")  # three channels
     assert line == (
         "layer0.0.weight: shape (16, 1, 3, 3) where wide_resnet10_1 divided in 2 has (16, 3, 3, 3)"
+        "; data.name='cifar10' has images of 3 channels: give the file to --init_from, which takes "
+        "weights for another number of channels"
     )
+    line = refused(npz, *OVERRIDES, workdir, "--ema")
+    assert line.startswith(f"{npz}: holds no average of its weights; looked for are ")
     assert not (tmp_path / "run").exists()
 
 
@@ -571,6 +651,40 @@ def test_another_architecture_or_split_names_both(save):
     assert refused(single, arch="resnet164", state_dict=states[0]).startswith(
         "the checkpoint holds 1 network of resnet164, config has split=1"
     )
+
+
+def test_wrapped_names_that_are_mixed():
+    (state,) = networks(1)
+    half = {f"module.{n}" if n.startswith("layer") else n: v for n, v in state.items()}
+    config = tiny(split=1, method="single", divide=False)
+    with pytest.raises(ConfigError) as caught:
+        torch_import.to_variables(config, torch_files.Weights([half], {}), 10)
+    assert str(caught.value).startswith(
+        "state_dict does not fit wide_resnet10_1: some names have the prefix 'module.', "
+        "['module.layer0.0.weight', "
+    )
+    assert str(caught.value).endswith("some do not, ['fc.bias', 'fc.weight']")
+
+
+@pytest.mark.parametrize("parts", [("model.",), ("model.", "")])
+def test_own_names_that_are_those_of_wrappers(monkeypatch, parts):
+    """All parts of a network of ours are called so, or some."""
+    spec = SPECS["wide_resnet"]
+    variables, state = random_state(spec)
+    family = models.known(spec.arch)[0]
+    plain = family.torch_name
+
+    def own(name: str) -> str:
+        return f"{parts[0]}{name}" if name.startswith("layer") else f"{parts[-1]}{name}"
+
+    monkeypatch.setattr(family, "torch_name", lambda spec, path: own(plain(spec, path)))
+    for prefix in ("", "module.", "model._orig_mod."):
+        wrapped = {prefix + own(name): value for name, value in state.items()}
+        read = torch_wrappers.unwrapped(wrapped)
+        assert torch_import._num_classes(spec, read) == K
+        for names in (wrapped, read):
+            got = torch_import.from_state_dict(spec, names, K)
+            jax.tree.map(np.testing.assert_array_equal, got, variables)
 
 
 def test_the_name_in_the_file():
@@ -596,11 +710,22 @@ def test_the_name_in_the_file():
 
 def test_values_that_are_no_numbers_are_named():
     spec = SPECS["resnet"]
-    for bad in (np.nan, np.inf, "a"):
+    finite, floating = "values that are not all finite numbers", "values, must be floating-point"
+    for bad, reason in (
+        (np.full(K, np.nan), f"float64 {finite}"),
+        (np.full(K, np.inf, np.float16), f"float16 {finite}"),
+        (np.full(K, -np.inf, jnp.bfloat16), f"bfloat16 {finite}"),
+        (np.full(K, 1e39), f"float64 {finite}"),  # in float32
+        (np.full(K, "a"), f"<U1 {floating}"),
+        (np.ones(K, np.int8), f"int8 {floating}"),  # of a quantised network, without its scales
+        (np.ones(K, np.complex64), f"complex64 {floating}"),
+        (np.ones(K, jnp.float8_e4m3fn), f"float8_e4m3fn {floating}"),
+    ):
         _, state = random_state(spec)
-        state["fc.bias"] = np.full(K, bad)
-        with pytest.raises(ConfigError, match="^fc.bias: .* values that are not all finite"):
+        state["fc.bias"] = bad
+        with pytest.raises(ConfigError) as caught:
             torch_import.from_state_dict(spec, state, K)
+        assert str(caught.value).startswith(f"fc.bias: {reason}")
 
 
 def test_files_of_different_networks(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """AutoAugment and RandAugment: which ops of `pixels` an image gets, and how strongly."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsplit import compiler
-from jaxsplit.augment import pixels
+from jaxsplit.augment import levels, pixels
 from jaxsplit.augment.ops import Op
 from jaxsplit.augment.pixels import ENHANCE, Params
 from jaxsplit.errors import ConfigError
@@ -348,7 +349,8 @@ def randaugment_params(
 
     Args:
         chosen: its number in RANDAUGMENT.
-        level: magnitude, 0 to 10.
+        level: magnitude, 0 to 10; one that is traced is rounded to a multiple of 2^-16, after which
+            all but the geometric ops are the same as for a number.
         sign: 1 or -1, for geometric ops and the enhancing ones if `increasing`.
         shape: height and width.
         interpolation: BILINEAR, BICUBIC, or None: nearest.
@@ -361,14 +363,22 @@ def randaugment_params(
     def signed(v: Any) -> Any:
         return xp.where(sign > 0, v, -v)
 
-    share = level / 10
-    bits, threshold = xp.floor(share * 4), xp.floor(share * 256)
+    if isinstance(level, int | float):
+        share = level / 10
+        grown = xp.where(sign > 0, 1 + share * 0.9, 1 - share * 0.9)
+        factor = grown if increasing else share * 1.8 + 0.1
+        bits, threshold, added = (math.floor(share * n) for n in (4, 256, 110))
+    else:
+        steps = levels.steps(level)
+        share = steps.astype(jnp.float32) / (10 * levels.PER_LEVEL)
+        factor = levels.enhancing(steps, sign, increasing)
+        bits, threshold, added = (levels.times(n, steps) for n in (4, 256, 110))
     magnitude = {
         "rotate": signed(share * 30),
         "posterize": 4 - bits if increasing else bits,
         "solarize": 256 - threshold if increasing else threshold,
-        "solarize_add": xp.floor(share * 110),
-        **{op: 1 + signed(share * 0.9) if increasing else share * 1.8 + 0.1 for op in ENHANCE},
+        "solarize_add": added,
+        **dict.fromkeys(ENHANCE, factor),
         **{op: signed(share * 0.3) for op in ("shear_x", "shear_y")},
         **{op: signed(share * 0.45) for op in ("translate_x", "translate_y")},
     }
