@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from jaxsplit import schedules
 from jaxsplit.errors import ConfigError
 
+MOST_STEPS = 2**31 - 1  # steps are counted in int32
+
 
 @dataclass(frozen=True)
 class Duration:
@@ -106,13 +108,18 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     """Derives what the run needs from its config.
 
     Raises:
-      ConfigError: a duration that is malformed or no step long.
+      ConfigError: a duration that is malformed, no step or too many steps long.
     """
 
     units = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
 
     def steps(field: str, text: str, total: int | None, at_least: int = 0) -> int:
-        n = parse(field, text).steps(**units, total_steps=total)
+        exact = parse(field, text).exact_steps(**units, total_steps=total)
+        if not exact <= MOST_STEPS:
+            raise ConfigError(
+                f"{field}={text!r}: must be at most {MOST_STEPS} steps, is {exact:.6g}"
+            )
+        n = round(exact)
         if field == "duration" and n < 1:
             raise ConfigError(f"duration={text!r}: must be at least one step")
         return max(n, at_least)

@@ -66,7 +66,7 @@ def leader(
         raise ConfigError(f"to={str(to)!r}: holds checkpoints already; choose another")
     variables, step, metrics = _read(config, workdir, "leader", which)
     alone = _alone(config, "leader")
-    config_lib.check(alone)
+    alone = config_lib.check(alone)
     folder = config_lib.prepare_workdir(to)
     config_lib.save(alone, folder)
     # As the only network, under the name that it has then.

@@ -14,10 +14,12 @@ from jaxsplit import (
     checkpoint,
     compile_cache,
     distributed,
+    division,
     durations,
     evaluate,
     experiment,
     initial,
+    limits,
     metrics,
     report,
     signals,
@@ -59,10 +61,12 @@ def train_and_evaluate(
     stop = stop or signals.Stop()
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
-    start = None
-    if config.init_from and not distributed.of_first(checkpoint.exists(workdir)):
-        # Read before anything is written; a run that is resumed no longer needs it.
-        start = initial.read(config, exp.state_shapes().variables)
+    config, start = exp.config, None
+    if not distributed.of_first(checkpoint.exists(workdir)):
+        # Before anything is written; a run that is resumed no longer needs it.
+        _check_new(exp)
+        if config.init_from:
+            start = initial.read(config, exp.state_shapes().variables)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
     with contextlib.ExitStack() as at_end:
         try:
@@ -265,6 +269,16 @@ def evaluate_checkpoint(
         text = report.tables(exp, results, f"step {found}, the {kind}", imported=imported)
         print(text, flush=True)
     return results
+
+
+def _check_new(exp: Experiment) -> None:
+    """Refuses values that ruin a run in silence, and warns of a division that does not divide."""
+    config, dataset = exp.config, exp.dataset
+    limits.check_new_run(config, dataset.image_shape, cropped=exp.feed.cropped)
+    fields = dict(num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+    warning = division.check(config, **fields)
+    if warning and jax.process_index() == 0:
+        print(warning, flush=True)
 
 
 def _skips(exp: Experiment) -> bool:
