@@ -141,12 +141,11 @@ def check_types(config: ConfigDict) -> ConfigDict:
     config = values.copy(config)
     known = dict(_flat(common.get_config()))
     given = dict(_flat(config))
-    for field, value in given.items():
-        check_field(field, value)
-        if field not in known:
-            raise ConfigError(
-                f"{field}={values.short(value)}: must be the group of fields of configs/common.py"
-            )
+    for field in given.keys() - known.keys():
+        check_field(field, value := given[field])
+        raise ConfigError(
+            f"{field}={values.short(value)}: must be the group of fields of configs/common.py"
+        )
     for field, default in known.items():
         if field not in given:
             raise ConfigError(f"{field}: missing; start from configs.common.get_config()")

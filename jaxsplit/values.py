@@ -81,7 +81,7 @@ def _wrong(value: Any, default: Any) -> str:
     if isinstance(default, str):
         if not isinstance(value, str):
             return "a string"
-        return "a string without NUL" if "\0" in value else ""
+        return "a string without control characters" if any(c < " " for c in value) else ""
     if isinstance(default, tuple):
         if not isinstance(value, tuple):
             return "a tuple"
