@@ -96,8 +96,6 @@ def build(
     if training:
         step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)
     dataset = dataset or data.load(config.data)
-    if devices is None:  # else they are those of a description, and nothing is computed here
-        limits.check_memory(config, dataset.image_shape, mesh, training=training)
     part, parts = mesh.part
     feed = data.train_feed(
         dataset,
@@ -109,6 +107,8 @@ def build(
         threads=config.data.threads,
         scale_min=config.data.scale_min,
     )
+    if devices is None:  # else they are those of a description, and nothing is computed here
+        limits.check_memory(config, dataset.image_shape, mesh, training=training)
     if training:
         # Else every process would go through its own order of the examples.
         distributed.check_same({"data.dir's training examples": len(dataset.train)})

@@ -101,8 +101,8 @@ def check_weights(config: ConfigDict, params: Any, mesh: Sharding) -> None:
     device_bytes = sum(
         n // (mesh.net_devices if part == "stack" else 1) for part, n in sizes.items()
     )
-    what = f"the weights of {config.split} networks"
-    _check_fits(f"arch={config.arch!r}, split={config.split}", what, device_bytes, mesh)
+    field = f"arch={config.arch!r}, split={config.split}"
+    _check_fits(field, "the weights", device_bytes, mesh)
 
 
 def _check_fits(field: str, what: str, device_bytes: int, mesh: Sharding) -> None:

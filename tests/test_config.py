@@ -530,6 +530,7 @@ def test_every_field_is_runtime_or_identity():
         "data.threads",
         "remat",
         "init_from",
+        "divide_anyway",
     }
 
 
