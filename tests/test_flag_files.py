@@ -1,6 +1,7 @@
 """Flags in files, expanded before every check; config files that return no config."""
 
 import pathlib
+import sys
 
 import pytest
 from test_main import DIGITS, refused, run  # noqa: F401
@@ -49,7 +50,7 @@ def test_all_flags_from_a_file(run, monkeypatch, tmp_path):  # noqa: F811
     seen = []
     monkeypatch.setitem(main.MODES, "summary", seen.append)
     run(f"--flagfile={file}", "--config.duration=3 epochs")
-    run("--config.duration=3 epochs", "--flagfile", str(file))
+    run("--flagfile", str(file), "--config.duration=3 epochs")
     for config in seen:
         assert (config.batch_size, config.duration) == (32, "3 epochs")
     assert main.cli.WORKDIR.value is None  # as before
@@ -88,8 +89,12 @@ RETURNS = "get_config() must return what configs.common.get_config() does, with 
         ("def get_config(): return 5", f"{RETURNS}, it returns 5", RETURNS),
     ],
 )
-def test_config_files_without_a_config(refused, tmp_path, text, said, said_overridden):  # noqa: F811
+def test_config_files_without_a_config(  # noqa: F811
+    refused, tmp_path, text, said, said_overridden, monkeypatch
+):
     file = pathlib.Path(tmp_path / "own.py")
+    # ml_collections loads each file into one module, where that of another test may be.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     file.write_text(text + "\n")
     given = (f"--config={file}", f"--workdir={tmp_path / 'run'}")
     assert refused(*given) == f"config={str(file)!r}: {said}"
