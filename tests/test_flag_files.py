@@ -89,8 +89,13 @@ RETURNS = "get_config() must return what configs.common.get_config() does, with 
         ("def get_config(): return 5", f"{RETURNS}, it returns 5", RETURNS),
     ],
 )
-def test_config_files_without_a_config(  # noqa: F811
-    refused, tmp_path, text, said, said_overridden, monkeypatch
+def test_config_files_without_a_config(
+    refused,  # noqa: F811
+    tmp_path,
+    text,
+    said,
+    said_overridden,
+    monkeypatch,
 ):
     file = pathlib.Path(tmp_path / "own.py")
     # ml_collections loads each file into one module, where that of another test may be.
