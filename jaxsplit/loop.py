@@ -64,9 +64,11 @@ def train_and_evaluate(
     config, start = exp.config, None
     if not distributed.of_first(checkpoint.exists(workdir)):
         # Before anything is written; a run that is resumed no longer needs it.
-        _check_new(exp)
+        warning = _check_new(exp)
         if config.init_from:
             start = initial.read(config, exp.state_shapes().variables)
+        if warning and jax.process_index() == 0:
+            print(warning, flush=True)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
     with contextlib.ExitStack() as at_end:
         try:
@@ -271,14 +273,12 @@ def evaluate_checkpoint(
     return results
 
 
-def _check_new(exp: Experiment) -> None:
-    """Refuses values that ruin a run in silence, and warns of a division that does not divide."""
+def _check_new(exp: Experiment) -> str:
+    """Refuses values that ruin a run in silence; a line on a division that does not divide."""
     config, dataset = exp.config, exp.dataset
     limits.check_new_run(config, dataset.image_shape, cropped=exp.feed.cropped)
     fields = dict(num_classes=dataset.num_classes, image_shape=dataset.image_shape)
-    warning = division.check(config, **fields)
-    if warning and jax.process_index() == 0:
-        print(warning, flush=True)
+    return division.check(config, **fields)
 
 
 def _skips(exp: Experiment) -> bool:
