@@ -10,17 +10,20 @@ the whole run; not for `duration` itself).
 
 from ml_collections import ConfigDict
 
+from jaxsplit.values import Fields
+
 
 def get_config() -> ConfigDict:
     """The defaults: the published CIFAR recipe of divide and co-training (arXiv 2011.14660)."""
-    config = ConfigDict()
-    config.seed = 0
+    config = Fields()  # takes pathlib's paths and NumPy's values, too
+    config.seed = 0  # 0 ... 2**32 - 1
 
     # What is trained. `split` is S: the undivided network `arch` is replaced by S small ones.
     config.arch = "wide_resnet28_10"
     config.split = 4
     config.divide = True  # False: each of the S networks is the whole `arch`
     config.divide_in = 0  # each is one of so many that replace `arch`; 0: of S
+    config.divide_anyway = False  # also where they together cost over 1.5 times as much as `arch`
     config.init_from = ""  # weights to start from: a workdir, its checkpoints/<step>, files
     # single | independent | cotrain | ffsd | dml | kdcl | one | okddip | cl_ilr | codistill
     config.method = "cotrain"

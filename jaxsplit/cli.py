@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 # TensorFlow, which writes the TensorBoard files, prints notices unless told not to.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -16,7 +16,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from configs import saved  # noqa: E402
 from jaxsplit import config as config_lib  # noqa: E402
-from jaxsplit import distributed  # noqa: E402
+from jaxsplit import distributed, flag_files  # noqa: E402
 from jaxsplit.errors import (  # noqa: E402
     ConfigError,
     NonFiniteLossError,
@@ -32,35 +32,65 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metri
 
 
 def parse(argv: list[str], *, files: bool = False) -> list[str]:
-    """Parses the flags; wrong ones are one line and exit status 2.
+    """Parses the flags, those in files too; wrong ones are one line and exit status 2.
 
     `files`: of a program that makes a workdir from files. Returns its name and those.
     """
-    given = config_lib.flags_given(argv)
+    given: dict[str, str] = {}
+    try:
+        # ml_collections makes the flags of a config's fields from sys.argv.
+        argv = sys.argv[:] = [argv[0], *flag_files.expanded(argv[1:])]
+        given = config_lib.flags_given(argv)
+        return _parse(argv, given, files)
+    except (flags.Error, ConfigError, OSError) as error:
+        _fail(_of_config_file(error, given.get("config", "")), 2)
+
+
+def _parse(argv: list[str], given: dict[str, str], files: bool) -> list[str]:
     if {"help", "h", "helpshort"} & given.keys():
         main = sys.modules["__main__"]
         print(f"{main.__doc__}\n{flags.FLAGS.main_module_help()}")
         print(flags.FLAGS.module_help(sys.modules[__name__]))
         sys.exit()
+    config_lib.check_overrides(given)
+    if not pathlib.Path(given.get("config", __file__).partition(":")[0]).is_file():
+        raise ConfigError(f"config={given['config']!r}: must be a file with get_config()")
+    if "config" not in given and given.get("workdir") and not files:
+        # The workdir's own config, which can be overridden like any other.
+        config_lib.load(given["workdir"])
+        argv = [argv[0], f"--config={saved.__file__}:{given['workdir']}", *argv[1:]]
+    wanted = "get_config() must return what configs.common.get_config() does, with fields changed"
+    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
-        config_lib.check_overrides(given)
-        if not pathlib.Path(given.get("config", __file__).partition(":")[0]).is_file():
-            raise ConfigError(f"config={given['config']!r}: must be a file with get_config()")
-        if "config" not in given and given.get("workdir") and not files:
-            # The workdir's own config, which can be overridden like any other.
-            config_lib.load(given["workdir"])
-            argv = [argv[0], f"--config={saved.__file__}:{given['workdir']}", *argv[1:]]
         rest = flags.FLAGS(argv)
-        if rest[1:] and not files:
-            raise ConfigError(f"unknown argument {rest[1]!r}")
-        if CONFIG.value is None:
-            raise ConfigError("config: must be given: --config=configs/<name>.py")
-        return rest
-    except (flags.Error, ConfigError, OSError) as error:
-        if "get_config() takes 0 positional arguments" in str(error):
-            path, _, text = given["config"].partition(":")
-            error = ConfigError(f"config={given['config']!r}: {path} takes no arguments ({text!r})")
-        _fail(error, 2)
+    except (AttributeError, KeyError) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if "config_flags" not in frame.filename:  # a bug in the config file
+            raise
+        if frame.name == "parse":  # of the file
+            wanted = "must be a file with get_config()"
+        raise ConfigError(f"config={given.get('config')!r}: {wanted}") from None
+    if rest[1:] and not files:
+        raise ConfigError(f"unknown argument {rest[1]!r}")
+    config = CONFIG.value
+    if config is None and "config" not in given:
+        raise ConfigError("config: must be given: --config=configs/<name>.py")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"config={given.get('config')!r}: {wanted}, it returns {config!r}")
+    return rest
+
+
+def _of_config_file(error: Exception, given: str) -> Exception:
+    """`error`, or one line where the file has no get_config() that can be called so."""
+    # Of an error in a config file absl keeps the traceback as text.
+    lines = str(error).strip().splitlines()
+    frames = [line for line in lines if line.lstrip().startswith("File ")]
+    if not frames or "config_flags.py" not in frames[-1]:
+        return error
+    path, _, text = given.partition(":")
+    if "get_config() takes 0 positional arguments" in lines[-1]:
+        return ConfigError(f"config={given!r}: {path} takes no arguments ({text!r})")
+    return ConfigError(f"config={given!r}: must be a file with get_config() ({lines[-1].strip()})")
 
 
 @contextlib.contextmanager

@@ -23,12 +23,14 @@ from jaxsplit import (
     durations,
     files,
     history,
+    limits,
     losses,
     methods,
     models,
     optim,
     schedules,
     stack,
+    values,
 )
 from jaxsplit.errors import ConfigError
 
@@ -52,6 +54,7 @@ RUNTIME = (
     "init_from",  # not read again; the run's own checkpoints go on
     "stop",
     "resume_with",
+    "divide_anyway",  # asked for where a run begins
 )
 # Fields that may differ between the processes of a run.
 PER_HOST = ("data.dir", "data.threads")
@@ -66,6 +69,7 @@ DURATIONS = (
     "eval.every",
     "checkpoint.every",
 )
+MOST_NETWORKS, MOST_THREADS = 4096, 1024
 VIEWS = ("", "different", "same")
 DTYPES = ("float32", "bfloat16")
 ON_CORRUPT = ("previous", "error")  # what a run does at a checkpoint that is damaged
@@ -124,38 +128,54 @@ def check_field(field: str, value: Any) -> None:
     near = near or difflib.get_close_matches(field, known, n=3, cutoff=0.5)
     near = near or [k for k in known if k.rpartition(".")[0] == group] or list(known)
     raise ConfigError(
-        f"{field}={value!r}: no such field in configs/common.py; there are {', '.join(near)}"
+        f"{field}={values.short(value)}: no such field in configs/common.py; "
+        f"there are {', '.join(near)}"
     )
 
 
-def check(config: ConfigDict) -> None:
-    """Checks all that can be known without data and devices.
+def check_types(config: ConfigDict) -> ConfigDict:
+    """Checks that a config has the fields of `configs/common.py`, each with a value of its type.
+
+    Returns:
+      A copy with Python's own values; paths and NumPy's values are taken, see `values.plain`.
 
     Raises:
       ConfigError: names the field, its value and what is allowed.
     """
+    config = values.copy(config)
     known = dict(_flat(common.get_config()))
     given = dict(_flat(config))
-    for field, value in given.items():
-        check_field(field, value)
-    for field in known:
+    for field in given.keys() - known.keys():
+        check_field(field, value := given[field])
+        raise ConfigError(
+            f"{field}={values.short(value)}: must be the group of fields of configs/common.py"
+        )
+    for field, default in known.items():
         if field not in given:
             raise ConfigError(f"{field}: missing; start from configs.common.get_config()")
-    for field, default in known.items():
-        if isinstance(default, int | float) and not isinstance(default, bool):
-            value = given[field]
-            if not _is_number(value):
-                raise ConfigError(f"{field}={value!r}: must be a finite number")
+        values.check_type(field, given[field], default)
+    return config
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """Checks all that can be known without data and devices.
+
+    Returns:
+      A copy with Python's own values; see `check_types`.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    config = check_types(config)
+    given = dict(_flat(config))
 
     def need(field: str, allowed: str, fine: bool) -> None:
         if not fine:
-            raise ConfigError(f"{field}={given[field]!r}: must be {allowed}")
+            raise ConfigError(f"{field}={values.short(given[field])}: must be {allowed}")
 
     def one_of(field: str, names) -> None:
         need(field, f"one of {', '.join(names)}", given[field] in names)
 
-    for field in ("mesh.data", "mesh.net"):
-        need(field, "an integer", isinstance(given[field], int))
     one_of("method", methods.METHODS)
     one_of("data.resident", data.RESIDENT)
     one_of("data.on_bad_record", data.ON_BAD_RECORD)
@@ -169,6 +189,7 @@ def check(config: ConfigDict) -> None:
     one_of("batch_norm", stack.BATCH_NORMS)
     one_of("lowering", stack.LOWERINGS)
     need("split", "at least 1", config.split >= 1 or (config.divide and not config.divide_in))
+    need("split", f"at most {MOST_NETWORKS}", config.split <= MOST_NETWORKS)
     need("divide_in", "0 (as split) or more", config.divide_in >= 0)
     models.remat_stages(spec(config), config.remat)
     methods.check_split(config.method, config.split)
@@ -190,9 +211,10 @@ def check(config: ConfigDict) -> None:
     every = config.codistill.every
     need("codistill.every", "at least 1, in whole steps", every >= 1 and every % 1 == 0)
 
-    need("seed", "0 or more", config.seed >= 0)
+    need("seed", f"in 0 ... {limits.SEEDS - 1}", config.seed >= 0)
     for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
         need(field, "at least 1", given[field] >= 1)
+    need("data.threads", f"at most {MOST_THREADS}", config.data.threads <= MOST_THREADS)
     parts = config.optim.accumulate
     fits = parts >= 1 and config.batch_size % parts == 0
     need("optim.accumulate", f"a divisor of batch_size={config.batch_size}", fits)
@@ -248,6 +270,7 @@ def check(config: ConfigDict) -> None:
         scale_min=config.data.scale_min,
     )
     optim.build(config.optim, lambda step: config.optim.lr, {}, 1)
+    return config
 
 
 def check_same_on_all(config: ConfigDict) -> None:

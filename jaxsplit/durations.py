@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from jaxsplit import schedules
 from jaxsplit.errors import ConfigError
 
+MOST_STEPS = 2**31 - 1  # steps are counted in int32
+
 
 @dataclass(frozen=True)
 class Duration:
@@ -106,13 +108,19 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     """Derives what the run needs from its config.
 
     Raises:
-      ConfigError: a duration that is malformed or no step long.
+      ConfigError: a duration that is malformed, no step or too many steps long.
     """
 
     units = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
 
+    def exact(field: str, text: str, total: int | None) -> float:
+        n = parse(field, text).exact_steps(**units, total_steps=total)
+        if not n <= MOST_STEPS:
+            raise ConfigError(f"{field}={text!r}: must be at most {MOST_STEPS} steps, is {n:.6g}")
+        return n
+
     def steps(field: str, text: str, total: int | None, at_least: int = 0) -> int:
-        n = parse(field, text).steps(**units, total_steps=total)
+        n = round(exact(field, text, total))
         if field == "duration" and n < 1:
             raise ConfigError(f"duration={text!r}: must be at least one step")
         return max(n, at_least)
@@ -133,9 +141,7 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
         milestones_steps=tuple(
             steps("schedule.milestones", m, total) for m in config.schedule.milestones
         ),
-        decay_every_steps=parse("schedule.decay_every", config.schedule.decay_every).exact_steps(
-            **units, total_steps=total
-        ),
+        decay_every_steps=exact("schedule.decay_every", config.schedule.decay_every, total),
         log_every=steps("log_every", config.log_every, total, 1),
         eval_every=steps("eval.every", config.eval.every, total, 1),
         checkpoint_every=steps("checkpoint.every", config.checkpoint.every, total, 1),

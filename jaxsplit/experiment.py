@@ -17,6 +17,7 @@ from jaxsplit import (
     data,
     distributed,
     durations,
+    limits,
     methods,
     metrics,
     optim,
@@ -75,7 +76,7 @@ def build(
     """Checks a config and builds what it stands for; reads the data set, compiles nothing.
 
     Args:
-      config: of the experiment.
+      config: of the experiment; it stays as it is, that of the Experiment is a checked copy.
       training: `batch_size` has to fit the devices.
       dataset: instead of the one that the config names.
       devices: of the mesh, instead of all of this machine; those of a
@@ -84,7 +85,7 @@ def build(
     Raises:
       ConfigError: a wrong value, in one line.
     """
-    config_lib.check(config)
+    config = config_lib.check(config)
     mesh = sharding.make(
         config.mesh.data,
         config.mesh.net,
@@ -106,6 +107,8 @@ def build(
         threads=config.data.threads,
         scale_min=config.data.scale_min,
     )
+    if devices is None:  # else they are those of a description, and nothing is computed here
+        limits.check_memory(config, dataset.image_shape, mesh, training=training)
     if training:
         # Else every process would go through its own order of the examples.
         distributed.check_same({"data.dir's training examples": len(dataset.train)})
@@ -128,6 +131,8 @@ def build(
     schedule = plan.schedule(config)
     init = functools.partial(method.init, image_shape=dataset.image_shape)
     params = jax.eval_shape(init, jax.random.key(0))["params"]
+    if devices is None:
+        limits.check_weights(config, params, mesh)
     return Experiment(
         config=config,
         dataset=dataset,

@@ -67,7 +67,7 @@ def leader(
         raise ConfigError(f"to={str(to)!r}: holds checkpoints already; choose another")
     variables, step, metrics = _read(config, workdir, "leader", which)
     alone = _alone(config, "leader")
-    config_lib.check(alone)
+    alone = config_lib.check(alone)
     with contextlib.ExitStack() as at_end:
         folder = config_lib.prepare_workdir(to, lock.held(at_end))
         _write(

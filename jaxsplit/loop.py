@@ -17,12 +17,14 @@ from jaxsplit import (
     checkpoint_folder,
     compile_cache,
     distributed,
+    division,
     durations,
     early_stop,
     experiment,
     files,
     history,
     initial,
+    limits,
     lock,
     metrics,
     rating,
@@ -74,11 +76,14 @@ def train_and_evaluate(
             return train_and_evaluate(config, workdir, stop)
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
-    early = early_stop.make(exp)
-    start = None
-    if config.init_from and not distributed.of_first(checkpoint.exists(workdir)):
-        # Read before anything is written; a run that is resumed no longer needs it.
-        start = initial.read(config, exp.state_shapes().variables)
+    config, early, start = exp.config, early_stop.make(exp), None
+    if not distributed.of_first(checkpoint.exists(workdir)):
+        # Before anything is written; a run that is resumed no longer needs it.
+        warning = _check_new(exp)
+        if config.init_from:
+            start = initial.read(config, exp.state_shapes().variables)
+        if warning and jax.process_index() == 0:
+            print(warning, flush=True)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
     with contextlib.ExitStack() as locked, contextlib.ExitStack() as at_end:
         try:
@@ -356,6 +361,14 @@ def evaluate_checkpoint(
         text = report.tables(exp, results, f"step {found}, the {kind}", imported=imported)
         print(text, flush=True)
     return results
+
+
+def _check_new(exp: Experiment) -> str:
+    """Refuses values that ruin a run in silence; a line on a division that does not divide."""
+    config, dataset = exp.config, exp.dataset
+    limits.check_new_run(config, dataset.image_shape, cropped=exp.feed.cropped)
+    fields = dict(num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+    return division.check(config, **fields)
 
 
 def _over_processes(exp: Experiment, bad_records: int) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxsplit.errors import ConfigError
 
 Schedule = Callable[[jax.Array | int], jax.Array]
+MOST_STAIRS = 1_000_000  # of a staircase, which is a table of them
 
 
 def _warmed(
@@ -210,6 +211,12 @@ def exponential(
     warmup = dict(warmup_steps=warmup_steps, warmup_lr=warmup_lr, end_lr=end_lr)
     length = _decay_steps(total_steps, warmup_steps)
     if staircase:
+        if length / every_steps > MOST_STAIRS:
+            raise ConfigError(
+                f"schedule.decay_every='{every_steps:g} steps': must be longer, or "
+                f"schedule.staircase False; the run has {length / every_steps:.0f} stairs, at most "
+                f"{MOST_STAIRS} are allowed"
+            )
         # Each begins at the first step whose quotient by every_steps, in float64, reaches it.
         stairs = np.arange(1, int(length / every_steps) + 1)
         starts = np.rint(stairs * every_steps)

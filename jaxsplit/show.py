@@ -37,7 +37,7 @@ def views(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
     Raises:
       ConfigError: a wrong value, in one line.
     """
-    config_lib.check(config)
+    config = config_lib.check(config)
     dataset = data.load(config.data)
     originals, made = draw(config, dataset)
     path = config_lib.prepare_workdir(workdir) / FILE

@@ -8,6 +8,7 @@ python -m jaxsplit.summary --arch=NAME    some of them; NAME can be given again
 """
 
 import argparse
+import functools
 import math
 import sys
 from collections import Counter
@@ -111,10 +112,17 @@ def _module(stack: str) -> str:
     return names[1] if len(names) > 1 else "other"
 
 
-def stack_cost(arch: str, divided_in: int, **kwargs) -> tuple[Cost, Cost]:
+@functools.lru_cache(maxsize=8)
+def _cost(arch: str, divided_in: int, num_classes: int, image_shape: tuple[int, ...]) -> Cost:
+    """A run asks for the same ones at its start and at its end."""
+    return cost(models.divided(arch, divided_in), num_classes=num_classes, image_shape=image_shape)
+
+
+def stack_cost(
+    arch: str, divided_in: int, *, num_classes: int, image_shape: tuple[int, int, int]
+) -> tuple[Cost, Cost]:
     """(one of the networks that `arch` is divided in, the undivided network)."""
-    whole = cost(models.divided(arch, 1), **kwargs)
-    return whole if divided_in == 1 else cost(models.divided(arch, divided_in), **kwargs), whole
+    return tuple(_cost(arch, n, num_classes, tuple(image_shape)) for n in (divided_in, 1))
 
 
 def title(config) -> str:
@@ -202,7 +210,7 @@ def of_config(config) -> str:
     from jaxsplit import config as config_lib
     from jaxsplit import curves, data
 
-    config_lib.check(config)
+    config = config_lib.check(config)
     source = data.source(config.data)
     height, width, channels = source.image_shape
     shape = (config.data.image_size or height, config.data.image_size or width, channels)

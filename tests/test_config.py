@@ -269,7 +269,7 @@ WRONG = [  # fields changed, how the message begins, what else it says
     (dict(checkpoint__keep=0), "checkpoint.keep=0: must be at least 1", []),
     (dict(dtype="float16"), "dtype='float16': must be one of float32, bfloat16", []),
     (dict(batch_size=0), "batch_size=0: must be at least 1", []),
-    (dict(seed=-1), "seed=-1: must be 0 or more", []),
+    (dict(seed=-1), "seed=-1: must be in 0 ... 4294967295", []),
     (dict(label_smoothing=1.0), "label_smoothing=1.0: must be in [0, 1)", []),
     (dict(augment__mixup=-0.1), "augment.mixup=-0.1: must be 0 or more", []),
     (dict(resume_with="all"), "resume_with='all': must be '' or 'changed'", []),
@@ -542,6 +542,7 @@ def test_every_field_is_runtime_or_identity():
         "stop.patience",
         "stop.min_delta",
         "resume_with",
+        "divide_anyway",
     }
 
 

@@ -324,6 +324,7 @@ def test_views_are_those_of_the_device(cifar10):
     """What the networks get, through the loop's own way to the mesh (two groups of networks)."""
     made = get_config()
     made.arch, made.split, made.batch_size = "wide_resnet10_1", 2, 8
+    made.divide_anyway = True
     made.data.name, made.data.dir = "cifar10", str(cifar10)
     made.duration, made.schedule.warmup = "2 epochs", "0 steps"
     made.mesh.data, made.mesh.net = 2, 2

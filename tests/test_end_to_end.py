@@ -39,6 +39,7 @@ def tiny(**fields) -> ConfigDict:
     """Two small networks on 8x8 images, 4 steps on one device; random crops, flips and mixup."""
     config = common.get_config()
     config.arch, config.split = "wide_resnet10_1", 2
+    config.divide_anyway = True  # so narrow a network does not divide
     config.data.name, config.data.image_size = "synthetic", 8
     config.batch_size, config.eval.batch_size, config.mesh.data = 16, 256, 1
     config.duration = "4 steps"

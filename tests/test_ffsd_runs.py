@@ -36,6 +36,7 @@ def tiny(data=1, net=1, **fields):
     config = digits_ffsd_resnet20.get_config()
     config.update(
         arch="wide_resnet10_1",
+        divide_anyway=True,
         batch_size=16,
         batch_norm="sync",
         lowering="dense",

@@ -21,6 +21,7 @@ def make_config(**fields):
     config = digits_wrn16_4_x4.get_config()
     config.data.name, config.data.image_size = "synthetic", 8
     config.arch, config.split, config.batch_size = "wide_resnet10_1", 2, 16
+    config.divide_anyway = True
     config.duration, config.mesh.data = "2 steps", 1
     config.eval.every = config.checkpoint.every = "1 steps"
     for field, value in fields.items():

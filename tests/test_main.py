@@ -22,6 +22,7 @@ TINY = (  # two steps of two small networks on one device
     DIGITS,
     "--config.arch=wide_resnet10_1",
     "--config.split=2",
+    "--config.divide_anyway=True",  # so narrow a network does not divide
     "--config.duration=2 steps",
     "--config.batch_size=16",
     "--config.mesh.data=1",
@@ -372,6 +373,7 @@ def test_python_does_what_the_shell_does(trained):
     workdir, done = trained
     config = get_config()
     config.arch, config.split, config.duration = "wide_resnet10_1", 2, "2 steps"
+    config.divide_anyway = True
     config.batch_size, config.mesh.data, config.optim.lr = 16, 1, 0.05
     result = loop.train_and_evaluate(config, workdir)  # the same experiment: finished already
     assert result["step"] == 2

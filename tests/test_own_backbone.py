@@ -113,6 +113,7 @@ def test_a_backbone_with_neither_statistics_nor_layers_for_all(monkeypatch, tmp_
     config = digits_wrn16_4_x4.get_config()
     config.arch, config.split = "bare_net", 2
     config.duration, config.schedule.warmup = "3 steps", "0 steps"
+    config.divide_anyway = True
     result = loop.train_and_evaluate(config, tmp_path)
     assert loop.evaluate_checkpoint(config, tmp_path)["test/ensemble/nll"] == pytest.approx(
         result["test/ensemble/nll"]

@@ -22,6 +22,7 @@ TINY = (
     f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}",
     "--config.arch=wide_resnet10_1",
     "--config.split=2",
+    "--config.divide_anyway=True",
     "--config.batch_size=16",
     "--config.mesh.data=1",
     "--config.duration=20000 steps",

@@ -22,6 +22,7 @@ def tiny(**fields) -> ConfigDict:
     """One small network on 8x8 images for 4 steps."""
     config = common.get_config()
     config.arch, config.split, config.method = "wide_resnet10_1", 1, "single"
+    config.divide_anyway = True
     config.data.name, config.data.image_size = "synthetic", 8
     config.batch_size, config.eval.batch_size, config.mesh.data = 16, 256, 1
     config.duration = "4 steps"

@@ -173,7 +173,7 @@ def test_many_tensors_are_counted_not_listed():
 TORCH = importlib.util.find_spec("torch") is not None
 ROOT = pathlib.Path(checkpoint.__file__).parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}"
-TINY = dict(arch="wide_resnet10_1", split=2, batch_size=16, duration="2 steps")
+TINY = dict(arch="wide_resnet10_1", split=2, divide_anyway=True, batch_size=16, duration="2 steps")
 
 
 def tiny(**fields):
@@ -509,6 +509,7 @@ OVERRIDES = (
     DIGITS,
     "--config.arch=wide_resnet10_1",
     "--config.split=2",
+    "--config.divide_anyway=True",
     "--config.batch_size=16",
     "--config.mesh.data=1",
 )

@@ -127,7 +127,13 @@ def read_synthetic(size: int) -> tuple[Arrays, Arrays]:
 
     A class is a 4x4 pattern of colours in 0..127, to which every pixel adds noise in 0..127. Always
     the same numbers for one size; easily learned, so that a test can see a network learn.
+
+    Raises:
+      ConfigError: they take more than this machine's memory.
     """
+    from jaxsplit import limits  # and jax, which preparing data does without
+
+    limits.check_host(f"data.image_size={size}", "2,560 synthetic images", 2560 * size * size * 3)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([2011, size])))
     patterns = rng.integers(0, 128, (10, 4, 4, 3), dtype=np.uint8)
     cell = np.arange(size) * 4 // size

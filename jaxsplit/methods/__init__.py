@@ -122,7 +122,9 @@ def check_split(method: str, num_networks: int) -> None:
     if method == "single" and num_networks != 1:
         raise ConfigError(f"split={num_networks}: must be 1 with method='single'")
     if method != "single" and num_networks == 1:
-        raise ConfigError(f"split=1: must be 2 or more with method={method!r}")
+        raise ConfigError(
+            f"split=1: must be 2 or more with method={method!r}; one network is method='single'"
+        )
     if method == "okddip" and num_networks < 3:
         raise ConfigError(
             f"split={num_networks}: must be 3 or more with method='okddip', peers and a leader"

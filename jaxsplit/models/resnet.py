@@ -115,8 +115,8 @@ PATTERNS = ("wide_resnet{6n+4}_{k}",)
 
 
 def wide_name(arch: str, prefix: str = "wide_resnet") -> tuple[int, int] | None:
-    """(n, k) of `<prefix><6n+4>_<k>`; None: it is no such name."""
-    match = re.fullmatch(rf"{prefix}([1-9]\d*)_([1-9]\d*)", arch)
+    """(n, k) of `<prefix><6n+4>_<k>`, of up to four digits each; None: it is no such name."""
+    match = re.fullmatch(rf"{prefix}([1-9]\d{{0,3}})_([1-9]\d{{0,3}})", arch, re.ASCII)
     if not match:
         return None
     n, rest = divmod(int(match[1]) - 4, 6)

@@ -1,0 +1,38 @@
+"""Whether the S networks that replace one together cost as much as it: the promise of dividing."""
+
+from ml_collections import ConfigDict
+
+from jaxsplit import config as config_lib
+from jaxsplit import summary
+from jaxsplit.errors import ConfigError
+
+WARN = 1.2  # from this ratio on it is said
+MOST = 1.5  # beyond this one only where the config wants it; published divisions reach 1.39
+
+
+def ratio(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]) -> float:
+    """Multiply-adds of all networks that replace `arch`, over those of `arch`; 1 of whole ones."""
+    divided_in = config_lib.divided_in(config)
+    if divided_in == 1:
+        return 1.0
+    fields = dict(num_classes=num_classes, image_shape=image_shape)
+    small, whole = summary.stack_cost(config.arch, divided_in, **fields)
+    return divided_in * small.macs / whole.macs
+
+
+def check(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]) -> str:
+    """A line that warns of networks that together cost more than `arch`; '' where they do not.
+
+    Raises:
+      ConfigError: they cost over `MOST` times as much, and `config.divide_anyway` is False.
+    """
+    times = ratio(config, num_classes=num_classes, image_shape=image_shape)
+    divided_in = config_lib.divided_in(config)
+    field = "divide_in" if config.divide_in else "split"
+    cost = f"{divided_in} networks cost {times:.2f} times the multiply-adds of {config.arch}"
+    if times > MOST and not config.divide_anyway:
+        raise ConfigError(
+            f"{field}={divided_in}: must be a division of about the same cost; {cost}, "
+            f"at most {MOST} are allowed unless divide_anyway=True"
+        )
+    return f"warning: {field}={divided_in}: the {cost}" if times > WARN else ""

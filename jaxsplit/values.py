@@ -1,0 +1,106 @@
+"""Fields of a config: a ConfigDict that takes NumPy's values and paths, and the types of values."""
+
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxsplit.errors import ConfigError
+
+LARGEST = 2**63 - 1  # of integers
+_LEAST, _MOST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
+
+class Fields(ConfigDict):
+    """A ConfigDict, of which a field set to a path, a NumPy value or an array holds `plain` of it.
+
+    So are the groups in it; all else is as in any ConfigDict.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, plain(value))
+
+
+def plain(value: Any) -> Any:
+    """`value` as Python's own: str of a path, int, float, bool or tuple of NumPy's and JAX's.
+
+    A list becomes a tuple, a ConfigDict becomes `Fields`; other values stay what they are.
+    """
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        value = np.asarray(value).tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    if type(value) is ConfigDict:
+        return Fields(value)
+    return value
+
+
+def copy(config: ConfigDict) -> Fields:
+    """A copy of a config, a frozen one too, all values `plain`.
+
+    Raises:
+      ConfigError: it is no ConfigDict.
+    """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"config={config!r}: must be what configs.common.get_config() returns")
+    made = Fields()
+    for key, value in config.items():
+        made[key] = copy(value) if isinstance(value, ConfigDict) else value
+    return made
+
+
+def check_type(field: str, value: Any, default: Any) -> None:
+    """Checks that a value has the type of the field's default and fits into 64 or float32 bits.
+
+    Raises:
+      ConfigError: it has not; names the field, the value and what is allowed.
+    """
+    allowed = _wrong(value, default)
+    if allowed:
+        raise ConfigError(f"{field}={short(value)}: must be {allowed}")
+
+
+def short(value: Any) -> str:
+    """`repr` on one line, of at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python prints
+        return "an integer of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _wrong(value: Any, default: Any) -> str:
+    """What a value must be; '' where it is."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "True or False"
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            return "a string"
+        return "a string without control characters" if any(c < " " for c in value) else ""
+    if isinstance(default, tuple):
+        if not isinstance(value, tuple):
+            return "a tuple"
+        wrong = [_wrong(v, 1.0) for v in value if _is_number(v) and v == v]
+        return next((f"a tuple, each {text}" for text in wrong if text), "")
+    if not _is_number(value):
+        return "an integer" if isinstance(default, int) else "a finite number"
+    if isinstance(default, int):
+        if not isinstance(value, int):
+            return "an integer"
+        return "" if abs(value) <= LARGEST else f"an integer of at most {LARGEST} in size"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return "a finite number"
+    if not math.isfinite(value):
+        return "a finite number"
+    if abs(value) > _MOST or 0 < abs(value) < _LEAST:
+        return f"0 or of {_LEAST:.3g} to {_MOST:.3g} in size (float32)"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
