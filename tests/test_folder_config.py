@@ -28,6 +28,7 @@ def birds(tmp_path_factory):
 
 def test_two_steps(birds, no_board, tmp_path, capsys):  # noqa: F811
     config = folder.get_config("name=birds,arch=wide_resnet10_1,split=2,epochs=2")
+    config.divide_anyway = True  # one that is tiny already
     config.data.dir, config.mesh.data, config.data.threads = str(birds), 1, 2
     config.batch_size = 16  # of 27 images
     results = loop.train_and_evaluate(config, tmp_path)
