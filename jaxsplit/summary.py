@@ -220,7 +220,7 @@ def of_config(config) -> str:
 
 def architectures() -> list[str]:
     """Every architecture by its name; of those with free numbers the reference's."""
-    return [arch for family in models.FAMILIES.values() for arch in family.SPECS]
+    return [arch for family in models.FAMILIES.values() for arch in family.specs]
 
 
 _ROW = "{:28} {:>2} {:>6} {:>7} {:>13} {:>15} {:>13} {:>15} {:>7} {:>7}"

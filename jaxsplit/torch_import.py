@@ -51,7 +51,7 @@ _STATS = {"mean": "running_mean", "var": "running_var"}
 def state_dict_names(spec, variables: Mapping[str, Any]) -> Any:
     """A tree like `variables` whose leaves are the PyTorch names of its leaves."""
     family, _ = models.known(spec.arch)
-    if not hasattr(family, "torch_name"):
+    if family.torch_name is None:
         raise ConfigError(f"arch={spec.arch!r}: PyTorch has no names for its tensors")
     return _names(lambda module: family.torch_name(spec, module), variables)
 
@@ -105,7 +105,7 @@ def from_state_dicts(
     short = torch_wrappers.unwrapped({name: name for name in jax.tree.leaves(names)})
     short = {name: unwrapped for unwrapped, name in short.items()}
     names = jax.tree.map(short.__getitem__, names)
-    dead = (*DEAD, *getattr(models.known(spec.arch)[0], "TORCH_DEAD", ()))
+    dead = (*DEAD, *models.known(spec.arch)[0].torch_dead)
     what = what or spec.arch
     if any_channels:
         shapes = _with_channels_of(states[0], names, shapes, channels)

@@ -534,7 +534,7 @@ def make_shallow(name: str, monkeypatch) -> None:
     family, spec = models.known(arch)
     fields = dict(width=32) if arch.startswith("wide") else {}
     spec = dataclasses.replace(spec, blocks=(1,) * len(spec.blocks), **fields)
-    monkeypatch.setitem(family.SPECS, arch, spec)
+    monkeypatch.setitem(family.specs, arch, spec)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_wide_resnets_of_any_depth_and_width():
     kernels = [p for p, v in jax.tree.leaves_with_path(variables["params"]) if v.ndim == 4]
     assert len([p for p in kernels if p[-2].key != "shortcut"]) == 22 - 3  # as the paper counts
     for none in ("23_3", "4_3", "022_3", "22_03", "22_0", "22"):
-        assert ffsd_wide_resnet.find(f"ffsd_wide_resnet{none}") is None
+        assert ffsd_wide_resnet.FAMILY.find(f"ffsd_wide_resnet{none}") is None
     # Without a change of channels the first block of stage 1 has no shortcut to learn.
     variables, _ = traced(models.known("ffsd_wide_resnet10_1")[1])
     blocks = [name for name, block in variables["params"].items() if "shortcut" in block]

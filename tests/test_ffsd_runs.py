@@ -167,7 +167,7 @@ def test_every_backbone(arch, monkeypatch):
     """Widths and sizes of the auxiliary modules follow from the maps, odd ones included."""
     family, spec = models.known(arch)
     if isinstance(getattr(spec, "blocks", ()), tuple) and arch != "googlenet":
-        monkeypatch.setitem(family.SPECS, arch, shallow(spec))
+        monkeypatch.setitem(family.specs, arch, shallow(spec))
     config = tiny(arch=arch, divide=FAMILIES[arch] > 1, duration="1 steps")
     config.data.image_size = 40 if spec.image_size > 64 else 32
     config.data.name = "synthetic"
@@ -196,7 +196,7 @@ def test_a_leader_with_smaller_or_larger_maps(arch, leader, monkeypatch):
     for name in (arch, leader):
         family, spec = models.known(name)
         if name == "resnet50":
-            monkeypatch.setitem(family.SPECS, name, shallow(spec))
+            monkeypatch.setitem(family.specs, name, shallow(spec))
     config = tiny(arch=arch)
     config.ffsd.leader, config.data.name = leader, "synthetic"
     exp = experiment.build(config)

@@ -145,7 +145,7 @@ def test_specs_are_values():
 
 def test_undivided_is_the_spec_itself():
     for family in models.FAMILIES.values():
-        for arch, spec in family.SPECS.items():
+        for arch, spec in family.specs.items():
             assert spec.arch == arch
             assert family.divide(spec, 1) == spec == models.divided(arch, 1)
 

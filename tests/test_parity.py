@@ -169,7 +169,7 @@ def test_logits_and_statistics_in_training(fixture, monkeypatch):
     wanted = {k for k in data if k.startswith("train_stats/")}
     wanted = {k for k in wanted if not k.startswith("train_stats/trans_fusion_module.")}
     # The file has statistics of layers that never run, too.
-    dead = getattr(models.known(spec.arch)[0], "TORCH_DEAD", ())
+    dead = models.known(spec.arch)[0].torch_dead
     wanted = {k for k in wanted if not any(re.fullmatch(f"train_stats/{d}", k) for d in dead)}
     assert {f"train_stats/{name}" for name in names} == wanted
     for name, value in zip(names, jax.tree.leaves(new), strict=True):
@@ -187,6 +187,6 @@ def test_decay_groups(parity, case):
     names = torch_import.state_dict_names(spec, variables)["params"]
     mask = optim.decay_mask(variables["params"], decay_norm=row["bn_weights_decayed"] > 0)
     undecayed = {n for n, m in zip(*map(jax.tree.leaves, (names, mask)), strict=True) if not m}
-    dead = getattr(models.known(spec.arch)[0], "TORCH_DEAD", ())
+    dead = models.known(spec.arch)[0].torch_dead
     wanted = {n for n in row["not_decayed_names"] if not any(re.fullmatch(d, n) for d in dead)}
     assert undecayed == wanted

@@ -200,7 +200,9 @@ def test_an_own_backbone_is_built_without():
         return resnet.build(resnet.Spec("own", (1,), 4), num_classes, axis_name=axis_name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.FAMILIES, "own", models.Family({"own": own}, None, build))
+        patch.setitem(
+            models.FAMILIES, "own", models.Family({"own": own}, None, build, num_stages=lambda _: 0)
+        )
         assert make(own).module.remat == ()
         with pytest.raises(ConfigError, match="^remat='all': must be ''; own cannot recompute"):
             make(own, remat="all")

@@ -40,7 +40,7 @@ def test_the_sample_is_of_recipes():
 @pytest.mark.parametrize(("dataset", "arch", "split"), [marked(r) for r in RECIPES])
 def test_two_steps(dataset, arch, split, prepared, tmp_path, monkeypatch, no_board):  # noqa: F811
     family, spec = models.known(arch)
-    monkeypatch.setitem(family.SPECS, arch, shallow(spec))
+    monkeypatch.setitem(family.specs, arch, shallow(spec))
     config = config_of(f"{CONFIGS.get(dataset, dataset)}:arch={arch},split={split}")
     config.data.dir = str(prepared)
     config.batch_size = config.eval.batch_size = 4

@@ -434,7 +434,7 @@ def tiny_arch():
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "FAMILIES", dict(models.FAMILIES))
-        models.register(spec, lambda spec, s: spec, resnet.build)
+        models.register(spec, lambda spec, s: spec, resnet.build, num_stages=2)
         yield spec.arch
 
 

@@ -1,22 +1,11 @@
-"""Backbones: one family a file, a frozen Spec per architecture, `divide(spec, S)`, the module.
+"""Backbones: a file for each family, with frozen Specs, the divide rule and the module.
 
-A family is a module, or any object, with
-  SPECS       name -> undivided Spec; a Spec has `arch`, `splits` (the S it can be divided in) and
-              `image_size` (pixels that it was made for)
-  divide      (spec, S) -> Spec of one of the S networks; S is among `spec.splits`
-  build       (spec, num_classes, axis_name=, dtype=) -> Linen module; where its Specs have
-              `num_stages`, also remat=: names of the stages to recompute in the backward pass, and
-              the layers of the module are named as `in_trunk` says
-and, where it has them,
-  PATTERNS    names that stand for many, and `find(arch)` -> Spec or None, which knows them
-  torch_name  (spec, path of a module) -> its name in the reference's `state_dict`
-  TORCH_DEAD  patterns of tensors there that no computation reads
+Each file ends in one `Family`, which `FAMILIES` lists; `register` adds one of your own.
 """
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -35,32 +24,30 @@ from jaxsplit.models import (
     senet,
     shake_shake,
 )
+from jaxsplit.models.family import Family
 
-FAMILIES: dict[str, Any] = {
-    "resnet": resnet,
-    "senet": senet,
-    "resnest": resnest,
-    "resnexst": resnexst,
-    "densenet": densenet,
-    "efficientnet": efficientnet,
-    "googlenet": googlenet,
-    "shake_shake": shake_shake,
-    "pyramidnet": pyramidnet,
-    "ffsd_resnet": ffsd_resnet,
-    "ffsd_wide_resnet": ffsd_wide_resnet,
+FAMILIES: dict[str, Family] = {
+    "resnet": resnet.FAMILY,
+    "senet": senet.FAMILY,
+    "resnest": resnest.FAMILY,
+    "resnexst": resnexst.FAMILY,
+    "densenet": densenet.FAMILY,
+    "efficientnet": efficientnet.FAMILY,
+    "googlenet": googlenet.FAMILY,
+    "shake_shake": shake_shake.FAMILY,
+    "pyramidnet": pyramidnet.FAMILY,
+    "ffsd_resnet": ffsd_resnet.FAMILY,
+    "ffsd_wide_resnet": ffsd_wide_resnet.FAMILY,
 }
 
 
-@dataclass(frozen=True)
-class Family:
-    """A family that is not a module of its own; see `register`."""
-
-    SPECS: Mapping[str, Any]
-    divide: Callable[[Any, int], Any]
-    build: Callable[..., nn.Module]
-
-
-def register(spec, divide: Callable[[Any, int], Any], build: Callable[..., nn.Module]) -> None:
+def register(
+    spec: Any,
+    divide: Callable[[Any, int], Any],
+    build: Callable[..., nn.Module],
+    *,
+    num_stages: int = 0,
+) -> None:
     """Adds a backbone of your own under `spec.arch`; see README for an example.
 
     Args:
@@ -72,6 +59,8 @@ def register(spec, divide: Callable[[Any, int], Any], build: Callable[..., nn.Mo
         (images float[B, H, W, C], train, example_ids) and returns (logits float[B, K], features:
         name -> float[B, h, w, c], the last of them `final`). Fine-tuning with other classes
         renews the layer `head`, which `layers.classify` makes.
+      num_stages: that `config.remat` and `config.trunk` can choose from; layers are named as
+        `in_trunk` says, and `build` takes remat=.
 
     Raises:
       ValueError: there is another architecture of that name, or the spec lacks something.
@@ -84,15 +73,13 @@ def register(spec, divide: Callable[[Any, int], Any], build: Callable[..., nn.Mo
     # Registering again is what running a notebook's cell again does.
     if key not in FAMILIES and _find(spec.arch)[1] is not None:
         raise ValueError(f"arch={spec.arch!r}: there is one of that name already")
-    FAMILIES[key] = Family({spec.arch: spec}, divide, build)
+    FAMILIES[key] = Family({spec.arch: spec}, divide, build, num_stages=lambda _: num_stages)
 
 
 def names() -> list[str]:
     """Every architecture, and the patterns of those with free numbers."""
     return [
-        name
-        for family in FAMILIES.values()
-        for name in (*family.SPECS, *getattr(family, "PATTERNS", ()))
+        name for family in FAMILIES.values() for name in (*family.specs, family.pattern) if name
     ]
 
 
@@ -121,6 +108,11 @@ def build(
     return family.build(spec, num_classes, axis_name=axis_name, dtype=dtype, **fields)
 
 
+def _stages(spec: Any) -> tuple[str, ...]:
+    family, _ = known(spec.arch)
+    return tuple(f"stage{i + 1}" for i in range(family.num_stages(spec)))
+
+
 def remat_stages(spec, text: str) -> tuple[str, ...]:
     """Names of the stages to recompute: '' none, 'all', or some of them, as 'stage1,stage2'.
 
@@ -129,7 +121,7 @@ def remat_stages(spec, text: str) -> tuple[str, ...]:
     """
     if text == "":
         return ()
-    stages = tuple(f"stage{i + 1}" for i in range(getattr(spec, "num_stages", 0)))
+    stages = _stages(spec)
     if not stages:
         raise ConfigError(f"remat={text!r}: must be ''; {spec.arch} cannot recompute its stages")
     if text == "all":
@@ -155,7 +147,7 @@ def trunk_stage(spec, text: str, *, default: bool = False) -> str:
       ConfigError: another text, or an architecture without stages; also where it has but one and
         the default is all but the last.
     """
-    stages = tuple(f"stage{i + 1}" for i in range(getattr(spec, "num_stages", 0)))
+    stages = _stages(spec)
     if text == "none" or (text == "" and not default):
         return ""
     if not stages:
@@ -183,15 +175,14 @@ def in_trunk(layer: str, stage: str) -> bool:
     return int(match[1]) + (match[2] == "transition") <= last
 
 
-def _find(arch: str):
+def _find(arch: str) -> tuple[Family | None, Any]:
     for family in FAMILIES.values():
-        find = getattr(family, "find", family.SPECS.get)
-        if (spec := find(arch)) is not None:
+        if (spec := family.find(arch)) is not None:
             return family, spec
     return None, None
 
 
-def known(arch: str):
+def known(arch: str) -> tuple[Family, Any]:
     """(family, undivided Spec) of a name.
 
     Raises:

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit.conv import Padding
+from jaxsplit.models.family import Family
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -320,3 +321,11 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 def build(spec: Spec, num_classes: int, **fields) -> EfficientNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return EfficientNet(spec, num_classes, **fields)
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    torch_name=torch_name,
+)

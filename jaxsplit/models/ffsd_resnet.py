@@ -6,6 +6,7 @@ networks of `resnet.py` have three 3x3 and an average pool. FFSD (2103.14473) do
 here they take the other residual networks' widths.
 """
 
+from jaxsplit.models.family import Family
 from jaxsplit.models.layers import block_place
 from jaxsplit.models.resnet import Spec, build
 from jaxsplit.models.resnet import narrow as divide
@@ -46,3 +47,11 @@ def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
     if rest[0] == "shortcut":
         rest = ["downsample", str(int(rest[1] == "bn"))]
     return ".".join([f"layer{stage}", str(block - 1), *rest])
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    torch_name=torch_name,
+)

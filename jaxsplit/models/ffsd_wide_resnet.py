@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit.models import resnet
+from jaxsplit.models.family import Family
 from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, block_place, classify
 from jaxsplit.models.stochastic import Dropout
 
@@ -29,10 +30,7 @@ class Spec:
     num_stages: int = 3  # whose outputs are the features `stage1` ...
 
 
-PATTERNS = ("ffsd_wide_resnet{6n+4}_{k}",)
-
-
-def find(arch: str) -> Spec | None:
+def _named(arch: str) -> Spec | None:
     """The undivided network of that name, for any n and k of the pattern; else None."""
     if (found := resnet.wide_name(arch, "ffsd_wide_resnet")) is None:
         return None
@@ -41,7 +39,7 @@ def find(arch: str) -> Spec | None:
 
 
 _NAMES = ("16_2", "40_2", "28_10")
-SPECS: dict[str, Spec] = {s.arch: s for s in (find(f"ffsd_wide_resnet{n}") for n in _NAMES)}
+SPECS: dict[str, Spec] = {s.arch: s for s in (_named(f"ffsd_wide_resnet{n}") for n in _NAMES)}
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
@@ -133,3 +131,13 @@ def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
 def build(spec: Spec, num_classes: int, **fields) -> WideResNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return WideResNet(spec, num_classes, **fields)
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    pattern="ffsd_wide_resnet{6n+4}_{k}",
+    parse=_named,
+    torch_name=torch_name,
+)

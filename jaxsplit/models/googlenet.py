@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxsplit.models.family import Family
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -172,3 +173,11 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 def build(spec: Spec, num_classes: int, **fields) -> GoogLeNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return GoogLeNet(spec, num_classes, **fields)
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    torch_name=torch_name,
+)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxsplit.models.family import Family
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -147,3 +148,11 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 def build(spec: Spec, num_classes: int, **fields) -> PyramidNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return PyramidNet(spec, num_classes, **fields)
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    torch_name=torch_name,
+)

@@ -7,6 +7,7 @@ in a 3x3 mean after it.
 import re
 
 from jaxsplit.models import resnet
+from jaxsplit.models.family import Family
 from jaxsplit.models.resnet import Spec, build
 
 __all__ = ["SPECS", "build", "divide", "torch_name"]
@@ -59,3 +60,11 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
         # Number 0 of the Sequential is an idle pool, where the other families have none.
         return f"layer1.0.downsample.{1 + (module[2] == 'bn')}"
     return resnet.torch_name(spec, module)
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    torch_name=torch_name,
+)

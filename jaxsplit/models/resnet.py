@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from flax import linen as nn
 from jax import Array
 
+from jaxsplit.models.family import Family
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -111,7 +112,6 @@ SPECS: dict[str, Spec] = {
         _imagenet_resnet("resnext101_64x4d", _D101, groups=64, **_NARROW),
     )
 }
-PATTERNS = ("wide_resnet{6n+4}_{k}",)
 
 
 def wide_name(arch: str, prefix: str = "wide_resnet") -> tuple[int, int] | None:
@@ -124,6 +124,7 @@ def wide_name(arch: str, prefix: str = "wide_resnet") -> tuple[int, int] | None:
 
 
 def _wide_resnet(arch: str) -> Spec | None:
+    """The undivided network `wide_resnet{6n+4}_{k}`, for any n and k; None: it is no such name."""
     if (found := wide_name(arch)) is None:
         return None
     n, k = found
@@ -145,11 +146,6 @@ EXCEPTIONS: dict[tuple[str, int], dict] = {
     ("wide_resnet50_2", 2): dict(base_width=64),
     ("wide_resnet50_3", 2): dict(base_width=128),
 }
-
-
-def find(arch: str) -> Spec | None:
-    """The undivided network of that name; `wide_resnet{6n+4}_{k}` for any n and k; else None."""
-    return SPECS.get(arch) or _wide_resnet(arch)
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
@@ -334,3 +330,13 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 def build(spec: Spec, num_classes: int, **fields) -> ResNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return ResNet(spec, num_classes, **fields)
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    pattern="wide_resnet{6n+4}_{k}",
+    parse=_wide_resnet,
+    torch_name=torch_name,
+)

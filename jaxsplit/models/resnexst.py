@@ -7,6 +7,7 @@ every block of stages 2 to 4. `<groups>x<d>d`: cardinal groups, each of d channe
 
 import dataclasses
 
+from jaxsplit.models.family import Family
 from jaxsplit.models.resnet import Spec, build
 from jaxsplit.models.senet import torch_name
 
@@ -48,3 +49,11 @@ def divide(spec: Spec, num_networks: int) -> Spec:
         groups=spec.groups // num_networks,
         dropout=spec.dropout / num_networks**0.5,
     )
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    torch_name=torch_name,
+)

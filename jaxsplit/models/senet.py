@@ -12,6 +12,7 @@ import dataclasses
 import re
 
 from jaxsplit.models import resnet
+from jaxsplit.models.family import Family
 from jaxsplit.models.resnet import Spec, build
 
 __all__ = ["SPECS", "build", "divide", "torch_name"]
@@ -84,3 +85,11 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     if match := re.fullmatch(r"stem_((?:conv|bn)\d+)", module[0]):
         return f"layer0.{match[1]}"
     return resnet.torch_name(spec, module)
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    torch_name=torch_name,
+)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxsplit.models.family import Family
 from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, block_place, classify
 from jaxsplit.models.stochastic import ShakeShake
 
@@ -41,10 +42,6 @@ SPECS: dict[str, Spec] = {
         (96, (1, 2, 4, 8, 16)),
     )
 }
-
-# A block that keeps its shape adds its input itself; the reference builds its shortcut all the same
-# and never runs it.
-TORCH_DEAD = (r"stage_[123]\.[123]\.shortcut\..*",)
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
@@ -166,3 +163,14 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
 def build(spec: Spec, num_classes: int, **fields) -> ShakeResNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return ShakeResNet(spec, num_classes, **fields)
+
+
+FAMILY = Family(
+    specs=SPECS,
+    divide=divide,
+    build=build,
+    # A block that keeps its shape adds its input itself; the reference builds its shortcut all the
+    # same and never runs it.
+    torch_dead=(r"stage_[123]\.[123]\.shortcut\..*",),
+    torch_name=torch_name,
+)
