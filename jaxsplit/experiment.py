@@ -17,6 +17,7 @@ from jaxsplit import (
     data,
     distributed,
     durations,
+    evaluation,
     limits,
     methods,
     metrics,
@@ -150,7 +151,7 @@ def build(
         ),
         schedule=schedule,
         eval_step=jax.jit(
-            step.make_eval_step(method, dataset.mean, dataset.std),
+            evaluation.make_eval_step(method, dataset.mean, dataset.std),
             compiler_options=compiler.options(mesh.platform),
         ),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxsplit import checkpoint, distributed, evaluate, metrics, report
+from jaxsplit import checkpoint, distributed, evaluation, metrics, report
 from jaxsplit.errors import ConfigError
 from jaxsplit.experiment import Experiment
 
@@ -106,9 +106,9 @@ class Rating:
 def evaluation(
     exp: Experiment, variables: dict, split: tuple[str, Any], first_only: bool = False
 ) -> dict[str, float]:
-    """Evaluates a split, (name, examples): <name>/net0/top1 ...; see `evaluate.evaluate`."""
+    """Evaluates a split, (name, examples): <name>/net0/top1 ...; see `evaluation.evaluate`."""
     name, examples = split
-    values = evaluate.evaluate(
+    values = evaluation.evaluate(
         exp.eval_step,
         variables,
         examples,

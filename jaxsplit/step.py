@@ -1,4 +1,4 @@
-"""One step of training and one of evaluation, as pure functions of arrays."""
+"""One step of training, as pure functions of arrays."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ import optax
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from jaxsplit import augment, averaging, losses, metrics
+from jaxsplit import augment, averaging, metrics
 from jaxsplit.augment.ops import Op
 from jaxsplit.errors import ConfigError
-from jaxsplit.methods.base import Method, network_names
+from jaxsplit.methods.base import Method
 from jaxsplit.sharding import Sharding, first_example, first_network, fold_in_data
 from jaxsplit.state import TrainState
 
@@ -217,42 +217,3 @@ def cut_batch(batch: dict, parts: int, sharding: Sharding) -> dict:
         (specs,),
         {name: P(None, *spec) for name, spec in specs.items()},
     )(batch)
-
-
-def make_eval_step(
-    method: Method, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[dict, dict], dict[str, Array]]:
-    """(variables, batch) -> sums over the real examples of a padded batch, and their `count`.
-
-    A batch is {'images': uint8[B, H, W, C], 'labels': int32[B], 'mask': float32[B]}. For every name
-    in `method.predict`: <name>/top1, <name>/top5 (hits), <name>/nll (nats); and of several
-    networks `disagreement` and `oracle` (any of them is right).
-    """
-
-    def eval_step(variables, batch):
-        images = augment.eval_view(batch["images"], mean, std)
-        labels, mask = batch["labels"], batch["mask"]
-        named = method.predict(variables, images)
-        sums = {"count": mask.sum()}
-        for name, logits in named.items():
-            # Rank of the true class; of equals the first counts as higher, as in argmax.
-            true = jnp.take_along_axis(logits, labels[:, None], 1)
-            earlier = jnp.arange(logits.shape[1])[None] < labels[:, None]
-            rank = ((logits > true) | ((logits == true) & earlier)).sum(1)
-            rank = jnp.where(jnp.isnan(logits).any(1), logits.shape[1], rank)
-            log_p = jax.nn.log_softmax(logits)
-            nll = -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
-            sums |= {
-                f"{name}/top1": ((rank < 1) * mask).sum(),
-                f"{name}/top5": ((rank < 5) * mask).sum(),
-                f"{name}/nll": jnp.where(mask > 0, nll, 0.0).sum(),
-            }
-        networks = network_names(named)
-        if len(networks) > 1:
-            stacked = jnp.stack([named[n] for n in networks])
-            sums["disagreement"] = (losses.pairwise_disagreement(stacked) * mask).sum()
-            right = (stacked.argmax(-1) == labels[None]).any(0)
-            sums["oracle"] = (right * mask).sum()
-        return sums
-
-    return eval_step

@@ -11,7 +11,7 @@ from data_helpers import data_config, message_of, take, tiny
 from tfds_fixtures import encode, picture, write_image_dataset
 
 from configs.common import get_config
-from jaxsplit import data, evaluate, loop, sharding, show
+from jaxsplit import data, evaluation, loop, sharding, show
 from jaxsplit.data import Stream, eval_batches, load, train_feed
 from jaxsplit.data.stream import Skipped
 
@@ -131,7 +131,7 @@ def test_evaluation_of_only_bad_records():
     def eval_step(variables, batch):
         return {"count": batch["mask"].sum()}
 
-    message = message_of(lambda: evaluate.evaluate(eval_step, {}, stream, **fields))
+    message = message_of(lambda: evaluation.evaluate(eval_step, {}, stream, **fields))
     assert message == "data.on_bad_record='skip': leaves no example to evaluate; all are bad"
 
 

@@ -10,7 +10,7 @@ import pytest
 from xla_options import FAST, USUAL
 
 from configs import common, digits_wrn16_4_x4
-from jaxsplit import compiler, loop, losses, methods, models, sharding, stack, step
+from jaxsplit import compiler, evaluation, loop, losses, methods, models, sharding, stack
 from jaxsplit import config as config_lib
 from jaxsplit.conv import conv
 from jaxsplit.errors import ConfigError
@@ -359,7 +359,7 @@ def test_losses_and_evaluation_are_those_of_float32():
 
     pixels = np.asarray(RNG.integers(0, 256, (8, 8, 8, 3)), np.uint8)
     batch = dict(images=pixels, labels=labels, mask=jnp.ones(8))
-    evaluate = step.make_eval_step(method, (0.5,) * 3, (0.25,) * 3)
+    evaluate = evaluation.make_eval_step(method, (0.5,) * 3, (0.25,) * 3)
     sums = jax.jit(evaluate)(variables, batch)
     assert types(sums) == {"float32"}
     views = (pixels / np.float32(255) - np.float32(0.5)) / np.float32(0.25)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from configs import common
-from jaxsplit import augment, experiment, metrics, sharding, state, step
+from jaxsplit import augment, evaluation, experiment, metrics, sharding, state, step
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 from jaxsplit.state import TrainState
@@ -24,7 +24,7 @@ def sums_of(named, labels, mask):
         "labels": jnp.asarray(labels),
         "mask": jnp.asarray(mask, jnp.float32),
     }
-    return {k: float(v) for k, v in step.make_eval_step(method, MEAN, STD)({}, batch).items()}
+    return {k: float(v) for k, v in evaluation.make_eval_step(method, MEAN, STD)({}, batch).items()}
 
 
 def test_sums_by_hand():

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from test_end_to_end import assert_same_bits, files_of, state_at, steps_in, tiny, untimed
 
-from jaxsplit import checkpoint, evaluate, lock, loop, metrics, rating
+from jaxsplit import checkpoint, evaluation, lock, loop, metrics, rating
 from jaxsplit.errors import ConfigError, SaveError
 
 
@@ -94,7 +94,7 @@ def test_an_evaluation_without_memory_is_found_before_training(
         assert fields["first_only"]
         raise error
 
-    monkeypatch.setattr(evaluate, "evaluate", full)
+    monkeypatch.setattr(evaluation, "evaluate", full)
     with pytest.raises(ConfigError) as caught:
         loop.train_and_evaluate(tiny(eval__batch_size=10**6), tmp_path)
     assert str(caught.value) == "eval.batch_size=1000000: is too large for the memory here"

@@ -24,7 +24,7 @@ def evaluate(
     """Means over a split.
 
     Args:
-      eval_step: jitted `step.make_eval_step`.
+      eval_step: jitted `make_eval_step`.
       variables: {'params', 'batch_stats'} on the mesh.
       split: the examples.
       image_shape: (H, W, C).
