@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
-from jaxsplit import compiler, data, experiment, metrics, state, summary
+from jaxsplit import compiler, costs, data, experiment, metrics, state
 from jaxsplit import config as config_lib
 
 
@@ -175,7 +175,7 @@ def train_flops(case: Case) -> float:
     """
     config = config_of(case)
     shape = (case.size, case.size, case.channels)
-    cost = summary.cost(config_lib.spec(config), num_classes=case.classes, image_shape=shape)
+    cost = costs.cost(config_lib.spec(config), num_classes=case.classes, image_shape=shape)
     return 6.0 * cost.macs * case.split * case.batch
 
 

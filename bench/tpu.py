@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from bench import Results, errors_in_one_line, programs
 from bench.scaling import collectives
 from jaxsplit import config as config_lib
-from jaxsplit import curves, data, experiment, stack, summary
+from jaxsplit import costs, curves, data, experiment, stack
 from jaxsplit.data.feed import TrainFeed
 from jaxsplit.errors import ConfigError
 
@@ -227,7 +227,7 @@ def measure(config: ConfigDict, topology: str) -> dict:
         + memory.generated_code_size_in_bytes
     )
     shape = exp.dataset.image_shape
-    cost = summary.cost(
+    cost = costs.cost(
         config_lib.spec(config), num_classes=exp.dataset.num_classes, image_shape=shape
     )
     model_flops = 6.0 * cost.macs * config.split * config.batch_size / len(devices)

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
-from jaxsplit import summary
+from jaxsplit import costs
 from jaxsplit.errors import ConfigError
 
 WARN = 1.2  # from this ratio on it is said
@@ -16,7 +16,7 @@ def ratio(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, 
     if divided_in == 1:
         return 1.0
     fields = dict(num_classes=num_classes, image_shape=image_shape)
-    small, whole = summary.stack_cost(config.arch, divided_in, **fields)
+    small, whole = costs.stack_cost(config.arch, divided_in, **fields)
     return divided_in * small.macs / whole.macs
 
 

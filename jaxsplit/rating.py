@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
-from jaxsplit import checkpoint, distributed, evaluation, metrics, report
+from jaxsplit import checkpoint, distributed, metrics, report
 from jaxsplit.errors import ConfigError
+from jaxsplit.evaluation import evaluate
 from jaxsplit.experiment import Experiment
 
 
@@ -108,7 +109,7 @@ def evaluation(
 ) -> dict[str, float]:
     """Evaluates a split, (name, examples): <name>/net0/top1 ...; see `evaluation.evaluate`."""
     name, examples = split
-    values = evaluation.evaluate(
+    values = evaluate(
         exp.eval_step,
         variables,
         examples,

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from jaxsplit import config as config_lib
 from jaxsplit import published, summary
+from jaxsplit.costs import ALL, Cost, own_costs, stack_cost
 from jaxsplit.published import Result
-from jaxsplit.summary import Cost
 
 
 class Progress:
@@ -86,7 +86,7 @@ def results_table(
       costs: (one divided network, the undivided network).
       num_networks: S.
       published: what the paper reached with the same, a line each below the table.
-      own: of `summary.own_costs`.
+      own: of `costs.own_costs`.
       top5: with a column of it; of five classes or fewer it says nothing.
     """
     own = own or {}
@@ -96,7 +96,7 @@ def results_table(
     names = sorted((n for n in answers if n.startswith("net")), key=lambda n: int(n[3:]))
     names += [n for n in answers if n not in names]
     rows = [("", "top-1 %", "top-5 %", "NLL", "parameters", "mult-adds")]
-    together = own.get(summary.ALL, (num_networks * small.params, num_networks * small.macs))
+    together = own.get(ALL, (num_networks * small.params, num_networks * small.macs))
     for name in names:
         if name.startswith("net"):
             params, macs = small.params, small.macs
@@ -150,13 +150,13 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
       imported: the checkpoint holds what was said of its accuracy where it was trained.
     """
     config = exp.config
-    costs = summary.stack_cost(
+    costs = stack_cost(
         config.arch,
         config_lib.divided_in(config),
         num_classes=exp.dataset.num_classes,
         image_shape=exp.dataset.image_shape,
     )
-    own = summary.own_costs(
+    own = own_costs(
         config,
         costs[0],
         num_classes=exp.dataset.num_classes,

@@ -10,7 +10,7 @@ import pathlib
 
 import pytest
 
-from jaxsplit import models, summary
+from jaxsplit import costs, models, summary
 from jaxsplit.errors import ConfigError
 from jaxsplit.torch_import import FFSD_NAMES
 
@@ -105,7 +105,7 @@ def slow_unless_sampled(row: list):
 def test_size_and_cost_are_the_references(row):
     arch, s, size, num_classes, *wanted = row
     spec = models.divided(arch, s)
-    cost = summary.cost(spec, num_classes=num_classes, image_shape=(size, size, 3))
+    cost = costs.cost(spec, num_classes=num_classes, image_shape=(size, size, 3))
     assert [cost.params, cost.stats, cost.macs] == wanted
 
 

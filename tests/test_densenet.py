@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import models, summary, torch_import
+from jaxsplit import costs, models, torch_import
 from jaxsplit.models import densenet
 from jaxsplit.models.layers import BatchNorm
 
@@ -87,7 +87,7 @@ def cost_of(arch, s):
     size = densenet.SPECS[arch].image_size
     num_classes = 100 if size == 32 else 1000
     spec = models.divided(arch, s)
-    return summary.cost(spec, num_classes=num_classes, image_shape=(size, size, 3))
+    return costs.cost(spec, num_classes=num_classes, image_shape=(size, size, 3))
 
 
 # What S networks cost together, in (parameters, multiply-adds) of the undivided one, where the rule

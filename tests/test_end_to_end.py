@@ -17,6 +17,7 @@ from configs import common
 from jaxsplit import (
     augment,
     checkpoint,
+    costs,
     errors,
     experiment,
     loop,
@@ -27,7 +28,6 @@ from jaxsplit import (
     schedules,
     signals,
     step,
-    summary,
 )
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError, NonFiniteLossError
@@ -136,7 +136,7 @@ def test_final_metrics(whole):
 
 def test_table_at_the_end(whole):
     config, results = whole.config, whole.results
-    small, large = summary.stack_cost(config.arch, 2, num_classes=10, image_shape=(8, 8, 3))
+    small, large = costs.stack_cost(config.arch, 2, num_classes=10, image_shape=(8, 8, 3))
     table = whole.said[whole.said.index("synthetic test (512 images)") :].splitlines()
     assert "wide_resnet10_1 divided in 2, cotrain; checkpoint step 4, the last" in table[0]
     rows = {line.split()[0]: line.split()[1:] for line in table[2:6]}
@@ -570,7 +570,7 @@ def test_whole_network_of_every_config_is_traced(name, prepared):
     config = small_run(name, prepared)
     exp = experiment.build(config)
     state = exp.state_shapes()
-    small, _ = summary.stack_cost(
+    small, _ = costs.stack_cost(
         config.arch,
         config.split,
         num_classes=exp.dataset.num_classes,

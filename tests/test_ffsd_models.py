@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import models, summary, torch_import
+from jaxsplit import costs, models, torch_import
 from jaxsplit.models import ffsd_resnet, ffsd_wide_resnet
 
 # What FFSD calls its networks -> their names here.
@@ -96,7 +96,7 @@ def test_divided_networks_cost_what_the_undivided_one_does(arch):
     side = 64 if spec.image_size == 224 else 32  # ratios are about the same
 
     def macs(s):
-        cost = summary.cost(models.divided(arch, s), num_classes=10, image_shape=(side, side, 3))
+        cost = costs.cost(models.divided(arch, s), num_classes=10, image_shape=(side, side, 3))
         return s * cost.macs
 
     whole = macs(1)

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 from xla_options import FAST
 
-from jaxsplit import models, summary, torch_import
+from jaxsplit import costs, models, torch_import
 from jaxsplit.models import fusion
 from jaxsplit.models.layers import ConvTranspose
 
@@ -155,7 +155,7 @@ def test_leaders_second_output_is_the_references(parity, model):
 
 def size_and_cost(module, *shape: int) -> list[int]:
     """[parameters, elements of running statistics, multiply-adds] for one input of `shape`."""
-    return list(summary.module_cost(module, shape)[:3])
+    return list(costs.module_cost(module, shape)[:3])
 
 
 def test_size_and_cost_are_the_references(parity):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import models, summary, torch_import
+from jaxsplit import costs, models, torch_import
 from jaxsplit.models import googlenet
 from jaxsplit.models.layers import BatchNorm
 
@@ -37,7 +37,7 @@ def test_widths_in_two_are_multiples_of_four():
 
 def test_divided_networks_cost_what_the_whole_does():
     shape = dict(num_classes=100, image_shape=(32, 32, 3))
-    whole, *parts = (summary.cost(models.divided("googlenet", s), **shape) for s in (1, 2, 4))
+    whole, *parts = (costs.cost(models.divided("googlenet", s), **shape) for s in (1, 2, 4))
     for s, part, ratios in zip((2, 4), parts, ((1.013, 1.010), (1.021, 1.004)), strict=True):
         got = (s * part.params / whole.params, s * part.macs / whole.macs)
         assert got == pytest.approx(ratios, abs=5e-4)

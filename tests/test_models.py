@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import models, summary
+from jaxsplit import costs, models
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import layers, resnet, resnexst, senet, stochastic
 
@@ -101,7 +101,7 @@ def test_wide_resnet_of_any_depth_and_width():
 
 def test_cost_of_the_digits_network():
     spec = models.divided("wide_resnet16_4", 4)
-    cost = summary.cost(spec, num_classes=10, image_shape=(8, 8, 1))
+    cost = costs.cost(spec, num_classes=10, image_shape=(8, 8, 1))
     assert (cost.params, cost.macs) == (691_834, 6_301_952)
 
 
@@ -160,14 +160,14 @@ def test_resnet18_and_34_are_the_papers_but_for_the_stem(arch, params):
     image = dict(num_classes=1000, image_shape=(224, 224, 3))
     spec = models.divided(arch, 1)
     plain = dataclasses.replace(spec, stem=(64,), stem_kernel=7, shortcut="strided")
-    assert summary.cost(plain, **image).params == params
+    assert costs.cost(plain, **image).params == params
     # Three 3x3 for one 7x7, and stage 1 reads 128 channels, which need a shortcut.
     stem = 9 * (3 * 64 + 64 * 64 + 64 * 128) + 2 * (64 + 64 + 128) - (49 * 3 * 64 + 2 * 64)
     stage1 = 9 * 64 * 64 + 128 * 64 + 2 * 64
-    whole = summary.cost(spec, **image)
+    whole = costs.cost(spec, **image)
     assert whole.params == params + stem + stage1
     for s in (2, 4, 8):
-        small = summary.cost(models.divided(arch, s), **image)
+        small = costs.cost(models.divided(arch, s), **image)
         assert 0.85 < s * small.params / whole.params < 1.25
         assert 0.85 < s * small.macs / whole.macs < 1.25
 

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import loop, models, summary
+from jaxsplit import costs, loop, models
 from jaxsplit.models import layers, resnet
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -107,7 +107,7 @@ def test_a_backbone_with_neither_statistics_nor_layers_for_all(monkeypatch, tmp_
         return BareNet(num_classes, axis_name)
 
     models.register(Bare(), lambda spec, s: spec, build)
-    cost = summary.cost(Bare(), num_classes=10, image_shape=(8, 8, 1))
+    cost = costs.cost(Bare(), num_classes=10, image_shape=(8, 8, 1))
     assert cost.groups["other"] == (0, 2 * 64 * 64 * 8)
     assert (cost.stats, cost.macs) == (0, 64 * 9 * 8 + 2 * 64 * 64 * 8 + 80)
     config = digits_wrn16_4_x4.get_config()

@@ -8,7 +8,7 @@ import pytest
 
 from configs import cifar100
 from jaxsplit import published, report
-from jaxsplit.summary import Cost
+from jaxsplit.costs import Cost
 
 VALUES = {
     "train/loss": 1.23456,

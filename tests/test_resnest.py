@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import models, summary
+from jaxsplit import costs, models
 from jaxsplit.models import layers, resnet
 
 
@@ -182,8 +182,8 @@ def test_drop_block_in_a_block():
 )
 def test_divided_resnest_costs_the_same(arch):
     image = dict(num_classes=1000, image_shape=(224, 224, 3))
-    whole = summary.cost(models.divided(arch, 1), **image)
+    whole = costs.cost(models.divided(arch, 1), **image)
     for s in models.divided(arch, 1).splits[1:]:
-        small = summary.cost(models.divided(arch, s), **image)
+        small = costs.cost(models.divided(arch, s), **image)
         assert 0.85 < s * small.params / whole.params < 1.25
         assert 0.85 < s * small.macs / whole.macs < 1.25

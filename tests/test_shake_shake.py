@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import models, sharding, stack, summary, torch_import
+from jaxsplit import costs, models, sharding, stack, torch_import
 from jaxsplit.models import shake_shake
 
 TINY = dataclasses.replace(
@@ -29,7 +29,7 @@ def quick(fn):
 def test_sizes_are_the_papers(width, millions):
     """Gastaldi 2017, on CIFAR-10; to the digits that are published."""
     spec = models.divided(f"shake_resnet26_2x{width}d", 1)
-    cost = summary.cost(spec, num_classes=10, image_shape=(32, 32, 3))
+    cost = costs.cost(spec, num_classes=10, image_shape=(32, 32, 3))
     assert round(cost.params / 1e6, 1) == millions
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from configs import common, digits_wrn16_4_x4, imagenet_seresnet101_x4
-from jaxsplit import models, summary
+from jaxsplit import costs, models, summary
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import resnet, senet
 
@@ -13,7 +13,7 @@ K = 10
 
 
 def test_wide_resnet10_1():
-    cost = summary.cost(models.divided("wide_resnet10_1", 1), num_classes=K, image_shape=(9, 8, 3))
+    cost = costs.cost(models.divided("wide_resnet10_1", 1), num_classes=K, image_shape=(9, 8, 3))
     areas = (9 * 8, 5 * 4, 3 * 2)  # of the three stages; halves are rounded up
     kernels = {
         "stem": [(9 * 3 * 16, areas[0])],
@@ -39,12 +39,12 @@ def test_grouped_convolution():
     spec = resnet.Spec(
         "resnext29_8x64d", (1,), width=16, stem=(16,), groups=4, base_width=8
     )  # inner: int(16 * 8 / 64) * 4 = 8, out: 4 * 16 = 64
-    cost = summary.cost(spec, num_classes=K, image_shape=(6, 6, 3))
+    cost = costs.cost(spec, num_classes=K, image_shape=(6, 6, 3))
     stem = 9 * 3 * 16
     block = 16 * 8 + 9 * (8 // 4) * 8 + 8 * 64 + 16 * 64  # and the shortcut's
     assert cost.macs == 36 * (stem + block) + 64 * K
     assert cost.params == stem + block + 64 * K + K + 2 * (16 + 8 + 8 + 64 + 64)
-    dense = summary.cost(
+    dense = costs.cost(
         dataclasses.replace(spec, groups=1, base_width=32), num_classes=K, image_shape=(6, 6, 3)
     )
     assert dense.macs - cost.macs == 36 * 9 * 8 * (8 - 2)
@@ -53,10 +53,10 @@ def test_grouped_convolution():
 def test_small_maps_count_the_same():
     """2x2 maps are multiplied as patches; a multiply-add of padding counts as any other."""
     spec = resnet.Spec("resnet50", (1,), width=4, stem=(4,))
-    cost = summary.cost(spec, num_classes=K, image_shape=(2, 2, 3))
+    cost = costs.cost(spec, num_classes=K, image_shape=(2, 2, 3))
     assert cost.macs == 4 * (9 * 3 * 4 + 4 * 4 + 9 * 4 * 4 + 4 * 16 + 4 * 16) + 16 * K
     grouped = dataclasses.replace(spec, groups=2, base_width=32)
-    cost = summary.cost(grouped, num_classes=K, image_shape=(2, 2, 3))
+    cost = costs.cost(grouped, num_classes=K, image_shape=(2, 2, 3))
     assert cost.macs == 4 * (9 * 3 * 4 + 4 * 4 + 9 * 2 * 4 + 4 * 16 + 4 * 16) + 16 * K
 
 
@@ -65,9 +65,7 @@ def test_squeeze_excite():
     spec = senet.SPECS["se_resnet110"]
     spec = dataclasses.replace(spec, blocks=(1,), width=8, stem=(8,))  # out 32, reduced 8
     plain = dataclasses.replace(spec, se_reduction=0)
-    with_se, without = (
-        summary.cost(s, num_classes=K, image_shape=(5, 5, 3)) for s in (spec, plain)
-    )
+    with_se, without = (costs.cost(s, num_classes=K, image_shape=(5, 5, 3)) for s in (spec, plain))
     assert with_se.macs - without.macs == 32 * 8 + 8 * 32
     assert with_se.params - without.params == 32 * 8 + 8 + 8 * 32 + 32
     assert with_se.stats == without.stats
@@ -84,7 +82,7 @@ def test_table_of_other_methods(method):
     """What networks share counts once; answers of other modules have their own lines."""
     config = common.get_config()
     config.arch, config.split, config.method, config.divide = "wide_resnet10_1", 3, method, False
-    small, large = summary.stack_cost("wide_resnet10_1", 1, num_classes=K, image_shape=(8, 8, 1))
+    small, large = costs.stack_cost("wide_resnet10_1", 1, num_classes=K, image_shape=(8, 8, 1))
     assert small == large
     rows = rows_of(summary.table(config, num_classes=K, image_shape=(8, 8, 1)))
     every = [int(v) for v in rows["all 3"]]
@@ -108,7 +106,7 @@ def test_table():
     config.arch, config.split = "wide_resnet10_4", 4
     fields = dict(num_classes=K, image_shape=(8, 8, 1))
     text = summary.table(config, **fields)
-    small, large = summary.stack_cost("wide_resnet10_4", 4, **fields)
+    small, large = costs.stack_cost("wide_resnet10_4", 4, **fields)
     assert text.splitlines()[0] == "wide_resnet10_4 divided in 4, one network"
     rows = rows_of(text)
     groups = ["stem", "stage1", "stage2", "stage3", "head"]
@@ -146,7 +144,7 @@ def test_image_size_of_a_config():
     config = imagenet_seresnet101_x4.get_config()
     config.arch, config.data.image_size = "se_resnet50", 64
     small = rows_of(summary.of_config(config))
-    want = summary.cost(models.divided("se_resnet50", 4), num_classes=1000, image_shape=(64, 64, 3))
+    want = costs.cost(models.divided("se_resnet50", 4), num_classes=1000, image_shape=(64, 64, 3))
     assert small["one network"] == [str(want.params), str(want.macs)]
 
 
@@ -182,7 +180,7 @@ def test_rows_come_one_by_one(monkeypatch):
     ]  # fmt: skip
     shape = (32, 32, 3)
     whole, small = (
-        summary.cost(models.divided("resnet110", s), num_classes=100, image_shape=shape)
+        costs.cost(models.divided("resnet110", s), num_classes=100, image_shape=shape)
         for s in (1, 4)
     )
     one = [f"{whole.params:,}", f"{whole.macs:,}"]
