@@ -1,8 +1,10 @@
-"""Draws how the cost of a step grows, from the figures of `bench.train_step --grow`.
+"""Draws figures of `docs/figures`: how the cost of a step grows, and the curves of a run.
 
 python -m bench.plots --figures bench/results/growth_cpu.jsonl --out docs/figures
+python -m bench.plots --run runs/digits --out docs/figures
 
-One SVG a series: networks, batch, devices. Needs matplotlib (`pip install -e '.[bench]'`).
+One SVG for each series of `bench.train_step --grow` (networks, batch, devices), or one of a run,
+called as its workdir. Needs matplotlib (`pip install -e '.[bench]'`).
 """
 
 import argparse
@@ -15,6 +17,34 @@ AXES = {
     "batch": ("batch", "batch"),
     "devices": ("devices", "devices"),
 }
+
+
+def draw_run(lines: Sequence[dict], path: pathlib.Path) -> None:
+    """Test errors of every network and of the ensemble over the steps, from metrics.jsonl."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = [line for line in lines if "test/ensemble/top1" in line]
+    names = [key.split("/")[1] for key in rows[0] if key.startswith("test/") and "/top1" in key]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        figure = Figure(figsize=(6.4, 3), layout="constrained")
+        axes = figure.subplots()
+        steps = [row["step"] for row in rows]
+        for name in names:
+            errors = [100 * (1 - row[f"test/{name}/top1"]) for row in rows]
+            together = name == "ensemble"
+            style = dict(color="black", linewidth=2) if together else dict(alpha=0.6, linewidth=1)
+            axes.plot(steps, errors, label=name, **style)
+        axes.set_yscale("symlog", linthresh=1)  # a network may make no error
+        ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
+        axes.set_yticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.set_yticks([], minor=True)
+        axes.set_xlabel("step")
+        axes.set_ylabel("test error, %")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
 
 
 def draw(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
@@ -58,10 +88,18 @@ def draw(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--figures", type=pathlib.Path, required=True, help="a file of JSON lines")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--figures", type=pathlib.Path, help="a file of JSON lines")
+    which.add_argument("--run", type=pathlib.Path, help="a workdir")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a folder")
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.figures.read_text().splitlines()]
+    file = args.run / "metrics.jsonl" if args.run else args.figures
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    if args.run:
+        path = args.out / f"{args.run.name}.svg"
+        draw_run(rows, path)
+        print(path)
+        return
     for name in AXES:
         own = [row for row in rows if row["part"] == f"train_step {name}"]
         if own:

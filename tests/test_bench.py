@@ -54,6 +54,16 @@ def test_train_step(call, tmp_path):
     assert "networks S that replace one" in (tmp_path / "networks.svg").read_text()
 
 
+def test_curves_of_a_run(tmp_path, call):
+    (tmp_path / "digits").mkdir()
+    lines = [{"step": s, "test/net0/top1": 0.9, "test/ensemble/top1": 1.0} for s in (1, 2)]
+    text = "".join(json.dumps(line) + "\n" for line in [{"step": 1, "train/loss": 1.0}, *lines])
+    (tmp_path / "digits" / "metrics.jsonl").write_text(text)
+    call(plots.main, "--run", tmp_path / "digits", "--out", tmp_path)
+    drawn = (tmp_path / "digits.svg").read_text()
+    assert "test error, %" in drawn and "net0" in drawn and "ensemble" in drawn
+
+
 def test_model_flops_are_six_a_multiply_add():
     """By hand: one 3x3 convolution of 16 channels, four blocks ..."""
     one = programs.train_flops(programs.changed(SMALL, split=1, batch=1))
