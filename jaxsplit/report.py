@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from jaxsplit import config as config_lib
 from jaxsplit import published, summary
 from jaxsplit.costs import ALL, Cost, own_costs, stack_cost
+from jaxsplit.evaluation import METRICS
 from jaxsplit.published import Result
 
 
@@ -76,18 +77,18 @@ def results_table(
     num_networks: int,
     published: Sequence[Result] = (),
     own: Mapping[str, tuple[int, int]] | None = None,
-    top5: bool = True,
+    num_classes: int = 1000,
 ) -> str:
     """Text: a row for each network and what they answer together, with parameters and costs.
 
     Args:
       title: the first line.
-      results: of `evaluate`.
+      results: of `evaluate`; which of them have a column, `evaluation.METRICS` says.
       costs: (one divided network, the undivided network).
       num_networks: S.
       published: what the paper reached with the same, a line each below the table.
       own: of `costs.own_costs`.
-      top5: with a column of it; of five classes or fewer it says nothing.
+      num_classes: K; metrics that say nothing of so few classes are left out.
     """
     own = own or {}
     small, large = costs
@@ -95,38 +96,36 @@ def results_table(
     # A jitted function sorts the names: networks first, by number.
     names = sorted((n for n in answers if n.startswith("net")), key=lambda n: int(n[3:]))
     names += [n for n in answers if n not in names]
-    rows = [("", "top-1 %", "top-5 %", "NLL", "parameters", "mult-adds")]
+    columns = {
+        name: metric
+        for name, metric in METRICS.items()
+        if not metric.of_networks and num_classes >= metric.least_classes
+    }
+    rows = [("", *(metric.title for metric in columns.values()), "parameters", "mult-adds")]
     together = own.get(ALL, (num_networks * small.params, num_networks * small.macs))
     for name in names:
         if name.startswith("net"):
             params, macs = small.params, small.macs
         else:
             params, macs = own.get(name, together)
-        rows.append(
-            (
-                name,
-                f"{100 * results[f'{name}/top1']:.2f}",
-                f"{100 * results[f'{name}/top5']:.2f}",
-                f"{results[f'{name}/nll']:.4f}",
-                f"{params:,}",
-                f"{macs:,}",
-            )
-        )
+        values = (metric.text(results[f"{name}/{key}"]) for key, metric in columns.items())
+        rows.append((name, *values, f"{params:,}", f"{macs:,}"))
     if num_networks > 1:
-        rows.append(("undivided", "-", "-", "-", f"{large.params:,}", f"{large.macs:,}"))
-    if not top5:
-        rows = [(*row[:2], *row[3:]) for row in rows]
+        none = ("-",) * len(columns)
+        rows.append(("undivided", *none, f"{large.params:,}", f"{large.macs:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [title]
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells))
-    if "disagreement" in results:
-        lines.append(
-            f"mean pairwise disagreement of the networks: {results['disagreement']:.2%}; "
-            f"any of them right (oracle): {results['oracle']:.2%}"
-        )
+    of_networks = [
+        f"{metric.title}: {metric.text(results[name])}"
+        for name, metric in METRICS.items()
+        if metric.of_networks and name in results
+    ]
+    if of_networks:
+        lines.append("; ".join(of_networks))
     lines += [f"published: {result}" for result in published]
     return "\n".join(lines)
 
@@ -177,8 +176,8 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
         )
         # The papers' are test figures.
         reached = published.find(**same) if split == "test" and _as_published(config) else ()
-        top5 = exp.dataset.num_classes > 5
-        parts.append(results_table(title, values, costs, config.split, reached, own, top5))
+        classes = exp.dataset.num_classes
+        parts.append(results_table(title, values, costs, config.split, reached, own, classes))
     if "best/step" in results:
         best = f"{exp.method.answer} top-1 {results[f'best/{exp.best_metric}']:.2%}"
         chosen = "training part held out" if exp.eval_split[0] == "validation" else "test set"

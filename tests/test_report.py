@@ -127,7 +127,7 @@ def test_results_table():
 
 def test_without_top5():
     values = results("net0", "net1", "ensemble")
-    lines = report.results_table("t", values, (SMALL, LARGE), 2, top5=False).splitlines()
+    lines = report.results_table("t", values, (SMALL, LARGE), 2, num_classes=5).splitlines()
     assert [line.split() for line in lines[1:3]] == [
         ["top-1", "%", "NLL", "parameters", "mult-adds"],
         ["net0", "90.00", "0.2500", "1,000", "50,000"],
