@@ -8,7 +8,7 @@ python main.py --mode=export_leader --workdir=runs/ffsd
 python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/tuned --init_from=runs/other
 """
 
-from jaxsplit import allocator, signals
+from jaxsplit.hosts import allocator, signals
 
 if __name__ == "__main__":
     signals.early()  # before the imports that take seconds
@@ -16,8 +16,14 @@ if __name__ == "__main__":
 
 from absl import app, flags  # noqa: E402
 
-from jaxsplit import cli, distributed, export, loop, show, summary  # noqa: E402
+from jaxsplit import cli, loop  # noqa: E402
 from jaxsplit.errors import ConfigError  # noqa: E402
+from jaxsplit.hosts import processes  # noqa: E402
+from jaxsplit.report import (
+    summary,  # noqa: E402
+    views,  # noqa: E402
+)
+from jaxsplit.weights import extract  # noqa: E402
 
 _MODE = flags.DEFINE_string("mode", "train", "train, eval, summary, show_views or export_leader")
 _CHECKPOINT = flags.DEFINE_string(
@@ -51,9 +57,9 @@ MODES = {
     "eval": lambda config: loop.evaluate_checkpoint(config, cli.WORKDIR.value, _CHECKPOINT.value),
     "summary": lambda config: print(summary.of_config(config)),
     "export_leader": lambda config: print(
-        export.leader(config, cli.WORKDIR.value, _TO.value, _CHECKPOINT.value)
+        extract.leader(config, cli.WORKDIR.value, _TO.value, _CHECKPOINT.value)
     ),
-    "show_views": lambda config: print(show.views(config, cli.WORKDIR.value)),
+    "show_views": lambda config: print(views.views(config, cli.WORKDIR.value)),
 }
 
 
@@ -68,7 +74,7 @@ def main(_: list[str]) -> None:
         if _MODE.value != "export_leader" and _TO.value is not None:
             raise ConfigError(f"to: only with --mode=export_leader, not {_MODE.value}")
         if _MODE.value in ("train", "eval"):
-            distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+            processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[_MODE.value](cli.CONFIG.value)
 
 

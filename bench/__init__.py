@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from jaxsplit import allocator
 from jaxsplit.errors import ConfigError
+from jaxsplit.hosts import allocator
 
 allocator.keep_memory()  # as main.py does, before jax starts
 

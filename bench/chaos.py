@@ -28,7 +28,9 @@ from ml_collections import ConfigDict
 
 from bench import made_by
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, cli, experiment, loop, metrics, signals
+from jaxsplit import cli, experiment, loop, metrics
+from jaxsplit.checkpoints import store
+from jaxsplit.hosts import signals
 
 MOMENTS = ("training", "saving", "starting")
 _PRELOADED = ("jaxsplit.loop", "jaxsplit.cli", "sklearn.datasets")
@@ -95,7 +97,7 @@ def compare(config: ConfigDict, a: pathlib.Path, b: pathlib.Path) -> None:
     exp = experiment.build(config)
     states, lines = [], []
     for workdir in (a, b):
-        checkpoints = checkpoint.Checkpoints(workdir, best_metric=exp.best_metric, read_only=True)
+        checkpoints = store.Checkpoints(workdir, best_metric=exp.best_metric, read_only=True)
         steps = checkpoints.latest(), checkpoints.best()
         states.append((steps, checkpoints.restore(steps[0], exp.state_shapes())))
         checkpoints.close()
@@ -149,13 +151,13 @@ def _life(start, workdir: pathlib.Path, k: int, kills: int, steps: int, rng) -> 
     if moment == "starting":
         allowed.add(-signum)  # before the signal is taken
     status = _end(process, workdir, *allowed)
-    unfinished = any((workdir / checkpoint.FOLDER).glob(_UNFINISHED))
+    unfinished = any((workdir / store.FOLDER).glob(_UNFINISHED))
     return Life(signal.Signals(signum).name, moment, _last_step(workdir), status, unfinished)
 
 
 def _stop_in_a_save(process, workdir: pathlib.Path, seconds: float) -> None:
     """Stops it some time after a save has begun; at once, where that one was over meanwhile."""
-    saves = workdir / checkpoint.FOLDER
+    saves = workdir / store.FOLDER
 
     def unfinished() -> bool:
         return any(saves.glob(_UNFINISHED))

@@ -31,7 +31,8 @@ import numpy as np
 
 from bench import Results, peers, programs, train_step
 from bench.programs import Case, changed
-from jaxsplit import compiler, conv, models, torch_import
+from jaxsplit import compiler, conv, models
+from jaxsplit.weights import torch_import
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "tests" / "golden"
 LOWERINGS = ("dense", "packed", "unrolled", "grouped")

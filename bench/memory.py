@@ -12,7 +12,7 @@ import resource
 import statistics
 
 from bench import Results, programs
-from jaxsplit import allocator
+from jaxsplit.hosts import allocator
 
 
 def main() -> None:

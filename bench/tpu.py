@@ -31,9 +31,10 @@ from ml_collections import ConfigDict
 from bench import Results, errors_in_one_line, programs
 from bench.scaling import collectives
 from jaxsplit import config as config_lib
-from jaxsplit import costs, curves, data, experiment, stack
+from jaxsplit import costs, data, experiment, stack
 from jaxsplit.data.feed import TrainFeed
 from jaxsplit.errors import ConfigError
+from jaxsplit.report import curves
 
 
 class Chip(NamedTuple):

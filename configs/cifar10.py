@@ -9,8 +9,8 @@ yet.
 
 from ml_collections import ConfigDict
 
-from configs import recipes
+from jaxsplit.recipes import shared
 
 
 def get_config(text: str = "") -> ConfigDict:
-    return recipes.config(text, "cifar10", arch="wide_resnet28_10", split=4, epochs=300)
+    return shared.config(text, "cifar10", arch="wide_resnet28_10", split=4, epochs=300)

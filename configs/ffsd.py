@@ -18,8 +18,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import arguments
 from jaxsplit import models
+from jaxsplit.recipes import arguments
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,10 @@ All lengths but the intervals are shares of the run. `best` is chosen on the hel
 
 from ml_collections import ConfigDict
 
-from configs import arguments, common
+from configs import common
 from jaxsplit import models
 from jaxsplit.errors import ConfigError
+from jaxsplit.recipes import arguments
 
 KEYS = ("name", *arguments.KEYS)
 

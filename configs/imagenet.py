@@ -11,11 +11,11 @@ by us yet.
 
 from ml_collections import ConfigDict
 
-from configs import recipes
+from jaxsplit.recipes import shared
 
 
 def get_config(text: str = "") -> ConfigDict:
-    config = recipes.config(text, "imagenet2012", arch="resnext101_64x4d", split=2, epochs=120)
+    config = shared.config(text, "imagenet2012", arch="resnext101_64x4d", split=2, epochs=120)
     config.dtype = "bfloat16"
     config.augment.crop_padding = 0  # streamed images come as random-resized crops
     config.log_every = "100 steps"

@@ -8,8 +8,8 @@ published. Not trained by us yet.
 
 from ml_collections import ConfigDict
 
-from configs import recipes
+from jaxsplit.recipes import shared
 
 
 def get_config(text: str = "") -> ConfigDict:
-    return recipes.config(text, "svhn_cropped", arch="wide_resnet16_8", split=4, epochs=200)
+    return shared.config(text, "svhn_cropped", arch="wide_resnet16_8", split=4, epochs=200)

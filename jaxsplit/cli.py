@@ -14,9 +14,11 @@ from ml_collections import ConfigDict, config_flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from configs import saved  # noqa: E402
 from jaxsplit import config as config_lib  # noqa: E402
-from jaxsplit import distributed, flag_files  # noqa: E402
+from jaxsplit.config import (
+    flag_files,  # noqa: E402
+    saved,  # noqa: E402
+)
 from jaxsplit.errors import (  # noqa: E402
     ConfigError,
     NonFiniteLossError,
@@ -24,6 +26,7 @@ from jaxsplit.errors import (  # noqa: E402
     Stopped,
     disk_full,
 )
+from jaxsplit.hosts import processes  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(), --config.field=value overrides; default: the workdir's"
@@ -59,7 +62,7 @@ def _parse(argv: list[str], given: dict[str, str], files: bool) -> list[str]:
         # The workdir's own config, which can be overridden like any other.
         config_lib.load(given["workdir"])
         argv = [argv[0], f"--config={saved.__file__}:{given['workdir']}", *argv[1:]]
-    wanted = "get_config() must return what configs.common.get_config() does, with fields changed"
+    wanted = "get_config() must return what configs.defaults.get_config() does, with fields changed"
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
         rest = flags.FLAGS(argv)
@@ -107,17 +110,17 @@ def errors_in_one_line() -> Iterator[None]:
         _fail(error, 2 if isinstance(error, ConfigError) else 1)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        distributed.leave_together(stopped.status, wait=stopped.together)
+        processes.leave_together(stopped.status, wait=stopped.together)
     except Exception as error:
         if disk_full(error):
             _fail(SaveError(f"the disk is full: {error}"), 1)
-        if not distributed.several():
+        if not processes.several():
             raise
-        if line := distributed.lost(error):
+        if line := processes.lost(error):
             print("error:", line, file=sys.stderr)
         else:
             traceback.print_exc()
-        distributed.leave(1)
+        processes.leave(1)
 
 
 def _fail(error: Exception, status: int) -> None:
@@ -128,4 +131,4 @@ def _fail(error: Exception, status: int) -> None:
     ours = last.removeprefix(f"{ConfigError.__module__}.{ConfigError.__qualname__}: ")
     text = text if "Traceback" in text and ours == last else ours
     print("error:", text, file=sys.stderr, flush=True)
-    distributed.leave(status)
+    processes.leave(status)

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from jaxsplit import distributed, metrics
+from jaxsplit import metrics
 from jaxsplit.errors import ConfigError
 from jaxsplit.experiment import Experiment
+from jaxsplit.hosts import processes
 
 LOSSES = ("nll",)  # the last part of metrics of which less is better; the others are in 0..1
 
@@ -70,14 +71,14 @@ class EarlyStop:
         if jax.process_index() == 0 and start:
             for step, value in _evaluated(workdir / metrics.JSONL, self.metric, start):
                 self.seen(step, value)
-        return distributed.of_first(self.ended)
+        return processes.of_first(self.ended)
 
     def after(self, step: int, results: dict[str, float]) -> bool:
         """Whether the run ends after this evaluation; each process has to call it."""
         if not self.patience:
             return False
         self.seen(step, results[self.metric])
-        return distributed.of_first(self.ended)
+        return processes.of_first(self.ended)
 
 
 def make(exp: Experiment) -> EarlyStop:

@@ -15,10 +15,8 @@ from jaxsplit import (
     augment,
     compiler,
     data,
-    distributed,
     durations,
     evaluation,
-    limits,
     methods,
     metrics,
     optim,
@@ -29,6 +27,8 @@ from jaxsplit import (
     step,
 )
 from jaxsplit import config as config_lib
+from jaxsplit.config import limits
+from jaxsplit.hosts import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +112,10 @@ def build(
         limits.check_memory(config, dataset.image_shape, mesh, training=training)
     if training:
         # Else every process would go through its own order of the examples.
-        distributed.check_same({"data.dir's training examples": len(dataset.train)})
-        if feed.resident and distributed.several():
+        processes.check_same({"data.dir's training examples": len(dataset.train)})
+        if feed.resident and processes.several():
             sums = [zlib.crc32(feed.resident.images), zlib.crc32(feed.resident.labels)]
-            distributed.check_same({"data.dir's training set, its checksums": sums})
+            processes.check_same({"data.dir's training set, its checksums": sums})
     plan = durations.plan(config, feed.steps_per_epoch)
     networks = stack.make(
         config_lib.spec(config),

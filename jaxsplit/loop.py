@@ -11,30 +11,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxsplit import (
-    advice,
-    checkpoint,
-    checkpoint_folder,
-    compile_cache,
-    distributed,
-    division,
-    durations,
-    early_stop,
-    experiment,
-    files,
-    history,
-    initial,
-    limits,
-    lock,
-    metrics,
-    rating,
-    report,
-    signals,
-    state,
-)
 from jaxsplit import config as config_lib
+from jaxsplit import durations, early_stop, experiment, metrics, rating, state
+from jaxsplit.checkpoints import folder as checkpoint_folder
+from jaxsplit.checkpoints import store
+from jaxsplit.config import advice, division, history, limits
 from jaxsplit.errors import ConfigError, NonFiniteLossError, SaveError
 from jaxsplit.experiment import Experiment
+from jaxsplit.hosts import processes, signals
+from jaxsplit.report import tables
+from jaxsplit.weights import warm_start
+from jaxsplit.workdir import compile_cache, files, lock
 
 # Steps that may be queued on the device: enough to keep it busy, few enough to bound memory.
 _QUEUE = 2
@@ -48,7 +35,7 @@ def train_and_evaluate(
     A new run starts from the weights that `config.init_from` names, if any: see `initial.read`.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `jaxsplit/defaults.py`.
       workdir: gets config.json, metrics.jsonl, TensorBoard files and checkpoints/; a directory or
         gs://bucket/folder. Several processes must share it; only the first one writes but for
         checkpoints. It is locked: see `lock`.
@@ -77,21 +64,21 @@ def train_and_evaluate(
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
     config, early, start = exp.config, early_stop.make(exp), None
-    if not distributed.of_first(checkpoint.exists(workdir)):
+    if not processes.of_first(store.exists(workdir)):
         # Before anything is written; a run that is resumed no longer needs it.
         warning = _check_new(exp)
         if config.init_from:
-            start = initial.read(config, exp.state_shapes().variables)
+            start = warm_start.read(config, exp.state_shapes().variables)
         if warning and jax.process_index() == 0:
             print(warning, flush=True)
     # Closed at an error or Ctrl-C, too: what is being saved is finished, files are whole.
     with contextlib.ExitStack() as locked, contextlib.ExitStack() as at_end:
         try:
-            folder = distributed.shared_workdir(workdir, functools.partial(_prepare, locked))
+            folder = processes.shared_workdir(workdir, functools.partial(_prepare, locked))
             at_end.enter_context(compile_cache.kept(_say))
             return _train(exp, folder, start, stop, early, at_end.callback)
         except Exception:
-            if distributed.several():
+            if processes.several():
                 at_end.pop_all()  # closing waits for the others, who may be gone
             raise
 
@@ -117,7 +104,7 @@ def _say(text: str) -> None:
 def _train(
     exp: Experiment,
     workdir: pathlib.Path,
-    init_from: initial.Start | None,
+    init_from: warm_start.Start | None,
     stop: signals.Stop,
     early: early_stop.EarlyStop,
     at_end: Callable[[Callable[[], None]], Any],
@@ -128,7 +115,7 @@ def _train(
     config.resume_with = ""  # said once: not every later start may change something
 
     # ---- State: new, perhaps with weights of another run, or the newest checkpoint
-    checkpoints = checkpoint.Checkpoints(
+    checkpoints = store.Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
     )
     at_end(checkpoints.close)
@@ -149,7 +136,7 @@ def _train(
     # ---- What is written; the first evaluation, as a trial; the step, compiled
     writer = metrics.Writer(workdir, start=start, active=chief, say=_say)
     at_end(writer.close)
-    progress = report.Progress(
+    progress = tables.Progress(
         total=plan.total_steps, start=start, active=chief, num_networks=config.split
     )
     at_end(progress.close)
@@ -246,7 +233,7 @@ def _train(
     if chief:
         if share := advice.share_of_start(config, done):
             print(share)
-        print(report.tables(exp, results, f"step {done}, the last"), flush=True)
+        print(tables.tables(exp, results, f"step {done}, the last"), flush=True)
     return results
 
 
@@ -259,9 +246,9 @@ def _same_experiment(
       ConfigError: it is another experiment's, or cannot be gone on with.
     """
     # Process 0 decides, here and below: a file system may show another one what was, not what is.
-    if not distributed.of_first(checkpoint.exists(workdir)):
+    if not processes.of_first(store.exists(workdir)):
         return None, {}
-    if distributed.of_first(checkpoint.weights_only(workdir)):
+    if processes.of_first(store.weights_only(workdir)):
         raise ConfigError(
             f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
             f"them in another workdir with --init_from={workdir}"
@@ -275,11 +262,11 @@ def _same_experiment(
 
 
 def _state(
-    exp: Experiment, checkpoints: checkpoint.Checkpoints, init_from: initial.Start | None
+    exp: Experiment, checkpoints: store.Checkpoints, init_from: warm_start.Start | None
 ) -> tuple[int, state.TrainState, dict]:
     """(steps done, state, what was saved beside the arrays)."""
     config = exp.config
-    if distributed.of_first(checkpoints.latest() or 0):
+    if processes.of_first(checkpoints.latest() or 0):
         return checkpoints.resume(
             exp.state_shapes(),
             len(exp.dataset.train),
@@ -303,7 +290,7 @@ def _notes(
     start: int,
     old: ConfigDict | None,
     changes: history.Changes,
-    init_from: initial.Start | None,
+    init_from: warm_start.Start | None,
 ) -> Iterator[str]:
     """What is to be said before training."""
     if init_from:
@@ -341,12 +328,12 @@ def evaluate_checkpoint(
     """
     workdir = files.path_of(workdir)
     config_lib.check_same_on_all(config)
-    if not checkpoint.exists(workdir):
+    if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     history.adopt(config, workdir / config_lib.CONFIG_FILE)
     config_lib.check_identity(config_lib.load(workdir), config, workdir, evaluating=True)
     exp = experiment.build(config, training=False)
-    checkpoints = checkpoint.Checkpoints(workdir, best_metric=exp.best_metric, read_only=True)
+    checkpoints = store.Checkpoints(workdir, best_metric=exp.best_metric, read_only=True)
     found = checkpoints.find(which)
     variables = checkpoints.restore_model(found, exp.state_shapes())
     results: dict[str, float] = {"step": float(found)}
@@ -357,8 +344,8 @@ def evaluate_checkpoint(
     checkpoints.close()
     if jax.process_index() == 0:
         kind = which if which in ("latest", "best") else "chosen"
-        imported = checkpoint.weights_only(workdir)
-        text = report.tables(exp, results, f"step {found}, the {kind}", imported=imported)
+        imported = store.weights_only(workdir)
+        text = tables.tables(exp, results, f"step {found}, the {kind}", imported=imported)
         print(text, flush=True)
     return results
 
@@ -375,7 +362,7 @@ def _over_processes(exp: Experiment, bad_records: int) -> int:
     """The sum of what each process has left out of its part of the batches."""
     if not rating.skips(exp):
         return 0
-    return distributed.total(bad_records, counts=exp.sharding.reads_first)
+    return processes.total(bad_records, counts=exp.sharding.reads_first)
 
 
 def _check_longer(old: ConfigDict, exp: Experiment, workdir: pathlib.Path) -> None:
@@ -387,7 +374,7 @@ def _check_longer(old: ConfigDict, exp: Experiment, workdir: pathlib.Path) -> No
         )
 
 
-def _check_finite(totals: metrics.Totals, checkpoints: checkpoint.Checkpoints) -> None:
+def _check_finite(totals: metrics.Totals, checkpoints: store.Checkpoints) -> None:
     bad = int(totals.bad_step)
     if bad < 0:
         return
@@ -399,16 +386,16 @@ def _check_finite(totals: metrics.Totals, checkpoints: checkpoint.Checkpoints) -
     )
 
 
-def _check_saved(last: int, checkpoints: checkpoint.Checkpoints) -> None:
+def _check_saved(last: int, checkpoints: store.Checkpoints) -> None:
     """A run that has ended well has its last step on disk, whoever was at its folder meanwhile."""
-    have = distributed.of_first(checkpoints.on_disk())
+    have = processes.of_first(checkpoints.on_disk())
     if last not in have:
         raise SaveError(
             f"step {last}, the last, is not saved; there are {', '.join(map(str, have)) or 'none'}"
         )
 
 
-def _best(exp: Experiment, checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
+def _best(exp: Experiment, checkpoints: store.Checkpoints) -> dict[str, float]:
     """best/step and best/<its metric>; empty where no checkpoint was evaluated."""
     best = checkpoints.best()
     if best is None:

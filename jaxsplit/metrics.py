@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsplit import files
+from jaxsplit.workdir import files
 
 JSONL = "metrics.jsonl"
 

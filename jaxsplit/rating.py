@@ -10,10 +10,13 @@ from typing import Any
 
 import jax
 
-from jaxsplit import checkpoint, distributed, metrics, report
+from jaxsplit import metrics
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import evaluate
 from jaxsplit.experiment import Experiment
+from jaxsplit.hosts import processes
+from jaxsplit.report import tables
 
 
 class Rating:
@@ -22,9 +25,9 @@ class Rating:
     def __init__(
         self,
         exp: Experiment,
-        checkpoints: checkpoint.Checkpoints,
+        checkpoints: store.Checkpoints,
         writer: metrics.Writer,
-        progress: report.Progress,
+        progress: tables.Progress,
     ):
         self._exp, self._checkpoints = exp, checkpoints
         self._writer, self._progress = writer, progress
@@ -62,7 +65,7 @@ class Rating:
 
     def of_resumed(self, step: int, variables: dict) -> None:
         """Evaluates a step that was saved before it was evaluated, where a run stopped between."""
-        if self._step != step and not distributed.of_first(self._checkpoints.metrics(step)):
+        if self._step != step and not processes.of_first(self._checkpoints.metrics(step)):
             self.of_saved(step, variables)
 
     def of_unsaved(self, step: int, variables: dict, save: Callable[..., None]) -> dict[str, float]:
@@ -71,7 +74,7 @@ class Rating:
         try:
             self._evaluate(step, variables)
         except Exception:
-            if not distributed.several():  # the others would not save with this one
+            if not processes.several():  # the others would not save with this one
                 save()
                 self._checkpoints.wait()
             raise
@@ -95,7 +98,7 @@ class Rating:
     def _evaluate(self, step: int, variables: dict) -> None:
         values = evaluation(self._exp, variables, self._exp.eval_split)
         self._write(step, values)
-        self._progress.line(f"step {step}: {report.brief(self._exp, values)}")
+        self._progress.line(f"step {step}: {tables.brief(self._exp, values)}")
         self._best = max(self._best, values[self._exp.best_metric])
         self._results, self._step = values, step
 

@@ -9,7 +9,7 @@ import shutil
 from etils.epath import backend, gpath, stat_utils
 from orbax.checkpoint._src.path import gcs_utils
 
-from jaxsplit import files
+from jaxsplit.workdir import files
 
 
 class Backend(backend.Backend):

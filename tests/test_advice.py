@@ -1,4 +1,4 @@
-"""jaxsplit.advice: a line for each setting that a run makes nothing of, and none otherwise."""
+"""config.advice: a line for each setting that a run makes nothing of, and none otherwise."""
 
 import importlib
 import pathlib
@@ -6,7 +6,9 @@ import pathlib
 import pytest
 
 from configs import common
-from jaxsplit import advice, curves, durations
+from jaxsplit import durations
+from jaxsplit.config import advice
+from jaxsplit.report import curves
 
 TOTAL = 60  # steps of the run, of which an epoch has 20
 NAMES = sorted(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxsplit import allocator
+from jaxsplit.hosts import allocator
 
 PROGRAM = """
 from jaxsplit import allocator

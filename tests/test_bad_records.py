@@ -11,9 +11,10 @@ from data_helpers import data_config, message_of, take, tiny
 from tfds_fixtures import encode, picture, write_image_dataset
 
 from configs.common import get_config
-from jaxsplit import data, evaluation, loop, sharding, show
+from jaxsplit import data, evaluation, loop, sharding
 from jaxsplit.data import Stream, eval_batches, load, train_feed
 from jaxsplit.data.stream import Skipped
+from jaxsplit.report import views as show
 
 
 def broken(n, bad, classes=5):

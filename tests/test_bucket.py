@@ -10,9 +10,12 @@ from test_checkpoint import METRIC, assert_same, like, make_state, save
 from test_end_to_end import lines_of, state_at, tiny, untimed
 
 from configs import common
-from jaxsplit import checkpoint, files, lock, loop, metrics, signals
 from jaxsplit import config as config_lib
+from jaxsplit import loop, metrics
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError, Stopped
+from jaxsplit.hosts import signals
+from jaxsplit.workdir import files, lock
 
 RUN = "gs://bucket/runs/a"
 
@@ -112,19 +115,19 @@ def test_metrics(bucket, monkeypatch):
 def test_checkpoints(bucket):
     """Also those that were not finished: in a bucket they have the name of finished ones."""
     folder = config_lib.prepare_workdir(RUN)
-    checkpoints = checkpoint.Checkpoints(folder, best_metric=METRIC)
+    checkpoints = store.Checkpoints(folder, best_metric=METRIC)
     save(checkpoints, 1, 0.5)
     save(checkpoints, 2)
     checkpoints.rate(2, {METRIC: 0.75})
     checkpoints.close()
-    (bucket.at(RUN) / checkpoint.FOLDER / "3" / "model").mkdir(parents=True)
-    assert checkpoint.exists(RUN) and sorted(checkpoint.steps_in(folder / "checkpoints")) == [1, 2]
-    reader = checkpoint.Checkpoints(folder, best_metric=METRIC, read_only=True)
+    (bucket.at(RUN) / store.FOLDER / "3" / "model").mkdir(parents=True)
+    assert store.exists(RUN) and sorted(store.steps_in(folder / "checkpoints")) == [1, 2]
+    reader = store.Checkpoints(folder, best_metric=METRIC, read_only=True)
     assert reader.steps() == [1, 2] and reader.best() == (2, {METRIC: 0.75})
     assert_same(reader.restore(2, like(make_state(2))), make_state(2))
     reader.close()
-    checkpoints = checkpoint.Checkpoints(folder, best_metric=METRIC)
-    model = bucket.at(RUN) / checkpoint.FOLDER / "2" / "model"
+    checkpoints = store.Checkpoints(folder, best_metric=METRIC)
+    model = bucket.at(RUN) / store.FOLDER / "2" / "model"
     for path in model.rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
@@ -132,7 +135,7 @@ def test_checkpoints(bucket):
     step, state, _ = checkpoints.resume(like(make_state(1)), 100, say=said.append)
     assert step == 1 and "set aside as damaged-2" in said[0]
     assert_same(state, make_state(1))
-    assert (bucket.at(RUN) / checkpoint.FOLDER / "damaged-2").is_dir()
+    assert (bucket.at(RUN) / store.FOLDER / "damaged-2").is_dir()
     checkpoints.close()
 
 
@@ -152,5 +155,5 @@ def test_a_run(bucket, tmp_path, monkeypatch):
     assert untimed(bucket.at(RUN)) == untimed(tmp_path / "local")
     assert_same(state_at(tiny(), RUN, 4), state_at(tiny(), tmp_path / "local", 4))
     names = {path.name for path in bucket.at(RUN).iterdir()}
-    assert names == {"config.json", metrics.JSONL, checkpoint.FOLDER}
+    assert names == {"config.json", metrics.JSONL, store.FOLDER}
     assert all(path.startswith("gs://bucket/runs/a/") for path in bucket.written)

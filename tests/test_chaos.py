@@ -7,7 +7,8 @@ import pytest
 from test_end_to_end import state_at, tiny
 
 from bench import chaos
-from jaxsplit import checkpoint, loop, metrics
+from jaxsplit import loop, metrics
+from jaxsplit.checkpoints import store
 
 KILLS, STEPS, SEED = 5, 40, 8
 
@@ -41,11 +42,11 @@ def test_a_difference_is_found(tmp_path, monkeypatch):
     shutil.copyfile(a / metrics.JSONL, path)
     chaos.compare(config, a, b)
     state = state_at(config, a, 4)
-    checkpoints = checkpoint.Checkpoints(b)
+    checkpoints = store.Checkpoints(b)
     known = checkpoints.metrics(4)
     checkpoints.close()
-    shutil.rmtree(b / checkpoint.FOLDER / "4")
-    checkpoints = checkpoint.Checkpoints(b)
+    shutil.rmtree(b / store.FOLDER / "4")
+    checkpoints = store.Checkpoints(b)
     checkpoints.save(state.replace(key=state.key + 1), config, 512, known)
     checkpoints.close()
     with pytest.raises(chaos.ChaosError, match="key differs"):

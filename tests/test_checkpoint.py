@@ -1,4 +1,4 @@
-"""jaxsplit.checkpoint: what is saved comes back bit by bit; which are kept; what is refused."""
+"""checkpoints.store: what is saved comes back bit by bit; which are kept; what is refused."""
 
 import json
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from jaxsplit import checkpoint, checkpoint_folder
+from jaxsplit.checkpoints import folder as checkpoint_folder
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
 from jaxsplit.state import TrainState
 
@@ -58,7 +59,7 @@ def opened(tmp_path):
     made = []
 
     def open_(workdir=tmp_path, **fields):
-        made.append(checkpoint.Checkpoints(workdir, best_metric=METRIC, **fields))
+        made.append(store.Checkpoints(workdir, best_metric=METRIC, **fields))
         return made[-1]
 
     yield open_
@@ -241,7 +242,7 @@ def test_weights_only(opened, tmp_path):
     checkpoints = opened()
     checkpoints.save_weights(variables, common.get_config(), {"files": ["a"]}, {METRIC: 0.25})
     checkpoints.wait()
-    assert checkpoint.weights_only(tmp_path)
+    assert store.weights_only(tmp_path)
     assert checkpoints.find("latest") == checkpoints.find("best") == 0
     assert checkpoints.best() == (0, {METRIC: 0.25})
     assert_same(checkpoints.restore_model(0, like(state)), variables)
@@ -253,7 +254,7 @@ def test_weights_only(opened, tmp_path):
     got = checkpoints.restore_some(0, {"params": {"stack": {"bias": part}}})
     assert_same(got, {"params": {"stack": {"bias": variables["params"]["stack"]["bias"]}}})
     save(checkpoints, 10)
-    assert not checkpoint.weights_only(tmp_path)  # the newest counts, by number
+    assert not store.weights_only(tmp_path)  # the newest counts, by number
 
 
 def test_a_damaged_checkpoint(opened, tmp_path):
@@ -290,14 +291,14 @@ def test_another_training_set_is_refused(opened):
 
 
 def test_exists(opened, tmp_path, monkeypatch):
-    assert not checkpoint.exists(tmp_path)
+    assert not store.exists(tmp_path)
     run = opened()
-    assert not checkpoint.exists(tmp_path)  # the folder is there, but empty
+    assert not store.exists(tmp_path)  # the folder is there, but empty
     save(run, 1)
     run.wait()
-    assert checkpoint.exists(tmp_path) and checkpoint.exists(str(tmp_path))
+    assert store.exists(tmp_path) and store.exists(str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert checkpoint.exists("~")
+    assert store.exists("~")
 
 
 def test_metrics_of_an_evaluation_after_the_save(opened, tmp_path):
@@ -309,7 +310,7 @@ def test_metrics_of_an_evaluation_after_the_save(opened, tmp_path):
         checkpoints.rate(step, {METRIC: top1})
         assert checkpoints.metrics(step) == {METRIC: top1}
     assert checkpoints.steps() == [2, 3] and checkpoints.best() == (2, {METRIC: 0.75})
-    assert checkpoint.steps_in(tmp_path / "checkpoints") in ([2, 3], [3, 2])
+    assert store.steps_in(tmp_path / "checkpoints") in ([2, 3], [3, 2])
     other = opened(read_only=True)
     assert other.best() == (2, {METRIC: 0.75})
     assert_same(other.restore(2, like(make_state(2))), make_state(2))

@@ -1,4 +1,4 @@
-"""jaxsplit.compile_cache: where compiled programs are kept, and whose they must be."""
+"""jaxsplit.workdir.compile_cache: where compiled programs are kept, and whose they must be."""
 
 import contextlib
 import os
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from test_end_to_end import tiny
 
-from jaxsplit import compile_cache, loop, metrics, signals
+from jaxsplit import loop, metrics
 from jaxsplit.errors import Stopped
+from jaxsplit.hosts import signals
+from jaxsplit.workdir import compile_cache
 
 
 @pytest.fixture

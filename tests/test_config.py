@@ -179,7 +179,7 @@ def test_configs_hold_primary_values_only():
     before = config.to_json()
     experiment.build(config)
     assert config.to_json() == before
-    names = dict(config_lib._flat(common.get_config()))
+    names = dict(config_lib.flat(common.get_config()))
     assert not [name for name in names if re.search(r"(^|[._])(steps|total|scaled)($|[._])", name)]
 
 
@@ -202,9 +202,7 @@ def test_every_experiment_passes(name):
     config_lib.check(config)
     assert f"--config=configs/{name}.py" in module.__doc__  # its command
     # A config that opens in one line can be made from the shell as well: nothing is hidden in it.
-    assert (
-        dict(config_lib._flat(config)).keys() == dict(config_lib._flat(common.get_config())).keys()
-    )
+    assert dict(config_lib.flat(config)).keys() == dict(config_lib.flat(common.get_config())).keys()
 
 
 def test_there_are_experiments():
@@ -343,7 +341,7 @@ def test_unknown_field(field, near):
     *group, name = field.split(".")
     setattr(config[group[0]] if group else config, name, 7)
     message = message_of(lambda: config_lib.check(config))
-    assert message.startswith(f"{field}=7: no such field in configs/common.py; there are ")
+    assert message.startswith(f"{field}=7: no such field in jaxsplit/defaults.py; there are ")
     assert near in message.partition("there are ")[2].split(", ")
     assert message_of(lambda: config_lib.check_field(field, 7)) == message
 
@@ -404,7 +402,7 @@ def test_save_and_load(tmp_path):
     config = changed(augment__erase_prob=0.5, schedule__milestones=("1 epochs", "50%"))
     config_lib.save(config, tmp_path)
     loaded = config_lib.load(tmp_path)
-    assert dict(config_lib._flat(loaded)) == dict(config_lib._flat(config))
+    assert dict(config_lib.flat(loaded)) == dict(config_lib.flat(config))
     assert loaded.augment.erase_area == (0.0625, 0.1)  # a tuple again
     config_lib.check(loaded)
     config_lib.check_identity(loaded, config, tmp_path)
@@ -474,7 +472,7 @@ def test_values_that_only_the_run_would_find_wrong(field, value):
 
 def test_saved_config_of_wrong_types(tmp_path):
     (tmp_path / "config.json").write_text('{"batch_size": "x"}')
-    with pytest.raises(ConfigError, match="config.json does not fit configs/common.py"):
+    with pytest.raises(ConfigError, match="config.json does not fit jaxsplit/defaults.py"):
         config_lib.load(tmp_path)
 
 
@@ -509,7 +507,7 @@ def test_every_field_is_runtime_or_identity():
     """A field counts as identity unless it is listed: each one that is changed is refused."""
     old = common.get_config()
     runtime = []
-    for field, value in config_lib._flat(old):
+    for field, value in config_lib.flat(old):
         new = common.get_config()
         other = {bool: lambda v: not v, str: lambda v: v + "x", tuple: lambda v: (*v, *v) or (0.5,)}
         make = other.get(type(value), lambda v: v + 1)

@@ -1,4 +1,4 @@
-"""jaxsplit.config_file: what is wrong with the config.json of a workdir, in one line."""
+"""jaxsplit.config.file: what is wrong with the config.json of a workdir, in one line."""
 
 import json
 
@@ -7,14 +7,14 @@ import pytest
 import jaxsplit
 from configs import common
 from jaxsplit import config as config_lib
-from jaxsplit import config_file
+from jaxsplit.config import file
 from jaxsplit.errors import ConfigError
 
 THIS = f"this is jaxsplit {jaxsplit.__version__}"
 
 
 def message(folder, text: str) -> str:
-    (folder / config_file.NAME).write_text(text)
+    (folder / file.NAME).write_text(text)
     with pytest.raises(ConfigError) as caught:
         config_lib.load(folder)
     line = str(caught.value)
@@ -27,11 +27,11 @@ def message(folder, text: str) -> str:
 def test_the_version_that_wrote_it(tmp_path):
     config = common.get_config()
     config_lib.save(config, tmp_path)
-    fields = json.loads((tmp_path / config_file.NAME).read_text())
+    fields = json.loads((tmp_path / file.NAME).read_text())
     assert fields.pop("written_by") == f"jaxsplit {jaxsplit.__version__}"
     assert fields == json.loads(config.to_json())
     assert config_lib.load(tmp_path).to_dict() == config.to_dict()
-    (tmp_path / config_file.NAME).write_text(config.to_json())  # as it was before
+    (tmp_path / file.NAME).write_text(config.to_json())  # as it was before
     assert config_lib.load(tmp_path).to_dict() == config.to_dict()
 
 
@@ -87,25 +87,27 @@ def test_what_is_no_json(tmp_path, text):
 def test_a_field_that_does_not_fit(tmp_path, fields, said, writer, by):
     text = json.dumps(fields | ({"written_by": writer} if writer else {}))
     assert message(tmp_path, text) == (
-        f"config.json does not fit configs/common.py: {said} (written by {by}, {THIS})"
+        f"config.json does not fit jaxsplit/defaults.py: {said} (written by {by}, {THIS})"
     )
 
 
 def test_lists_that_are_nested_deeply(tmp_path):
     value = '{"schedule": {"milestones": ' + "[" * 500 + "]" * 500 + "}}"
     line = message(tmp_path, value)
-    assert line.startswith("config.json does not fit configs/common.py: schedule.milestones=[[[[")
+    assert line.startswith(
+        "config.json does not fit jaxsplit/defaults.py: schedule.milestones=[[[["
+    )
 
 
 def test_links_are_not_followed(tmp_path):
     workdir, other = tmp_path / "run", tmp_path / "precious"
     workdir.mkdir()
     other.write_text("mine")
-    for name in (config_file.NAME, "config.tmp", "config.json.tmp", ".writable"):
+    for name in (file.NAME, "config.tmp", "config.json.tmp", ".writable"):
         (workdir / name).symlink_to(other)
     config_lib.save(common.get_config(), config_lib.prepare_workdir(workdir))
     assert other.read_text() == "mine"
-    assert not (workdir / config_file.NAME).is_symlink()
+    assert not (workdir / file.NAME).is_symlink()
     assert config_lib.load(workdir).seed == 0
     other.unlink()  # links to nothing make nothing
     config_lib.save(common.get_config(), config_lib.prepare_workdir(workdir))
@@ -115,11 +117,11 @@ def test_links_are_not_followed(tmp_path):
 def test_a_picture_does_not_follow_a_link(tmp_path):
     from test_end_to_end import tiny
 
-    from jaxsplit import show
+    from jaxsplit.report import views
 
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("mine")
-    (tmp_path / "run" / show.FILE).symlink_to(tmp_path / "precious")
-    path = show.views(tiny(), tmp_path / "run")
+    (tmp_path / "run" / views.FILE).symlink_to(tmp_path / "precious")
+    path = views.views(tiny(), tmp_path / "run")
     assert (tmp_path / "precious").read_text() == "mine"
     assert path.read_bytes().startswith(b"\x89PNG") and not path.is_symlink()

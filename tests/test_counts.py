@@ -10,9 +10,10 @@ import pathlib
 
 import pytest
 
-from jaxsplit import costs, models, summary
+from jaxsplit import costs, models
 from jaxsplit.errors import ConfigError
-from jaxsplit.torch_import import FFSD_NAMES
+from jaxsplit.report import summary
+from jaxsplit.weights.torch_import import FFSD_NAMES
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "counts.json"
 ROWS = json.loads(GOLDEN.read_text())

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from configs import common, digits_wrn16_4_x4
-from jaxsplit import curves, data, durations, summary
+from jaxsplit import data, durations
 from jaxsplit.errors import ConfigError
+from jaxsplit.report import curves, summary
 
 
 def parse(text: str) -> tuple[str, float, np.ndarray, str]:

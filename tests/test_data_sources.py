@@ -11,9 +11,10 @@ from data_helpers import data_config, message_of, take, tiny
 from tfds_fixtures import write_image_dataset, write_small
 
 from configs.common import get_config
-from jaxsplit import augment, config, data, experiment, step, summary
+from jaxsplit import augment, config, data, experiment, step
 from jaxsplit.data import Arrays, Stream, eval_batches, load, train_feed
 from jaxsplit.data.stream import centre_crop
+from jaxsplit.report import summary
 
 # ---- Names
 

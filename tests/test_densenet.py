@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import costs, models, torch_import
+from jaxsplit import costs, models
 from jaxsplit.models import densenet
 from jaxsplit.models.layers import BatchNorm
+from jaxsplit.weights import torch_import
 
 TINY = densenet.Spec("densenet190", (1, 2), 2, stem="norm", shake_drop=0.6)
 # Parameters for 1000 classes, as torchvision documents them.

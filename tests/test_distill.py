@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from jaxsplit import distill, losses
+from jaxsplit import losses
 from jaxsplit.errors import ConfigError
+from jaxsplit.losses import distill
 from jaxsplit.methods import cotrain
 
 S, B, K = 3, 4, 5

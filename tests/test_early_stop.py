@@ -14,10 +14,11 @@ from test_end_to_end import (
     tiny,
 )
 
-from jaxsplit import distributed, early_stop, experiment, loop, rating
+from jaxsplit import early_stop, experiment, loop, rating
 from jaxsplit.early_stop import EarlyStop
 from jaxsplit.errors import ConfigError, Stopped
-from jaxsplit.signals import Stop
+from jaxsplit.hosts import processes
+from jaxsplit.hosts.signals import Stop
 
 # ---- The count
 
@@ -81,7 +82,7 @@ def test_what_the_log_tells(tmp_path):
 
 
 def test_process_0_decides(monkeypatch):
-    monkeypatch.setattr(distributed, "of_first", lambda mine: not mine)
+    monkeypatch.setattr(processes, "of_first", lambda mine: not mine)
     early = EarlyStop("m", 1)
     assert [early.after(n, {"m": v}) for n, v in enumerate((1.0, 0.5))] == [True, False]
 

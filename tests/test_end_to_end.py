@@ -16,7 +16,6 @@ from tfds_fixtures import write_imagenet, write_small
 from configs import common
 from jaxsplit import (
     augment,
-    checkpoint,
     costs,
     errors,
     experiment,
@@ -24,13 +23,14 @@ from jaxsplit import (
     metrics,
     models,
     rating,
-    report,
     schedules,
-    signals,
     step,
 )
 from jaxsplit import config as config_lib
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError, NonFiniteLossError
+from jaxsplit.hosts import signals
+from jaxsplit.report import tables
 
 ENSEMBLE = "test/ensemble/top1"
 
@@ -55,7 +55,7 @@ def lines_of(workdir) -> list[dict]:
 
 
 def steps_in(workdir) -> list[int]:
-    folder = workdir / checkpoint.FOLDER
+    folder = workdir / store.FOLDER
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
@@ -68,7 +68,7 @@ def files_of(folder) -> dict[str, bytes]:
 
 
 def state_at(config, workdir, step: int):
-    checkpoints = checkpoint.Checkpoints(workdir, best_metric=ENSEMBLE, read_only=True)
+    checkpoints = store.Checkpoints(workdir, best_metric=ENSEMBLE, read_only=True)
     state = checkpoints.restore(step, experiment.build(config).state_shapes())
     checkpoints.close()
     return state
@@ -267,7 +267,7 @@ def test_evaluation_by_another_answer(whole):
 
 def test_evaluation_beside_a_run_that_saves(whole, tmp_path):
     workdir = whole.copy(tmp_path)
-    unfinished = workdir / checkpoint.FOLDER / "6.orbax-checkpoint-tmp"
+    unfinished = workdir / store.FOLDER / "6.orbax-checkpoint-tmp"
     unfinished.mkdir()
     loop.evaluate_checkpoint(whole.config, workdir)
     assert unfinished.exists()
@@ -300,7 +300,7 @@ class Stopped(BaseException):
 
 def run_until(done: int, config, workdir, monkeypatch) -> None:
     """Starts a run and stops it after step `done` was dispatched and `done - 1` was handled."""
-    advance = report.Progress.advance
+    advance = tables.Progress.advance
     count = 0
 
     def counting(self):
@@ -311,7 +311,7 @@ def run_until(done: int, config, workdir, monkeypatch) -> None:
         advance(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(report.Progress, "advance", counting)
+        patch.setattr(tables.Progress, "advance", counting)
         with pytest.raises(Stopped):
             loop.train_and_evaluate(config, workdir)
 
@@ -334,7 +334,7 @@ def test_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys, no
     assert np.asarray(start.key).tobytes() == np.asarray(end.key).tobytes()
     for x, y in zip(jax.tree.leaves(start.params), jax.tree.leaves(end.params), strict=True):
         assert not np.array_equal(x, y)
-    position = tmp_path / checkpoint.FOLDER / "4" / "data" / "metadata"
+    position = tmp_path / store.FOLDER / "4" / "data" / "metadata"
     assert json.loads(position.read_text()) == {"step": 4, "train_examples": 2048, "format": 2}
 
     timing = "images_per_second"
@@ -353,14 +353,14 @@ def test_stopped_before_the_first_checkpoint(whole, tmp_path, monkeypatch, no_bo
 
 def test_finished_run_is_left_as_it_is(whole, tmp_path, capsys, no_board):
     workdir = whole.copy(tmp_path)
-    before = files_of(workdir / checkpoint.FOLDER)
+    before = files_of(workdir / store.FOLDER)
     config = tiny(
         log_every="3 steps", checkpoint__keep=5, eval__every="1 steps", checkpoint__every="1 steps"
     )
     assert loop.train_and_evaluate(config, workdir) == whole.results
     said = capsys.readouterr().out
     assert "resumed at step 4" in said and "mean pairwise disagreement" in said
-    assert files_of(workdir / checkpoint.FOLDER) == before
+    assert files_of(workdir / store.FOLDER) == before
     assert lines_of(workdir) == lines_of(whole.workdir)
 
 
@@ -477,14 +477,14 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_bo
     )
     assert steps_in(tmp_path) == [4]
     assert [line["step"] for line in lines_of(tmp_path)] == [4]  # stopped at the log point after
-    saved = files_of(tmp_path / checkpoint.FOLDER)
+    saved = files_of(tmp_path / store.FOLDER)
     results = loop.evaluate_checkpoint(config, tmp_path)
     assert results["step"] == 4
     assert all(np.isfinite(value) for value in results.values())
     # Resumed, it goes the same way, and what is saved stays.
     with pytest.raises(NonFiniteLossError, match="at step 5; the last good checkpoint is step 4"):
         loop.train_and_evaluate(config, tmp_path)
-    assert files_of(tmp_path / checkpoint.FOLDER) == saved
+    assert files_of(tmp_path / store.FOLDER) == saved
 
 
 # ---- Every config: its whole network traced, a shallow one trained

@@ -13,9 +13,11 @@ import pytest
 from xla_options import EXACT, EXACT_FLOAT64
 
 from configs.common import get_config
-from jaxsplit import distill, methods, models, optim, sharding, stack, torch_import
+from jaxsplit import methods, models, optim, sharding, stack
+from jaxsplit.losses import distill
 from jaxsplit.methods import ffsd
 from jaxsplit.models import fusion
+from jaxsplit.weights import torch_import
 
 CASES = ("ffsd_resnet20_m2_epoch3", "ffsd_resnet20_m2_epoch7_lambda_div1")
 LAMBDAS = ("diversity", "fusion", "self_distillation")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import costs, models, torch_import
+from jaxsplit import costs, models
 from jaxsplit.models import ffsd_resnet, ffsd_wide_resnet
+from jaxsplit.weights import torch_import
 
 # What FFSD calls its networks -> their names here.
 NAMES = {

@@ -14,22 +14,14 @@ from test_recipes import shallow
 from bench.scaling import collectives
 from configs import digits_ffsd_resnet20
 from configs import ffsd as ffsd_config
-from jaxsplit import (
-    attention,
-    checkpoint,
-    experiment,
-    export,
-    initial,
-    loop,
-    methods,
-    models,
-    published,
-    stack,
-    state,
-)
 from jaxsplit import config as config_lib
+from jaxsplit import experiment, loop, methods, models, stack, state
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
+from jaxsplit.losses import attention
 from jaxsplit.models import fusion
+from jaxsplit.recipes import published
+from jaxsplit.weights import extract, warm_start
 
 
 def tiny(data=1, net=1, **fields):
@@ -408,7 +400,7 @@ def test_metrics_and_table(run, capsys):
 def test_exported_leader(run, tmp_path, capsys):
     config, workdir, results = run
     to = tmp_path / "leader"
-    said = export.leader(config, workdir, to)
+    said = extract.leader(config, workdir, to)
     assert said.startswith("the leader of checkpoint 4, wide_resnet10_2, is in ")
     alone = config_lib.load(to)
     assert (alone.method, alone.arch, alone.split, alone.divide) == (
@@ -422,27 +414,27 @@ def test_exported_leader(run, tmp_path, capsys):
         assert evaluated[f"test/net0/{metric}"] == pytest.approx(
             results[f"test/leader/{metric}"], rel=1e-6
         )
-    checkpoints = checkpoint.Checkpoints(to, read_only=True)
+    checkpoints = store.Checkpoints(to, read_only=True)
     assert not any("trans_fusion" in name for name in checkpoints.model_shapes(0))
     checkpoints.close()
     # Plain apply, from either workdir.
     exp = experiment.build(config)
     images = jax.random.normal(jax.random.key(0), (3, *exp.dataset.image_shape))
-    variables = checkpoint.Checkpoints(workdir, read_only=True).restore_model(4, exp.state_shapes())
+    variables = store.Checkpoints(workdir, read_only=True).restore_model(4, exp.state_shapes())
     wanted = jax.jit(exp.method.predict)(variables, images)["leader"]
     for place, name in ((to, "net0"), (workdir, "leader")):
-        module, alone_variables = export.network(place, name)
+        module, alone_variables = extract.network(place, name)
         logits, _ = module.apply(alone_variables, images)
         np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match="holds checkpoints already"):
-        export.leader(config, workdir, to)
+        extract.leader(config, workdir, to)
 
 
 def saved(config, workdir):
     """A workdir with a checkpoint of new networks."""
     exp = experiment.build(config)
     s = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
-    checkpoints = checkpoint.Checkpoints(config_lib.prepare_workdir(workdir))
+    checkpoints = store.Checkpoints(config_lib.prepare_workdir(workdir))
     checkpoints.save(s, config, len(exp.dataset.train))
     checkpoints.close()
     config_lib.save(config, workdir)
@@ -451,9 +443,9 @@ def saved(config, workdir):
 
 def test_export_of_the_best_checkpoint(run, tmp_path):
     config, workdir, results = run
-    said = export.leader(config, workdir, tmp_path / "best", "best")
+    said = extract.leader(config, workdir, tmp_path / "best", "best")
     assert said.startswith(f"the leader of checkpoint {results['best/step']:.0f}, ")
-    _, variables = export.network(tmp_path / "best", which="best")
+    _, variables = extract.network(tmp_path / "best", which="best")
     assert variables["params"]["head"]["bias"].shape == (10,)
 
 
@@ -461,8 +453,8 @@ def test_export_of_the_best_checkpoint(run, tmp_path):
 def test_export_from_a_mesh(tmp_path):
     """The leader can be evaluated where fewer devices are."""
     saved(tiny(data=2, net=2), tmp_path)
-    export.leader(config_lib.load(tmp_path), tmp_path)
-    alone = config_lib.load(tmp_path / export.FOLDER)
+    extract.leader(config_lib.load(tmp_path), tmp_path)
+    alone = config_lib.load(tmp_path / extract.FOLDER)
     assert dict(alone.mesh) == {"data": -1, "net": 1}
     experiment.build(alone, training=False)
 
@@ -472,7 +464,7 @@ def test_start_from_a_run_with_another_leader(run, tmp_path):
     _, workdir, _ = run
     config = tiny(divide=True, init_from=str(workdir))
     exp = experiment.build(config)
-    start = initial.read(config, exp.state_shapes().variables)
+    start = warm_start.read(config, exp.state_shapes().variables)
     taken = {part: {x is None for x in jax.tree.leaves(tree, is_leaf=lambda x: x is None)}
              for part, tree in start.taken["params"].items()}  # fmt: skip
     assert taken["stack"] == taken["sd1"] == {False}
@@ -481,7 +473,7 @@ def test_start_from_a_run_with_another_leader(run, tmp_path):
     config = tiny(divide=True, init_from=str(workdir), trunk="stage1")
     exp = experiment.build(config)
     with pytest.raises(ConfigError, match="share other stages than those of this run"):
-        initial.read(config, exp.state_shapes().variables)
+        warm_start.read(config, exp.state_shapes().variables)
 
 
 @pytest.mark.slow
@@ -496,25 +488,25 @@ def test_resnet20_on_digits(tmp_path):
 
 def test_a_leader_like_divided_students_is_exported_as_one_of_them(tmp_path):
     s = saved(tiny(divide=True), tmp_path)
-    export.leader(config_lib.load(tmp_path), tmp_path)
-    alone = config_lib.load(tmp_path / export.FOLDER)
+    extract.leader(config_lib.load(tmp_path), tmp_path)
+    alone = config_lib.load(tmp_path / extract.FOLDER)
     assert config_lib.spec(alone) == models.divided("wide_resnet10_1", 2)
-    _, variables = export.network(tmp_path / export.FOLDER)
+    _, variables = extract.network(tmp_path / extract.FOLDER)
     kernel = s.params["leader"]["stem_conv1"]["kernel"]
     np.testing.assert_array_equal(variables["params"]["stem_conv1"]["kernel"], kernel)
 
 
 def test_networks_of_other_methods(tmp_path):
     with pytest.raises(ConfigError, match="holds no checkpoints"):
-        export.leader(tiny(), tmp_path / "none")
+        extract.leader(tiny(), tmp_path / "none")
     s = saved(tiny(method="one"), tmp_path)
     config = config_lib.load(tmp_path)
     with pytest.raises(ConfigError, match="method='one': has no network 'leader'; there are net0"):
-        export.leader(config, tmp_path)
+        extract.leader(config, tmp_path)
     with pytest.raises(ConfigError, match="has no network 'net7'"):
-        export.network(tmp_path, "net7")
+        extract.network(tmp_path, "net7")
     # One that shares its first stages.
-    _, variables = export.network(tmp_path, "net1")
+    _, variables = extract.network(tmp_path, "net1")
     for part in ("stack", "trunk"):
         for path, leaf in jax.tree.leaves_with_path(s.params[part]):
             own = variables["params"]
@@ -525,9 +517,9 @@ def test_networks_of_other_methods(tmp_path):
 
 def test_the_leader_of_okddip_is_its_last_network(tmp_path):
     s = saved(tiny(method="okddip", split=3), tmp_path)
-    said = export.leader(config_lib.load(tmp_path), tmp_path)
+    said = extract.leader(config_lib.load(tmp_path), tmp_path)
     assert "the leader of checkpoint 0, wide_resnet10_1, is in" in said
-    _, variables = export.network(tmp_path / export.FOLDER)
+    _, variables = extract.network(tmp_path / extract.FOLDER)
     kernel = s.params["stack"]["stem_conv1"]["kernel"][2]
     np.testing.assert_array_equal(variables["params"]["stem_conv1"]["kernel"], kernel)
 

@@ -7,7 +7,7 @@ import pytest
 from test_main import DIGITS, refused, run  # noqa: F401
 
 import main
-from jaxsplit import flag_files
+from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

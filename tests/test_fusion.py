@@ -10,9 +10,10 @@ import pytest
 from jax import lax
 from xla_options import FAST
 
-from jaxsplit import costs, models, torch_import
+from jaxsplit import costs, models
 from jaxsplit.models import fusion
 from jaxsplit.models.layers import ConvTranspose
+from jaxsplit.weights import torch_import
 
 TOLERANCE = 2e-5  # of the largest value, as for the backbones
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}

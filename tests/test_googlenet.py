@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import costs, models, torch_import
+from jaxsplit import costs, models
 from jaxsplit.models import googlenet
 from jaxsplit.models.layers import BatchNorm
+from jaxsplit.weights import torch_import
 
 
 def quick(fn):

@@ -1,4 +1,4 @@
-"""jaxsplit.history: what may change in a run that goes on, the record of it, older configs."""
+"""config.history: what may change in a run that goes on, the record of it, older configs."""
 
 import json
 import types
@@ -14,7 +14,8 @@ from test_state import tiny as averaged
 
 from configs import common
 from jaxsplit import config as config_lib
-from jaxsplit import history, loop, optim
+from jaxsplit import loop, optim
+from jaxsplit.config import history
 from jaxsplit.errors import ConfigError, Stopped
 
 

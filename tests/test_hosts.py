@@ -18,8 +18,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, distributed, loop
+from jaxsplit import loop
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
+from jaxsplit.hosts import processes as distributed
 
 ROOT = pathlib.Path(distributed.__file__).parent.parent
 CONFIG = ROOT / "configs" / "digits_wrn16_4_x4.py"
@@ -124,7 +126,7 @@ def lines(workdir):
 
 def weights(workdir, step=STEPS):
     """The arrays of a checkpoint, whatever devices they were on."""
-    folder = pathlib.Path(workdir) / checkpoint.FOLDER / str(step) / "model"
+    folder = pathlib.Path(workdir) / store.FOLDER / str(step) / "model"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         saved = reader.metadata(folder).item_metadata.tree
         whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
@@ -196,7 +198,7 @@ def test_processes_do_what_one_does(mesh, start, alone, tmp_path):
     assert {path.name for path in workdir.iterdir()} <= {
         "config.json",
         "metrics.jsonl",
-        checkpoint.FOLDER,
+        store.FOLDER,
         *(path.name for path in workdir.glob("events.out.tfevents.*")),
     }
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
@@ -237,7 +239,7 @@ def test_one_is_lost(victim, how, compare, start, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     processes = start(2, training(2, workdir, **LONG))
     until = time.monotonic() + 200
-    while not (workdir / checkpoint.FOLDER / "10").is_dir():
+    while not (workdir / store.FOLDER / "10").is_dir():
         assert time.monotonic() < until, processes[0].said
         assert processes[0].popen.poll() is None, processes[0].said
         time.sleep(0.005)
@@ -266,7 +268,7 @@ def test_damage_that_one_process_reads(start, alone, tmp_path):
     command = training(2, workdir, **{"mesh.net": 2})
     for process in start(2, command):
         assert process.wait() == 0, process.said
-    own = workdir / checkpoint.FOLDER / "6" / "model" / "ocdbt.process_1" / "d"
+    own = workdir / store.FOLDER / "6" / "model" / "ocdbt.process_1" / "d"
     largest = max(own.iterdir(), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     again = start(2, command)
@@ -274,7 +276,7 @@ def test_damage_that_one_process_reads(start, alone, tmp_path):
         assert process.wait() == 0, process.said
     assert "set aside as damaged-6, going on from step 4" in again[0].said
     assert "resumed at step 4" in again[0].said
-    assert (workdir / checkpoint.FOLDER / "damaged-6").is_dir()
+    assert (workdir / store.FOLDER / "damaged-6").is_dir()
     assert_same_run(workdir, alone(2))
 
 

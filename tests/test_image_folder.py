@@ -13,9 +13,10 @@ from data_helpers import message_of
 from source_fixtures import add, idx_bytes, make_idx, make_imagenet_tars, make_tree
 from tfds_fixtures import encode, picture
 
-from jaxsplit.data import image_files, prepare, readers, shards
+from jaxsplit.data import prepare
 from jaxsplit.data.arrays import not_held_out, stratified_holdout
-from jaxsplit.data.image_folder import image_folder, role
+from jaxsplit.data.prepare import image_files, readers, shards
+from jaxsplit.data.prepare.image_folder import image_folder, role
 
 BOTH = {"a": 2, "b": 2}
 

@@ -9,9 +9,11 @@ import pytest
 from torch_states import numbered, random_variables, state_of
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, experiment, initial, loop, models, state, torch_import
 from jaxsplit import config as config_lib
+from jaxsplit import experiment, loop, models, state
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
+from jaxsplit.weights import torch_import, warm_start
 
 HEAD = ("params/stack/head/bias", "params/stack/head/kernel")
 
@@ -62,7 +64,7 @@ def test_all_but_the_classifier_is_taken(source, kind):
     path = {"run": workdir, "step": workdir / "checkpoints" / "0", "file": npz}[kind]
     config = make_config(init_from=str(path), mesh__data=4, mesh__net=2)
     _, shapes = like(config)
-    start = initial.read(config, shapes)
+    start = warm_start.read(config, shapes)
     assert jax.tree.structure(start.taken, is_leaf=lambda x: x is None) == jax.tree.structure(
         shapes
     )
@@ -85,7 +87,7 @@ def test_the_same_classes_take_the_classifier(source):
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), variables
     )
-    start = initial.read(config, shapes)
+    start = warm_start.read(config, shapes)
     jax.tree.map(np.testing.assert_array_equal, start.taken, variables)
     assert "not taken" not in start.note
 
@@ -94,7 +96,7 @@ def test_a_new_state(source):
     """What is not taken is drawn as without init_from; step and optimizer start at zero."""
     config = make_config(init_from=str(source[0]), mesh__data=4, mesh__net=2)
     exp, shapes = like(config)
-    start = initial.read(config, shapes)
+    start = warm_start.read(config, shapes)
     args = (exp.method, exp.optimizer, config.seed, exp.dataset.image_shape, exp.sharding)
     plain, tuned = state.init(*args), state.init(*args, start.taken)
     assert int(tuned.step) == 0
@@ -138,7 +140,7 @@ def test_the_source_is_recorded_and_not_read_again(tuned, capsys, tmp_path):
 def test_training_starts_from_what_was_taken(source, tuned):
     """Two steps moved the weights a little from the source's, far from drawn ones."""
     exp, _ = like(make_config())
-    checkpoints = checkpoint.Checkpoints(tuned, read_only=True)
+    checkpoints = store.Checkpoints(tuned, read_only=True)
     after = leaves(checkpoints.restore_model(2, exp.state_shapes()))
     checkpoints.close()
     for name, before in leaves(source[2]["params"]).items():
@@ -151,7 +153,7 @@ def test_a_step_can_be_chosen(tuned):
     taken = {}
     for which in ("", "/checkpoints/1", "/checkpoints/2", "/checkpoints/2/"):
         config = make_config(init_from=f"{tuned}{which}")
-        start = initial.read(config, like(config)[1])
+        start = warm_start.read(config, like(config)[1])
         taken[which] = np.asarray(leaves(start.taken)["params/stack/stem_conv1/kernel"])
         assert f"checkpoint {which.strip('/')[12:] or 2} of " in start.note
     np.testing.assert_array_equal(taken[""], taken["/checkpoints/2"])
@@ -172,10 +174,10 @@ def test_parts_of_another_method(source):
         for key in path:
             node = node.setdefault(key, {})
         node[last] = leaf
-    names, differences, _ = initial._fitting(have, tree)
+    names, differences, _ = warm_start._fitting(have, tree)
     assert set(names) == leaves(shapes).keys()
     assert differences == ["trans_fusion (not in this run)", "fusion (not in the checkpoint)"]
-    assert initial._fitting(have | {"params/fusion/kernel": (3, 4)}, tree)[1] == [
+    assert warm_start._fitting(have | {"params/fusion/kernel": (3, 4)}, tree)[1] == [
         "trans_fusion (not in this run)"
     ]
 
@@ -200,7 +202,7 @@ def test_parts_of_another_method(source):
 def test_networks_that_differ(source, fields, reason):
     config = make_config(init_from=str(source[0]), **fields)
     with pytest.raises(ConfigError) as caught:
-        initial.read(config, like(config)[1])
+        warm_start.read(config, like(config)[1])
     assert str(caught.value) == f"init_from='{source[0]}': {reason}"
 
 
@@ -220,7 +222,7 @@ def test_images_of_another_number_of_channels(source, tmp_path):
         config = make_config(init_from=str(path), data__name="digits", data__image_size=0)
         config.mesh.data, config.mesh.net = 2, 2
         shapes = like(config)[1]
-        start = initial.read(config, shapes)
+        start = warm_start.read(config, shapes)
         taken[path] = layer(start.taken)
         np.testing.assert_allclose(taken[path], gray, rtol=1e-6)
         assert leaves(start.taken)[name].sharding == leaves(shapes)[name].sharding
@@ -238,7 +240,7 @@ def test_images_of_another_number_of_channels(source, tmp_path):
     states = numbered([state_of(config_lib.spec(config), one)] * 2)
     np.savez(tmp_path / "gray.npz", **states)
     config = make_config(init_from=str(tmp_path / "gray.npz"))
-    start = initial.read(config, like(config)[1])
+    start = warm_start.read(config, like(config)[1])
     wanted = np.repeat([kernel[0, ..., :1, :] / 3] * 2, 3, axis=-2)
     np.testing.assert_allclose(layer(start.taken), wanted, rtol=2e-7)  # XLA's division
     line = f"{name}: of images of 1 channel, divided by 3 and repeated for 3"
@@ -249,12 +251,12 @@ def test_a_gray_image_gives_the_same():
     """In one channel, or in three equal ones."""
     rng = np.random.default_rng(0)
     gray, image = rng.normal(size=(3, 3, 1, 4)), rng.normal(size=(3, 3, 1))
-    colour = initial._for_channels(gray, 3)
+    colour = warm_start._for_channels(gray, 3)
     assert colour.shape == (3, 3, 3, 4)
     wanted = np.einsum("hwio,hwi->o", gray, image)
     equal = np.repeat(image, 3, axis=-1)
     np.testing.assert_allclose(np.einsum("hwio,hwi->o", colour, equal), wanted, rtol=1e-5)
-    np.testing.assert_allclose(initial._for_channels(colour, 1), gray, rtol=1e-5)
+    np.testing.assert_allclose(warm_start._for_channels(colour, 1), gray, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -274,10 +276,10 @@ def test_the_first_layer_of_every_family(arch):
     gray, colour = ({n: (2, *x.shape) for n, x in leaves(tree).items()} for tree in shapes)
     assert (
         [n for n in gray if gray[n] != colour[n]]
-        == list(initial._other_channels(gray, colour))
-        == list(initial._other_channels(colour, gray))
+        == list(warm_start._other_channels(gray, colour))
+        == list(warm_start._other_channels(colour, gray))
     )
-    ((name, pair),) = initial._other_channels(gray, colour).items()
+    ((name, pair),) = warm_start._other_channels(gray, colour).items()
     assert pair == (1, 3) and name.startswith("params/stack/stem_conv")
 
 
@@ -290,8 +292,8 @@ def test_other_architectures_are_not_other_channels():
         {"params/stack/a/kernel": (2, 3, 3, 4, 16), "params/stack/b/kernel": (2, 3, 3, 4, 16)},
         {"params/stack/a/bias": (1,), "params/stack/b/kernel": (2, 3, 3, 4, 16)},
     ):
-        assert initial._other_channels(have, other) == {}
-    assert initial._other_channels(
+        assert warm_start._other_channels(have, other) == {}
+    assert warm_start._other_channels(
         {"params/stack/a/kernel": (2, 3, 3, 3, 16), "params/leader/a/kernel": (3, 3, 3, 16)},
         {"params/stack/a/kernel": (2, 3, 3, 1, 16), "params/leader/a/kernel": (3, 3, 1, 16)},
     ) == {"params/stack/a/kernel": (3, 1), "params/leader/a/kernel": (3, 1)}
@@ -306,9 +308,9 @@ def test_paths_with_commas(source, tmp_path, folder):
     for rest in ("run,1", "run,1/checkpoints/0", "x,y.npz"):
         config = make_config(init_from=str(tmp_path / folder / rest))
         np.testing.assert_array_equal(
-            layer(initial.read(config, like(config)[1]).taken), layer(variables)
+            layer(warm_start.read(config, like(config)[1]).taken), layer(variables)
         )
-    assert initial._sources(f"{tmp_path / folder / 'x,y.npz'},none.npz,{npz}:ema") == (
+    assert warm_start._sources(f"{tmp_path / folder / 'x,y.npz'},none.npz,{npz}:ema") == (
         [tmp_path / folder / "x,y.npz", pathlib.Path("none.npz"), npz],
         True,
     )
@@ -322,13 +324,13 @@ def test_the_average_of_a_file(source, tmp_path):
     np.savez(path, **{f"model.{name}": value for name, value in states.items()}, **zero)
     for suffix, wanted in (("", layer(variables)), (":ema", 0 * layer(variables))):
         config = make_config(init_from=f"{path}{suffix}")
-        start = initial.read(config, like(config)[1])
+        start = warm_start.read(config, like(config)[1])
         np.testing.assert_array_equal(layer(start.taken), wanted)
         line = start.note.splitlines()[0]
         assert line.startswith(f"{path}: ") and "are taken; it also holds " in line
     config = make_config(init_from=f"{workdir}:ema")
     with pytest.raises(ConfigError, match=":ema': :ema is of PyTorch files; the checkpoint of"):
-        initial.read(config, like(config)[1])
+        warm_start.read(config, like(config)[1])
 
 
 def test_bad_sources(source, tmp_path):
@@ -362,7 +364,7 @@ def test_files_of_single_networks(tmp_path):
         stems.append(variables["params"]["stem_conv1"]["kernel"])
         np.savez(tmp_path / f"{seed}.npz", **state_of(spec, variables))
     config.init_from = f"{tmp_path / '1.npz'},{tmp_path / '0.npz'}"
-    taken = leaves(initial.read(config, like(config)[1]).taken)
+    taken = leaves(warm_start.read(config, like(config)[1]).taken)
     np.testing.assert_array_equal(
         taken["params/stack/stem_conv1/kernel"], np.stack([stems[1], stems[0]])
     )

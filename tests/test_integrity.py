@@ -1,4 +1,4 @@
-"""jaxsplit.integrity and checksums: damage is found and named, the checkpoint before it used."""
+"""checkpoints.integrity and checksums: damage is found and named, the checkpoint before it used."""
 
 import errno
 import json
@@ -14,7 +14,8 @@ import pytest
 from test_checkpoint import METRIC, assert_same, like, make_state, opened, save  # noqa: F401
 
 from configs import common
-from jaxsplit import checkpoint, checksums, integrity, sharding
+from jaxsplit import sharding
+from jaxsplit.checkpoints import checksums, integrity, store
 from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
 
 # Where one of its reads or writes fails, orbax leaves the others alone, to end as they may.
@@ -32,7 +33,7 @@ def resume(checkpoints, **fields):
 
 
 def folder_of(workdir, step):
-    return workdir / checkpoint.FOLDER / str(step)
+    return workdir / store.FOLDER / str(step)
 
 
 def flip(path, place: int, bit: int = 0) -> None:
@@ -102,7 +103,7 @@ def test_a_flipped_byte_of_an_array_is_found_and_named(opened, tmp_path):  # noq
     changed = state.replace(
         params={"stack": dict(state.params["stack"], kernel=jnp.asarray(kernel).at[1, 2, 3].add(1))}
     )
-    other = checkpoint.Checkpoints(tmp_path / "other", best_metric=METRIC)
+    other = store.Checkpoints(tmp_path / "other", best_metric=METRIC)
     other.save(changed, common.get_config(), EXAMPLES)
     other.close()
     shutil.rmtree(folder_of(tmp_path, 1) / "model")
@@ -128,7 +129,7 @@ def test_any_flipped_byte_is_found_or_does_no_harm(opened, tmp_path):  # noqa: F
         workdir = shutil.copytree(tmp_path, tmp_path.parent / f"flip{k}")
         place, bit = rng.integers(path.stat().st_size), int(rng.integers(8))
         flip(workdir / path.relative_to(tmp_path), place, bit)
-        checkpoints = checkpoint.Checkpoints(workdir, best_metric=METRIC)
+        checkpoints = store.Checkpoints(workdir, best_metric=METRIC)
         step, got, _, said = resume(checkpoints)
         checkpoints.close()
         assert_same(got, make_state(step))
@@ -164,7 +165,7 @@ def test_the_checkpoint_before_a_damaged_one(opened, tmp_path, damage):  # noqa:
     save(opened(), 2, 0.25)
     save(opened(), 4, 0.5)
     damage(folder_of(tmp_path, 4))
-    assert not checkpoint.weights_only(tmp_path)
+    assert not store.weights_only(tmp_path)
     checkpoints = opened()
     with pytest.raises(DamagedError, match="checkpoint=4 .*on_corrupt='previous' .* from step 2$"):
         resume(checkpoints, on_corrupt="error")

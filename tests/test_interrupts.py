@@ -8,8 +8,9 @@ import time
 import pytest
 from test_end_to_end import assert_same_bits, no_board, state_at, steps_in, tiny  # noqa: F401
 
-from jaxsplit import loop, metrics, signals
+from jaxsplit import loop, metrics
 from jaxsplit.errors import Stopped
+from jaxsplit.hosts import signals
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""jaxsplit.limits, jaxsplit.division: memory, values that ruin a run, divisions of equal cost."""
+"""config.limits, config.division: memory, values that ruin a run, divisions of equal cost."""
 
 import json
 import pathlib
@@ -9,16 +9,10 @@ from ml_collections import ConfigDict
 
 from configs import digits_wrn16_4_x4
 from jaxsplit import config as config_lib
-from jaxsplit import (
-    division,
-    durations,
-    experiment,
-    limits,
-    loop,
-    published,
-    schedules,
-)
+from jaxsplit import durations, experiment, loop, schedules
+from jaxsplit.config import division, limits
 from jaxsplit.errors import ConfigError
+from jaxsplit.recipes import published
 
 DIGITS = (8, 8, 1)
 

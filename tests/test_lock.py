@@ -1,4 +1,4 @@
-"""jaxsplit.lock: one run at a time in a workdir; whose lock is stale."""
+"""jaxsplit.workdir.lock: one run at a time in a workdir; whose lock is stale."""
 
 import errno
 import json
@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from jaxsplit import files, lock
 from jaxsplit.errors import ConfigError, SaveError
+from jaxsplit.workdir import files, lock
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
-from jaxsplit import checkpoint, cli, lock, loop, schedules
+from jaxsplit import cli, loop, schedules
 from jaxsplit import config as config_lib
+from jaxsplit.checkpoints import store
+from jaxsplit.workdir import lock
 
 # ml_collections loads config files by a function that Python warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -298,7 +300,7 @@ def test_missing_checkpoint(refused, trained):
     for which in ("999", "newest"):
         line = refused("--mode=eval", f"--workdir={workdir}", f"--checkpoint={which}")
         assert line == (
-            f"checkpoint='{which}': not in {workdir / checkpoint.FOLDER}; "
+            f"checkpoint='{which}': not in {workdir / store.FOLDER}; "
             "must be latest, best or one of: 2"
         )
 
@@ -335,7 +337,7 @@ def test_shorter_duration(refused, trained):
 @pytest.mark.parametrize(
     "args, start",
     [
-        ((DIGITS, "--config.arc=x"), "error: arc='x': no such field in configs/common.py"),
+        ((DIGITS, "--config.arc=x"), "error: arc='x': no such field in jaxsplit/defaults.py"),
         ((DIGITS, "--config.split=3"), "error: split=3: wide_resnet16_4 can be divided in 1, 2"),
         (
             (f"--config={ROOT}/configs/cifar100.py:split=3",),

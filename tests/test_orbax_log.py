@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import checkpoint, orbax_log
+from jaxsplit.checkpoints import orbax_log, store
 
 
 def test_only_the_known_and_only_meanwhile(caplog):
@@ -64,10 +64,10 @@ def test_a_checkpoint_is_saved_and_read_without_warnings(tmp_path, caplog):
     variables = {"params": {"stack": {"bias": np.arange(3.0, dtype=np.float32)}}}
     for metrics in (None, {"test/ensemble/top1": 0.5}):
         workdir = tmp_path / str(bool(metrics))
-        checkpoints = checkpoint.Checkpoints(workdir, best_metric="test/ensemble/top1")
+        checkpoints = store.Checkpoints(workdir, best_metric="test/ensemble/top1")
         checkpoints.save_weights(variables, config, {"files": []}, metrics)
         checkpoints.close()
-        checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+        checkpoints = store.Checkpoints(workdir, read_only=True)
         assert checkpoints.model_shapes(0) == {"params/stack/bias": (3,)}
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = {

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from xla_options import EXACT
 
-from jaxsplit import models, optim, torch_import
+from jaxsplit import models, optim
 from jaxsplit.models import stochastic
+from jaxsplit.weights import torch_import
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 GOLDEN_CASES = ("cifar100_wide_resnet16_8_s4", "cifar100_resnet110_s4")

@@ -27,7 +27,8 @@ from tfds_fixtures import encode, picture
 
 from configs import common
 from jaxsplit import data
-from jaxsplit.data import prepare, readers, shards, stream
+from jaxsplit.data import prepare, stream
+from jaxsplit.data.prepare import readers, shards
 from jaxsplit.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -12,11 +12,12 @@ import re
 
 import pytest
 
-from configs import arguments, cifar10, cifar100, imagenet, imagenet_seresnet101_x4, recipes, svhn
+from configs import cifar10, cifar100, imagenet, imagenet_seresnet101_x4, svhn
 from jaxsplit import config as config_lib
-from jaxsplit import durations, models, published
+from jaxsplit import durations, models
 from jaxsplit.errors import ConfigError
-from jaxsplit.torch_import import FFSD_NAMES
+from jaxsplit.recipes import arguments, published, shared
+from jaxsplit.weights.torch_import import FFSD_NAMES
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "hparams.json"
 CONFIGS = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn, "imagenet2012": imagenet}
@@ -217,10 +218,10 @@ def test_every_case_of_the_references_parser():
 
         size = models.known(arch)[1].image_size if dataset == "imagenet2012" else 32
         # 4. One case has another batch than its data set: a user's option.
-        if recipes.of(dataset, arch, epochs).batch_size != batch_size:
+        if shared.of(dataset, arch, epochs).batch_size != batch_size:
             assert (arch, epochs, batch_size) == ("resnexst101_8x32d", 270, 512)
             different["batch"] += 1
-        recipe = recipes.of(dataset, arch, epochs, batch_size=batch_size, crop=size)
+        recipe = shared.of(dataset, arch, epochs, batch_size=batch_size, crop=size)
         found = {
             "lr": recipe.lr,
             "slow_start_epochs": recipe.warmup,
@@ -258,8 +259,8 @@ def test_configs_have_their_recipe(name):
             continue
         config = CONFIGS[name].get_config(f"arch={arch},split={split},epochs={epochs}")
         size = config.data.image_size or 32
-        recipe = recipes.of(data, arch, epochs, batch_size=config.batch_size, crop=size)
-        found = recipes.Recipe(
+        recipe = shared.of(data, arch, epochs, batch_size=config.batch_size, crop=size)
+        found = shared.Recipe(
             batch_size=config.optim.base_batch_size,  # so that the rates are as the table has them
             crop=size,
             lr=config.optim.lr,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import models, sharding, stack, torch_import
+from jaxsplit import models, sharding, stack
 from jaxsplit.models import pyramidnet
+from jaxsplit.weights import torch_import
 
 TINY = dataclasses.replace(
     models.divided("pyramidnet164", 1), blocks=(1, 1), alpha=2.0, stem=2, shake_drop=0.9

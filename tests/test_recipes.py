@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_end_to_end import config_of, lines_of, no_board, prepared  # noqa: F401 (fixtures)
 
-from jaxsplit import loop, models, published
+from jaxsplit import loop, models
+from jaxsplit.recipes import published
 
 RECIPES = sorted(
     {(r.dataset, r.arch, r.split) for r in published.RESULTS if r.method != "ffsd"}

@@ -9,8 +9,9 @@ import pytest
 
 from configs import common, digits_wrn16_4_x4
 from jaxsplit import config as config_lib
-from jaxsplit import distill, experiment, loop, methods, metrics, models, sharding, stack, state
+from jaxsplit import experiment, loop, methods, metrics, models, sharding, stack, state
 from jaxsplit.errors import ConfigError
+from jaxsplit.losses import distill
 from jaxsplit.methods import cl_ilr, codistill, cotrain, dml, kdcl, okddip, one
 from jaxsplit.models import resnet
 

@@ -1,4 +1,4 @@
-"""jaxsplit.rendezvous: all come, or each is told what is wrong."""
+"""jaxsplit.hosts.rendezvous: all come, or each is told what is wrong."""
 
 import socket
 import threading
@@ -7,8 +7,8 @@ import time
 import pytest
 from test_hosts import free_port
 
-from jaxsplit import rendezvous
 from jaxsplit.errors import ConfigError
+from jaxsplit.hosts import rendezvous
 
 
 def together(*calls, timeout=5.0) -> list[str]:

@@ -1,4 +1,4 @@
-"""jaxsplit.report: one progress bar on a terminal, plain lines elsewhere, the final table."""
+"""report.tables: one progress bar on a terminal, plain lines elsewhere, the final table."""
 
 import io
 import sys
@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from configs import cifar100
-from jaxsplit import published, report
 from jaxsplit.costs import Cost
+from jaxsplit.recipes import published
+from jaxsplit.report import tables
 
 VALUES = {
     "train/loss": 1.23456,
@@ -25,7 +26,7 @@ class Terminal(io.StringIO):
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
-    progress = report.Progress(total=10, start=0)
+    progress = tables.Progress(total=10, start=0)
     for step in range(1, 11):
         progress.advance()
         if step % 5 == 0:
@@ -44,7 +45,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
 
 def test_a_single_network_has_no_ensemble_to_tell(capsys):
-    progress = report.Progress(total=2, start=0)
+    progress = tables.Progress(total=2, start=0)
     progress.training(1, 0.5, {"train/loss": 2.0, "lr": 0.1, "images_per_second": 10.0})
     assert capsys.readouterr().out == "step 1/2, epoch 0.50: loss 2.0000, lr 0.1, 10 images/s\n"
 
@@ -57,7 +58,7 @@ def test_a_single_network_has_no_ensemble_to_tell(capsys):
     ],
 )
 def test_the_loss_does_not_grow_with_the_networks(more, said, capsys):
-    progress = report.Progress(total=2, start=0, num_networks=4)
+    progress = tables.Progress(total=2, start=0, num_networks=4)
     values = {"train/loss": 8.5, "lr": 0.1, "images_per_second": 10.0} | more
     progress.training(1, 0.5, values)
     assert capsys.readouterr().out == f"step 1/2, epoch 0.50: {said}, lr 0.1, 10 images/s\n"
@@ -66,7 +67,7 @@ def test_the_loss_does_not_grow_with_the_networks(more, said, capsys):
 def test_one_bar_on_a_terminal(monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    progress = report.Progress(total=10, start=4)
+    progress = tables.Progress(total=10, start=4)
     for step in range(5, 11):
         progress.advance()
         progress.training(step, step / 4, VALUES)
@@ -83,7 +84,7 @@ def test_one_bar_on_a_terminal(monkeypatch, capsys):
 def test_other_processes_are_silent(monkeypatch, capsys):
     for stream in (sys.stderr, Terminal()):
         monkeypatch.setattr(sys, "stderr", stream)
-        progress = report.Progress(total=3, start=0, active=False)
+        progress = tables.Progress(total=3, start=0, active=False)
         progress.advance()
         progress.training(1, 1.0, VALUES)
         progress.line("quiet")
@@ -109,7 +110,7 @@ SMALL, LARGE = Cost(1000, 10, 50_000, {}), Cost(4100, 20, 210_000, {})
 
 def test_results_table():
     values = results("net0", "net1", "ensemble", disagreement=0.125, oracle=0.95, count=360.0)
-    lines = report.results_table("a title", values, (SMALL, LARGE), 2).splitlines()
+    lines = tables.results_table("a title", values, (SMALL, LARGE), 2).splitlines()
     assert lines[0] == "a title"
     cells = [line.split() for line in lines[1:-1]]
     assert cells == [
@@ -127,7 +128,7 @@ def test_results_table():
 
 def test_without_top5():
     values = results("net0", "net1", "ensemble")
-    lines = report.results_table("t", values, (SMALL, LARGE), 2, num_classes=5).splitlines()
+    lines = tables.results_table("t", values, (SMALL, LARGE), 2, num_classes=5).splitlines()
     assert [line.split() for line in lines[1:3]] == [
         ["top-1", "%", "NLL", "parameters", "mult-adds"],
         ["net0", "90.00", "0.2500", "1,000", "50,000"],
@@ -139,18 +140,18 @@ def test_without_top5():
 @pytest.mark.parametrize("names", [("net0", "net1", "ensemble"), ("ensemble", "net0", "net1")])
 def test_networks_come_in_order_and_the_answer_last(names):
     values = results(*names, disagreement=0.5, oracle=1.0)
-    lines = report.results_table("t", values, (SMALL, LARGE), 2).splitlines()
+    lines = tables.results_table("t", values, (SMALL, LARGE), 2).splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["net0", "net1", "ensemble"]
 
 
 def test_more_than_ten_networks_are_sorted_by_number():
     names = sorted(f"net{i}" for i in range(12))  # net0, net1, net10, net11, net2 ...
-    lines = report.results_table("t", results(*names), (SMALL, LARGE), 12).splitlines()
+    lines = tables.results_table("t", results(*names), (SMALL, LARGE), 12).splitlines()
     assert [line.split()[0] for line in lines[2:14]] == [f"net{i}" for i in range(12)]
 
 
 def test_a_single_network():
-    lines = report.results_table("t", results("net0", count=8.0), (LARGE, LARGE), 1).splitlines()
+    lines = tables.results_table("t", results("net0", count=8.0), (LARGE, LARGE), 1).splitlines()
     assert len(lines) == 3
     assert lines[2].split() == ["net0", "90.00", "99.00", "0.2500", "4,100", "210,000"]
 
@@ -158,19 +159,19 @@ def test_a_single_network():
 def test_published_results_stand_below():
     same = dict(dataset="cifar100", method="cotrain", arch="wide_resnet40_10", split=2)
     values = results("net0", "net1", "ensemble", disagreement=0.5, oracle=1.0)
-    text = report.results_table("t", values, (SMALL, LARGE), 2, published.find(**same))
+    text = tables.results_table("t", values, (SMALL, LARGE), 2, published.find(**same))
     assert text.splitlines()[-3:] == [
         "mean pairwise disagreement of the networks: 50.00%; any of them right (oracle): 100.00%",
         "published: 85.72 % (300 epochs, batch 128, 32 pixels; best epoch on the test set)",
         "published: 85.91 % (1800 epochs, batch 128, 32 pixels, weight decay by Eq. (6); "
         "best epoch on the test set)",
     ]
-    assert "published" not in report.results_table("t", values, (SMALL, LARGE), 2)
+    assert "published" not in tables.results_table("t", values, (SMALL, LARGE), 2)
 
 
 def test_tables_of_an_experiment(monkeypatch):
     """The published figure stands under that of the test set of the same experiment only."""
-    monkeypatch.setattr(report.summary, "stack_cost", lambda *_, **__: (SMALL, LARGE))
+    monkeypatch.setattr(tables.summary, "stack_cost", lambda *_, **__: (SMALL, LARGE))
     config = cifar100.get_config("arch=resnet110,split=2")
     exp = SimpleNamespace(
         config=config,
@@ -182,7 +183,7 @@ def test_tables_of_an_experiment(monkeypatch):
     values = results("net0", "ensemble", count=10.0)
     both = {f"{split}/{k}": v for split in ("validation", "test") for k, v in values.items()}
     both |= {"best/step": 7.0, "best/validation/ensemble/top1": 0.75}
-    validation, test, best = report.tables(exp, both, "step 9, the last").split("\n\n")
+    validation, test, best = tables.tables(exp, both, "step 9, the last").split("\n\n")
     assert validation.startswith("cifar100 validation (10 images), resnet110 divided in 2, cotrain")
     assert test.startswith("cifar100 test (10 images), resnet110 divided in 2, cotrain; checkpoint")
     assert "published" not in validation
@@ -191,7 +192,7 @@ def test_tables_of_an_experiment(monkeypatch):
     assert "top-5 %" in test
     for classes in (5, 6):
         exp.dataset.num_classes = classes
-        assert ("top-5 %" in report.tables(exp, both, "step 9, the last")) == (classes == 6)
+        assert ("top-5 %" in tables.tables(exp, both, "step 9, the last")) == (classes == 6)
     config.divide = False
-    whole = report.tables(exp, both, "step 9, the last")
+    whole = tables.tables(exp, both, "step 9, the last")
     assert "2 x resnet110" in whole and "published" not in whole

@@ -9,8 +9,10 @@ import orbax.checkpoint as ocp
 import pytest
 from test_end_to_end import assert_same_bits, lines_of, state_at, steps_in, tiny
 
-from jaxsplit import checkpoint, integrity, loop, metrics, signals
+from jaxsplit import loop, metrics
+from jaxsplit.checkpoints import integrity, store
 from jaxsplit.errors import DamagedError, SaveError, Stopped
+from jaxsplit.hosts import signals
 
 # Where one of its reads or writes fails, orbax leaves the others alone, to end as they may.
 pytestmark = [
@@ -66,7 +68,7 @@ def test_a_run_that_is_stopped_loses_nothing(whole, at, tmp_path, capsys):
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole, tmp_path, capsys):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
-    for path in (workdir / checkpoint.FOLDER / "4").rglob("*"):
+    for path in (workdir / store.FOLDER / "4").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DamagedError, match="checkpoint=4 in .*: is damaged"):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from xla_options import FAST
 
-from jaxsplit import costs, models, sharding, stack, torch_import
+from jaxsplit import costs, models, sharding, stack
 from jaxsplit.models import shake_shake
+from jaxsplit.weights import torch_import
 
 TINY = dataclasses.replace(
     models.divided("shake_resnet26_2x96d", 1), width=6, blocks=(1, 1), stem=4

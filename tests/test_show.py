@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import data, show
+from jaxsplit import data
 from jaxsplit.errors import ConfigError
+from jaxsplit.report import views as show
 
 
 def config_of(**fields):

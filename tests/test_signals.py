@@ -1,4 +1,4 @@
-"""jaxsplit.signals: what SIGTERM, SIGHUP and SIGINT do to a run, and with which status it ends."""
+"""hosts.signals: what SIGTERM, SIGHUP and SIGINT do to a run, and with which status it ends."""
 
 import os
 import pathlib
@@ -14,8 +14,8 @@ from test_end_to_end import state_at, steps_in
 from test_hosts import start, training  # noqa: F401
 
 from jaxsplit import config as config_lib
-from jaxsplit import signals
 from jaxsplit.errors import Stopped
+from jaxsplit.hosts import signals
 
 ROOT = pathlib.Path(signals.__file__).resolve().parent.parent
 TINY = (

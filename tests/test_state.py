@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from xla_options import USUAL
 
 from configs import common
-from jaxsplit import averaging, checkpoint, compiler, experiment, loop, metrics, rating, state, step
+from jaxsplit import averaging, compiler, experiment, loop, metrics, rating, state, step
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 
@@ -40,7 +41,7 @@ def assert_same_bits(a, b) -> None:
 
 
 def state_at(config, workdir, at: int) -> state.TrainState:
-    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    checkpoints = store.Checkpoints(workdir, read_only=True)
     restored = checkpoints.restore(at, experiment.build(config).state_shapes())
     checkpoints.close()
     return restored
@@ -170,7 +171,7 @@ def local_arrays(tree) -> list[jax.Array]:
 def test_what_a_checkpoint_holds(whole):
     """The average is the model, so that whoever reads the networks gets it; weights are beside."""
     workdir, _ = whole
-    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    checkpoints = store.Checkpoints(workdir, read_only=True)
     exp = experiment.build(tiny())  # knows nothing of an average
     model = checkpoints.restore_model(4, exp.state_shapes())
     checkpoints.close()

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from configs import common, digits_wrn16_4_x4, imagenet_seresnet101_x4
-from jaxsplit import costs, models, summary
+from jaxsplit import costs, models
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import resnet, senet
+from jaxsplit.report import summary
 
 K = 10
 

@@ -21,20 +21,13 @@ from safetensors.numpy import save_file
 from torch_states import numbered, random_variables, state_of
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import (
-    checkpoint,
-    cli,
-    experiment,
-    loop,
-    models,
-    summary,
-    torch_files,
-    torch_import,
-    torch_wrappers,
-)
+from jaxsplit import cli, experiment, loop, models
 from jaxsplit import config as config_lib
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion, resnet, senet
+from jaxsplit.report import summary
+from jaxsplit.weights import torch_files, torch_import, torch_wrappers
 
 K = 5
 SPECS = {
@@ -171,7 +164,7 @@ def test_many_tensors_are_counted_not_listed():
 
 
 TORCH = importlib.util.find_spec("torch") is not None
-ROOT = pathlib.Path(checkpoint.__file__).parent.parent
+ROOT = pathlib.Path(store.__file__).parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}"
 TINY = dict(arch="wide_resnet10_1", split=2, divide_anyway=True, batch_size=16, duration="2 steps")
 
@@ -307,7 +300,7 @@ def test_leader(save, tmp_path, capsys):
     wanted, module = leader()
     path = save("modelleader_best.pth", {"weight": state | module})
     torch_import.import_checkpoint(config, [path], tmp_path / "run")
-    with_module = checkpoint.Checkpoints(tmp_path / "run", read_only=True)
+    with_module = store.Checkpoints(tmp_path / "run", read_only=True)
     names = with_module.model_shapes(0)
     assert names["params/trans_fusion/conv2/kernel"] == (1, 1, 32, 96)
     assert names["params/stack/head/kernel"] == (1, 64, 10)
@@ -473,7 +466,7 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
     config = tiny()
     results = loop.train_and_evaluate(config, workdir)
-    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    checkpoints = store.Checkpoints(workdir, read_only=True)
     variables = checkpoints.restore_model(2, experiment.build(config).state_shapes())
     checkpoints.close()
     stack = {collection: parts["stack"] for collection, parts in variables.items()}
@@ -565,7 +558,7 @@ def test_the_average_by_the_command(run, save, tmp_path, capsys):
         run(str(path), *OVERRIDES, f"--workdir={workdir}", *flags_)
         said = capsys.readouterr().out.splitlines()
         assert said[0].startswith(f"{path}: {line}") and said[1].startswith("imported ")
-        checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+        checkpoints = store.Checkpoints(workdir, read_only=True)
         shape = checkpoints.model_shapes(0)["params/stack/head/bias"]
         like = {
             "params": {

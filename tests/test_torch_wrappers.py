@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxsplit import torch_files, torch_wrappers
 from jaxsplit.errors import ConfigError
+from jaxsplit.weights import torch_files, torch_wrappers
 
 NET = {
     "conv1.weight": np.arange(4.0, dtype=np.float32).reshape(1, 4, 1, 1),

@@ -15,8 +15,9 @@ from flax import linen as nn
 from xla_options import EXACT, EXACT_FLOAT64
 
 from configs.common import get_config
-from jaxsplit import losses, methods, models, optim, sharding, stack, torch_import
+from jaxsplit import losses, methods, models, optim, sharding, stack
 from jaxsplit.methods import cotrain
+from jaxsplit.weights import torch_import
 
 KINKED = "splitnet_resnet110_s2_kl_sameview"
 CASES = ("splitnet_resnet110_s2_js_diffviews", "splitnet_resnet110_s2_kl_sameview")

@@ -12,7 +12,7 @@ from jaxsplit import config as config_lib
 from jaxsplit import values
 from jaxsplit.errors import ConfigError
 
-FIELDS = dict(config_lib._flat(common.get_config()))
+FIELDS = dict(config_lib.flat(common.get_config()))
 ABSURD = (
     None, True, -1, 0, 1, 3, 2**31, 2**32, 2**63, 10**400, -(10**400), 10**5000,
     1.5, -0.5, 1e-300, 1e300, float("nan"), float("inf"),
@@ -151,7 +151,7 @@ def test_frozen_config_and_lists():
     assert checked.augment.erase_area == (0.1, 0.2)
 
 
-@pytest.mark.parametrize("config", [None, 5, {"seed": 1}, "configs/common.py"])
+@pytest.mark.parametrize("config", [None, 5, {"seed": 1}, "jaxsplit/defaults.py"])
 def test_what_is_no_config(config):
     line = message_of(lambda: config_lib.check(config))
     assert line == f"config={config!r}: must be what configs.common.get_config() returns"

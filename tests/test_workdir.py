@@ -5,8 +5,10 @@ import shutil
 import pytest
 from test_end_to_end import assert_same_bits, files_of, state_at, steps_in, tiny, untimed
 
-from jaxsplit import checkpoint, evaluation, lock, loop, metrics, rating
+from jaxsplit import evaluation, loop, metrics, rating
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError, SaveError
+from jaxsplit.workdir import lock
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_an_evaluation_that_fails_costs_no_checkpoint(whole, tmp_path, monkeypat
     assert loop.train_and_evaluate(tiny(checkpoint__every=every), tmp_path) == whole[1]
     assert untimed(tmp_path) == untimed(whole[0])
     assert_same_bits(state_at(tiny(), tmp_path, 4), whole[2])
-    assert checkpoint.Checkpoints(tmp_path, read_only=True).metrics(2)
+    assert store.Checkpoints(tmp_path, read_only=True).metrics(2)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), None], ids=["of this machine", "of the device"])
@@ -115,39 +117,39 @@ def test_a_damaged_record_of_the_first_batch_is_found_before_training(
 
 
 def test_checkpoints_that_are_a_file(tmp_path, untrained):
-    (tmp_path / checkpoint.FOLDER).write_text("")
+    (tmp_path / store.FOLDER).write_text("")
     with pytest.raises(ConfigError, match="its checkpoints must be a writable directory"):
         loop.train_and_evaluate(tiny(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FOLDER]
+    assert [path.name for path in tmp_path.iterdir()] == [store.FOLDER]
 
 
 def test_a_checkpoint_under_another_step_is_an_error(whole, tmp_path, untrained):
     """It would be gone on from as if its steps were done, and end without its last one."""
     workdir = shutil.copytree(whole[0], tmp_path / "run")
-    shutil.rmtree(workdir / checkpoint.FOLDER / "4")
-    (workdir / checkpoint.FOLDER / "2").rename(workdir / checkpoint.FOLDER / "3")
+    shutil.rmtree(workdir / store.FOLDER / "4")
+    (workdir / store.FOLDER / "2").rename(workdir / store.FOLDER / "3")
     with pytest.raises(ConfigError, match="checkpoint=3 in .*: is of step 2, must lie in a folder"):
         loop.train_and_evaluate(tiny(), workdir)
 
 
 def test_a_run_whose_last_step_is_gone_does_not_end_well(whole, tmp_path, monkeypatch):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
-    monkeypatch.setattr(checkpoint.Checkpoints, "on_disk", lambda self: [2])
+    monkeypatch.setattr(store.Checkpoints, "on_disk", lambda self: [2])
     with pytest.raises(SaveError, match="^step 4, the last, is not saved; there are 2$"):
         loop.train_and_evaluate(tiny(), workdir)
 
 
 def test_leftovers_of_a_run_that_was_killed_are_cleared(whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
-    for name in (".config.json.00ff.jaxsplit-tmp", f"{checkpoint.FOLDER}/6.orbax-checkpoint-tmp"):
+    for name in (".config.json.00ff.jaxsplit-tmp", f"{store.FOLDER}/6.orbax-checkpoint-tmp"):
         (workdir / name).mkdir() if "/" in name else (workdir / name).touch()
     loop.train_and_evaluate(tiny(), workdir)
     assert sorted(path.name for path in workdir.iterdir()) == [
-        checkpoint.FOLDER,
+        store.FOLDER,
         "config.json",
         metrics.JSONL,
     ]
-    assert steps_in(workdir) == [2, 4] and len(list((workdir / checkpoint.FOLDER).iterdir())) == 2
+    assert steps_in(workdir) == [2, 4] and len(list((workdir / store.FOLDER).iterdir())) == 2
 
 
 def test_a_longer_duration_says_what_becomes_of_the_learning_rate(whole, tmp_path, capsys):

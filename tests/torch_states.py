@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from jaxsplit import models, torch_import
+from jaxsplit import models
+from jaxsplit.weights import torch_import
 
 
 def random_variables(spec, num_classes: int, channels: int = 3, seed: int = 0) -> dict:

@@ -337,7 +337,7 @@ def load(data_config: Any, *, seed_split: int = 0) -> Dataset:
     """The data set `data_config.name`, with `data_config.validation` of its training part held out.
 
     Args:
-      data_config: config.data (its fields: configs/common.py).
+      data_config: config.data (its fields: jaxsplit/defaults.py).
       seed_split: of the hold-out only, so that runs with different config.seed share it. It is
         stratified by class; only of images that are cropped it is a random subset.
 

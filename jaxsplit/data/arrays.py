@@ -131,7 +131,7 @@ def read_synthetic(size: int) -> tuple[Arrays, Arrays]:
     Raises:
       ConfigError: they take more than this machine's memory.
     """
-    from jaxsplit import limits  # and jax, which preparing data does without
+    from jaxsplit.config import limits  # and jax, which preparing data does without
 
     limits.check_host(f"data.image_size={size}", "2,560 synthetic images", 2560 * size * size * 3)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([2011, size])))

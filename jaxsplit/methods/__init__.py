@@ -6,8 +6,8 @@ To add one: write its file with `make(stack, ...) -> Method`, and add it to `MET
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxsplit import distill
 from jaxsplit.errors import ConfigError
+from jaxsplit.losses import distill
 from jaxsplit.methods import (
     cl_ilr,
     codistill,

@@ -8,7 +8,7 @@ heads send into the shared layers is divided by their number ("backpropagation r
 
 from jax import Array
 
-from jaxsplit.distill import Distill
+from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.models.layers import widen
 from jaxsplit.stack import Stack

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsplit.distill import Distill
+from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.stack import Stack
 

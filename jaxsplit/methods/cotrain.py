@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from jax import Array
 
-from jaxsplit import distill as distill_lib
 from jaxsplit import losses
+from jaxsplit.losses import distill as distill_lib
 from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.stack import Stack
 

@@ -6,7 +6,7 @@ Zhang et al. 2018 (arXiv 1706.00384), Eqs. (5) and (8): the loss of network i is
 
 from jax import Array
 
-from jaxsplit.distill import Distill
+from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.stack import Stack
 

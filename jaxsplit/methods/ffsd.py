@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsplit import attention, distill, models
+from jaxsplit import models
 from jaxsplit.errors import ConfigError
+from jaxsplit.losses import attention, distill
 from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
 from jaxsplit.models import fusion
 from jaxsplit.stack import Stack

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.distill import Distill
+from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.models.layers import Dtype, widen
 from jaxsplit.stack import Stack

@@ -14,7 +14,7 @@ import jax
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.distill import Distill
+from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
 from jaxsplit.models.layers import BatchNorm, Dtype, widen
 from jaxsplit.stack import Stack

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from jaxsplit import files
 from jaxsplit.errors import ConfigError
+from jaxsplit.workdir import files
 
 FOLDER = "checkpoints"
 

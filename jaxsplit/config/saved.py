@@ -1,5 +1,7 @@
-"""The config of an existing workdir: --config=configs/saved.py:WORKDIR (what main.py does itself
-where --config is left out)."""
+"""The config of an existing workdir: --config=jaxsplit/config/saved.py:WORKDIR.
+
+main.py does that itself where --config is left out.
+"""
 
 from ml_collections import ConfigDict
 

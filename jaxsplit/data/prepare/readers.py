@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxsplit.data.junk import is_junk
+from jaxsplit.data.prepare.junk import is_junk
 from jaxsplit.errors import ConfigError
 
 

@@ -10,9 +10,11 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxsplit import checkpoint, files, integrity, lock, models
 from jaxsplit import config as config_lib
+from jaxsplit import models
+from jaxsplit.checkpoints import integrity, store
 from jaxsplit.errors import ConfigError
+from jaxsplit.workdir import files, lock
 
 FOLDER = "leader"  # in the workdir of the run; where the leader goes by default
 
@@ -63,7 +65,7 @@ def leader(
       ConfigError: the method has no leader, no such checkpoint, or `to` holds checkpoints.
     """
     to = to or files.path_of(workdir) / FOLDER
-    if checkpoint.exists(to):
+    if store.exists(to):
         raise ConfigError(f"to={str(to)!r}: holds checkpoints already; choose another")
     variables, step, metrics = _read(config, workdir, "leader", which)
     alone = _alone(config, "leader")
@@ -95,7 +97,7 @@ def _write(
         if "/leader/" in key
     }
     best = next((key for key in known if key.endswith("/top1")), "")
-    checkpoints = checkpoint.Checkpoints(folder, best_metric=best)
+    checkpoints = store.Checkpoints(folder, best_metric=best)
     stacked = {c: {"stack": jax.tree.map(lambda x: x[None], tree)} for c, tree in variables.items()}
     checkpoints.save_weights(stacked, alone, origin, known or None)
     checkpoints.close()
@@ -116,10 +118,10 @@ def _read(
     config: ConfigDict, workdir: str | pathlib.Path, name: str, which: str | int
 ) -> tuple[dict, int, dict[str, Any] | None]:
     """(variables of a network as numpy arrays, step, metrics) of a checkpoint."""
-    if not checkpoint.exists(workdir):
+    if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     best = config_lib.best_metric(config)
-    checkpoints = checkpoint.Checkpoints(workdir, best_metric=best, read_only=True)
+    checkpoints = store.Checkpoints(workdir, best_metric=best, read_only=True)
     step = checkpoints.find(which)
     shapes = checkpoints.model_shapes(step)
     parts = {integrity.part_of(path) for path in shapes}

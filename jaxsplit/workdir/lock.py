@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxsplit import files
 from jaxsplit.errors import ConfigError, SaveError, disk_full
+from jaxsplit.workdir import files
 
 FILE = ".lock"
 BEAT = 20.0  # seconds

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxsplit import augment, data, files
+from jaxsplit import augment, data
 from jaxsplit import config as config_lib
+from jaxsplit.workdir import files
 
 FILE = "views.png"
 _IMAGES = 8
@@ -28,7 +29,7 @@ def views(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
     the mean colour.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `jaxsplit/defaults.py`.
       workdir: gets the picture; made where it does not exist.
 
     Returns:

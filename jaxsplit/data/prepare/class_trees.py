@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsplit.data.junk import is_junk
-from jaxsplit.data.readers import Example
+from jaxsplit.data.prepare.junk import is_junk
+from jaxsplit.data.prepare.readers import Example
 from jaxsplit.errors import ConfigError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

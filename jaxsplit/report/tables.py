@@ -4,10 +4,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from jaxsplit import config as config_lib
-from jaxsplit import published, summary
 from jaxsplit.costs import ALL, Cost, own_costs, stack_cost
 from jaxsplit.evaluation import METRICS
-from jaxsplit.published import Result
+from jaxsplit.recipes import published
+from jaxsplit.recipes.published import Result
+from jaxsplit.report import summary
 
 
 class Progress:

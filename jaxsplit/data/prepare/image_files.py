@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxsplit.data.class_trees import Tree, list_trees, subfolders
-from jaxsplit.data.junk import is_junk
-from jaxsplit.data.readers import Example, Found, file_stamp, not_found, reading
+from jaxsplit.data.prepare.class_trees import Tree, list_trees, subfolders
+from jaxsplit.data.prepare.junk import is_junk
+from jaxsplit.data.prepare.readers import Example, Found, file_stamp, not_found, reading
 from jaxsplit.errors import ConfigError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

@@ -13,10 +13,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from jaxsplit import distributed, files, integrity, orbax_log
-from jaxsplit.checkpoint_folder import FOLDER, exists, steps_in, weights_only
+from jaxsplit.checkpoints import integrity, orbax_log
+from jaxsplit.checkpoints.folder import FOLDER, exists, steps_in, weights_only
 from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
+from jaxsplit.hosts import processes
 from jaxsplit.state import TrainState
+from jaxsplit.workdir import files
 
 __all__ = ["FOLDER", "Checkpoints", "exists", "weights_only"]
 _DAMAGED = "damaged-"  # before the step, in the name of a checkpoint that was set aside
@@ -151,11 +153,11 @@ class Checkpoints:
         with self._save_errors():
             if jax.process_index() == 0:
                 integrity.add_metrics(self._path(step), metrics)
-            distributed.total(0)  # nobody reads them before
+            processes.total(0)  # nobody reads them before
             self._manager.reload()
             best = self.best()
             spare = set(self.steps()[: -self._keep]) - {best and best[0]}
-            for old in distributed.of_first(sorted(spare)):
+            for old in processes.of_first(sorted(spare)):
                 self._manager.delete(old)
 
     def metrics(self, step: int) -> dict | None:
@@ -241,10 +243,10 @@ class Checkpoints:
             not see it.
         """
         damaged: list[int] = []
-        steps = distributed.of_first(self.steps()[::-1])
+        steps = processes.of_first(self.steps()[::-1])
         for step, older in zip(steps, [*steps[1:], None], strict=True):
             error = None
-            if blind := distributed.total(not distributed.wait_until_seen(self._path(step))):
+            if blind := processes.total(not processes.wait_until_seen(self._path(step))):
                 raise ConfigError(
                     f"workdir={str(self._folder.parent)!r}: must look the same on all hosts; "
                     f"{blind} of the processes do not see checkpoint {step}, which process 0 sees"
@@ -254,7 +256,7 @@ class Checkpoints:
                 state = self.restore(step, like)
             except DamagedError as caught:
                 error = caught
-            if not distributed.total(error is not None):  # else all go on to the one before
+            if not processes.total(error is not None):  # else all go on to the one before
                 self._set_aside(damaged)
                 return step, state, position
             error = error or DamagedError(f"checkpoint={step}: another process cannot read it")
@@ -275,7 +277,7 @@ class Checkpoints:
             for step in steps:
                 aside = self._folder / f"{_DAMAGED}{step}"
                 files.move(self._path(step), aside)  # one of an earlier time makes room
-        distributed.total(0)  # nobody reads the folder before
+        processes.total(0)  # nobody reads the folder before
         self._manager.reload()
 
     def restore(self, step: int, like: TrainState) -> TrainState:

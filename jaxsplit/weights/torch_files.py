@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsplit import torch_wrappers
 from jaxsplit.errors import ConfigError
-from jaxsplit.torch_wrappers import some
+from jaxsplit.weights import torch_wrappers
+from jaxsplit.weights.torch_wrappers import some
 
 TRANS_FUSION = "trans_fusion_module."  # prefix of the module that FFSD's leader holds
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import common
-from jaxsplit import models, published
+from jaxsplit import defaults, models
 from jaxsplit.errors import ConfigError
+from jaxsplit.recipes import published
 
 KEYS = ("arch", "split", "epochs")
 # Networks whose BatchNorm scales do not decay. The original code tells by the name `norm` of the
@@ -64,7 +64,7 @@ def start(
     epochs = number("epochs", given.get("epochs", shortest))
     result = next((r for r in results if r.epochs == epochs), None)
 
-    config = common.get_config()
+    config = defaults.get_config()
     config.data.name, config.arch, config.split, config.method = dataset, arch, split, method
     config.duration, config.divide = f"{epochs} epochs", divide
     config.optim.decay_norm = not re.fullmatch(UNDECAYED_NORM, arch)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import arguments
+from jaxsplit.recipes import arguments
 
 
 @dataclasses.dataclass(frozen=True)

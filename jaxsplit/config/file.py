@@ -6,9 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
-from jaxsplit import __version__, files, history
+from jaxsplit import __version__, defaults
+from jaxsplit.config import history
 from jaxsplit.errors import ConfigError
+from jaxsplit.workdir import files
 
 NAME = "config.json"
 _WRITER = "written_by"  # beside the fields; files of before 0.1.0 lack it
@@ -47,14 +48,14 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     fields = history.only_config(fields)
     if isinstance(old := fields.get("cotrain"), dict) and "views" in old:
         fields["views"] = old.pop("views")  # where it stood before other methods had it
-    config = common.get_config()
+    config = defaults.get_config()
     try:
         _fill(config, fields, "")
     except _FieldError as error:
         known = isinstance(writer, str) and len(writer) < 50
         raise ConfigError(
-            f"workdir={str(workdir)!r}: {NAME} does not fit configs/common.py: {error} (written by "
-            f"{writer if known else 'an unknown version'}, this is jaxsplit {__version__})"
+            f"workdir={str(workdir)!r}: {NAME} does not fit jaxsplit/defaults.py: {error} (written "
+            f"by {writer if known else 'an unknown version'}, this is jaxsplit {__version__})"
         ) from None
     return config
 

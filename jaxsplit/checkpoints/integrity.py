@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxsplit import checksums, files, orbax_log
+from jaxsplit.checkpoints import checksums, orbax_log
 from jaxsplit.errors import ConfigError, DamagedError
+from jaxsplit.workdir import files
 
 FORMAT = 2
 

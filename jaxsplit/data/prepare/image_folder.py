@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxsplit.data.arrays import not_held_out, stratified_holdout
-from jaxsplit.data.class_trees import SUFFIXES, Tree, ascii_path, list_trees, subfolders
-from jaxsplit.data.junk import is_junk
-from jaxsplit.data.readers import Example, Found, not_found
+from jaxsplit.data.prepare.class_trees import SUFFIXES, Tree, ascii_path, list_trees, subfolders
+from jaxsplit.data.prepare.junk import is_junk
+from jaxsplit.data.prepare.readers import Example, Found, not_found
 from jaxsplit.errors import ConfigError
 
 _ROLES = {

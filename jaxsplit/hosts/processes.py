@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxsplit import files, rendezvous
 from jaxsplit.errors import ConfigError
+from jaxsplit.hosts import rendezvous
+from jaxsplit.workdir import files
 
 # Seconds. A process that is silent for so long counts as dead, and all others end; jax's own 100
 # would leave them waiting for longer than a minute.

@@ -119,9 +119,9 @@ class Stop:
 
         if not multihost_utils.reached_preemption_sync_point(step):
             return False
-        from jaxsplit import distributed
+        from jaxsplit.hosts import processes
 
-        interrupted = distributed.total(self._asked == signal.SIGINT)
+        interrupted = processes.total(self._asked == signal.SIGINT)
         self._asked = signal.SIGINT if interrupted else signal.SIGTERM
         return True
 
@@ -238,9 +238,9 @@ class Interrupt(Stop):
 def _several() -> bool:
     if "jax" not in sys.modules:
         return False
-    from jaxsplit import distributed
+    from jaxsplit.hosts import processes
 
-    return distributed.several()
+    return processes.several()
 
 
 def _stopped(signum: int | None, text: str) -> Stopped:
@@ -253,8 +253,8 @@ def _end(signum: int) -> NoReturn:
         time.sleep(_PATIENCE)  # another thread is about to end the program
     if signum == signal.SIGHUP:
         _survive_a_closed_terminal()
-    if "jaxsplit.lock" in sys.modules:
-        sys.modules["jaxsplit.lock"].release_all()
+    if "jaxsplit.workdir.lock" in sys.modules:
+        sys.modules["jaxsplit.workdir.lock"].release_all()
     stopped = _stopped(signum, "at once; the same command starts again from the last checkpoint")
     print(stopped, file=sys.stderr, flush=True)
     os._exit(stopped.status)

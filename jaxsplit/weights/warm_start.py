@@ -10,9 +10,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from jaxsplit import checkpoint, integrity, summary, torch_files, torch_import
 from jaxsplit import config as config_lib
+from jaxsplit.checkpoints import integrity, store
 from jaxsplit.errors import ConfigError
+from jaxsplit.report import summary
+from jaxsplit.weights import torch_files, torch_import
 
 
 class Start(NamedTuple):
@@ -76,13 +78,13 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     which = "latest"
     if _step(path):
         path, which = path.parent.parent, path.name
-    if not checkpoint.exists(path):
+    if not store.exists(path):
         raise ConfigError("holds no checkpoints; must be a workdir or its checkpoints/<step>")
     other = config_lib.load(path)
     if (config_lib.spec(other), other.split) != (config_lib.spec(config), config.split):
         theirs, ours = (summary.title(c) for c in (other, config))
         raise ConfigError(f"holds {theirs}, config has {ours}")
-    checkpoints = checkpoint.Checkpoints(path, read_only=True)
+    checkpoints = store.Checkpoints(path, read_only=True)
     step = checkpoints.find(which)
     have = checkpoints.model_shapes(step)
     fit = _fitting(have, like)
@@ -98,7 +100,7 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
 
 def _step(path: pathlib.Path) -> bool:
     """Whether a path is a workdir's checkpoints/<step>."""
-    return path.parent.name == checkpoint.FOLDER and path.name.isdecimal()
+    return path.parent.name == store.FOLDER and path.name.isdecimal()
 
 
 def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: dict) -> Start:

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxsplit.data import decoding, image_files, image_folder, readers, shards
-from jaxsplit.data.readers import Example, Found
+from jaxsplit.data import decoding
+from jaxsplit.data.prepare import image_files, image_folder, readers, shards
+from jaxsplit.data.prepare.readers import Example, Found
 from jaxsplit.errors import ConfigError
 
 CHECKS = ("full", "header")
@@ -385,7 +386,3 @@ def main(argv: Sequence[str]) -> int:
         )
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

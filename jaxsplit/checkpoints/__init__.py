@@ -1,0 +1,1 @@
+"""Checkpoints of a workdir: saving, reading, resuming, integrity."""

@@ -1,0 +1,45 @@
+"""Configs: read, checked, saved, and what follows from them.
+
+A config holds primary values (`jaxsplit/defaults.py`); `durations.plan` derives lengths in steps
+when the run starts.
+"""
+
+from jaxsplit.config.checks import (
+    DTYPES,
+    ON_CORRUPT,
+    VIEWS,
+    check,
+    check_same_on_all,
+    check_types,
+)
+from jaxsplit.config.derived import best_metric, divided_in, shared_view, spec, trunk
+from jaxsplit.config.fields import check_field, check_overrides, flags_given, flat
+from jaxsplit.config.file import NAME as CONFIG_FILE
+from jaxsplit.config.file import read as load
+from jaxsplit.config.file import write as save
+from jaxsplit.config.identity import RUNTIME, check_identity
+from jaxsplit.workdir.folder import prepare_workdir
+
+__all__ = [
+    "CONFIG_FILE",
+    "DTYPES",
+    "ON_CORRUPT",
+    "RUNTIME",
+    "VIEWS",
+    "best_metric",
+    "check",
+    "check_field",
+    "check_identity",
+    "check_overrides",
+    "check_same_on_all",
+    "check_types",
+    "divided_in",
+    "flags_given",
+    "flat",
+    "load",
+    "prepare_workdir",
+    "save",
+    "shared_view",
+    "spec",
+    "trunk",
+]

@@ -1,0 +1,260 @@
+"""Checks of a config that need neither data nor devices, by section.
+
+Every wrong value is a `ConfigError` of one line, raised before anything is compiled.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxsplit import (
+    augment,
+    data,
+    defaults,
+    durations,
+    losses,
+    methods,
+    models,
+    optim,
+    schedules,
+    stack,
+    values,
+)
+from jaxsplit.config import limits
+from jaxsplit.config.derived import spec, trunk
+from jaxsplit.config.fields import check_field, flat
+from jaxsplit.errors import ConfigError
+from jaxsplit.hosts import processes
+from jaxsplit.losses import distill
+
+# Fields that may differ between the processes of a run.
+PER_HOST = ("data.dir", "data.threads")
+# Fields that are durations, or several, besides `duration`.
+DURATIONS = (
+    "schedule.warmup",
+    "schedule.milestones",
+    "schedule.decay_every",
+    "cotrain.warmup",
+    "ffsd.warmup",
+    "log_every",
+    "eval.every",
+    "checkpoint.every",
+)
+MOST_NETWORKS, MOST_THREADS = 4096, 1024
+VIEWS = ("", "different", "same")
+DTYPES = ("float32", "bfloat16")
+ON_CORRUPT = ("previous", "error")  # what a run does at a checkpoint that is damaged
+
+
+def check_types(config: ConfigDict) -> ConfigDict:
+    """Checks that a config has the fields of `jaxsplit/defaults.py`, each with a value of its type.
+
+    Returns:
+      A copy with Python's own values; paths and NumPy's values are taken, see `values.plain`.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    config = values.copy(config)
+    known = dict(flat(defaults.get_config()))
+    given = dict(flat(config))
+    for field in given.keys() - known.keys():
+        check_field(field, value := given[field])
+        raise ConfigError(
+            f"{field}={values.short(value)}: must be the group of fields of jaxsplit/defaults.py"
+        )
+    for field, default in known.items():
+        if field not in given:
+            raise ConfigError(f"{field}: missing; start from jaxsplit.defaults.get_config()")
+        values.check_type(field, given[field], default)
+    return config
+
+
+class _Section:
+    """A config and what to say of its fields."""
+
+    def __init__(self, config: ConfigDict):
+        self.config, self.given = config, dict(flat(config))
+
+    def need(self, field: str, allowed: str, fine: bool) -> None:
+        """Raises ConfigError, which says what is allowed, unless a field is fine."""
+        if not fine:
+            raise ConfigError(f"{field}={values.short(self.given[field])}: must be {allowed}")
+
+    def one_of(self, field: str, names: Iterable[Any]) -> None:
+        """Raises ConfigError unless the value of a field is one of some names."""
+        self.need(field, f"one of {', '.join(names)}", self.given[field] in names)
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """Checks all that can be known without data and devices.
+
+    Returns:
+      A copy with Python's own values; see `check_types`.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    config = check_types(config)
+    section = _Section(config)
+    for of_section in (
+        _names,
+        _networks,
+        _methods,
+        _sizes,
+        _optimizer,
+        _schedule,
+        _stop,
+        _data,
+        _lengths,
+    ):
+        of_section(section)
+    optim.build(config.optim, lambda step: config.optim.lr, {}, 1)
+    return config
+
+
+def _names(section: _Section) -> None:
+    one_of = section.one_of
+    one_of("method", methods.METHODS)
+    one_of("data.resident", data.RESIDENT)
+    one_of("data.on_bad_record", data.ON_BAD_RECORD)
+    one_of("schedule.name", schedules.SCHEDULES)
+    one_of("optim.name", optim.OPTIMIZERS)
+    one_of("cotrain.loss", methods.cotrain.LOSSES)
+    of_paper = "different, same or '' (as in the method's paper)"
+    section.need("views", of_paper, section.config.views in VIEWS)
+    one_of("eval.ensemble", losses.ENSEMBLES)
+    one_of("dtype", DTYPES)
+    one_of("checkpoint.on_corrupt", ON_CORRUPT)
+    one_of("batch_norm", stack.BATCH_NORMS)
+    one_of("lowering", stack.LOWERINGS)
+
+
+def _networks(section: _Section) -> None:
+    config, need = section.config, section.need
+    need("split", "at least 1", config.split >= 1 or (config.divide and not config.divide_in))
+    need("split", f"at most {MOST_NETWORKS}", config.split <= MOST_NETWORKS)
+    need("divide_in", "0 (as split) or more", config.divide_in >= 0)
+    models.remat_stages(spec(config), config.remat)
+    methods.check_split(config.method, config.split)
+    trunk(config)
+
+
+def _methods(section: _Section) -> None:
+    config, need = section.config, section.need
+    decays = ("fusion_weight_decay", "self_distillation_weight_decay")
+    for field in (*methods.ffsd.Weights._fields, *decays):
+        need(f"ffsd.{field}", "0 or more", config.ffsd[field] >= 0)
+    need("ffsd.self_distillation_lr", "positive", config.ffsd.self_distillation_lr > 0)
+    if config.ffsd.leader:
+        try:
+            models.remat_stages(models.divided(config.ffsd.leader, 1), config.remat)
+        except ConfigError as error:
+            raise ConfigError(f"ffsd.leader={config.ffsd.leader!r}: {error}") from None
+    section.one_of("kdcl.teacher", methods.kdcl.TEACHERS)
+    distill.make(config.distill, 1.0)
+    need("okddip.factor", "at least 1", config.okddip.factor >= 1)
+    need("cl_ilr.label_weight", "in [0, 1]", 0 <= config.cl_ilr.label_weight <= 1)
+    every = config.codistill.every
+    need("codistill.every", "at least 1, in whole steps", every >= 1 and every % 1 == 0)
+
+
+def _sizes(section: _Section) -> None:
+    config, need = section.config, section.need
+    need("seed", f"in 0 ... {limits.SEEDS - 1}", config.seed >= 0)
+    for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
+        need(field, "at least 1", section.given[field] >= 1)
+    need("data.threads", f"at most {MOST_THREADS}", config.data.threads <= MOST_THREADS)
+    parts = config.optim.accumulate
+    fits = parts >= 1 and config.batch_size % parts == 0
+    need("optim.accumulate", f"a divisor of batch_size={config.batch_size}", fits)
+    need("eval.batch_size", "0 (as batch_size) or more", config.eval.batch_size >= 0)
+
+
+def _optimizer(section: _Section) -> None:
+    config, need = section.config, section.need
+    need("optim.lr", "positive", config.optim.lr > 0)
+    for field in (
+        "schedule.warmup_lr",
+        "schedule.end_lr",
+        "optim.weight_decay",
+        "augment.mixup",
+        "augment.cutmix",
+        "cotrain.weight",
+        "cotrain.floor",
+    ):
+        need(field, "0 or more", section.given[field] >= 0)
+    need("augment.mix_switch", "in [0, 1]", 0 <= config.augment.mix_switch <= 1)
+    need("ema", "in [0, 1)", 0 <= config.ema < 1)
+    need("label_smoothing", "in [0, 1)", 0 <= config.label_smoothing < 1)
+
+
+def _schedule(section: _Section) -> None:
+    its, need = section.config.schedule, section.need
+    for field in ("schedule.factor", "schedule.decay_factor"):
+        need(field, "in (0, 1]", 0 < section.given[field] <= 1)
+    need("schedule.power", "above 0", its.power > 0)
+    below = f"below schedule.htd_upper={its.htd_upper}"
+    need("schedule.htd_lower", below, its.htd_lower < its.htd_upper)
+
+
+def _stop(section: _Section) -> None:
+    config, need = section.config, section.need
+    need("resume_with", "'' or 'changed'", config.resume_with in ("", "changed"))
+    patience = config.stop.patience
+    need("stop.patience", "0 (off) or more", isinstance(patience, int) and patience >= 0)
+    named = f"at least 1 with stop.metric={config.stop.metric!r}"
+    need("stop.patience", named, patience > 0 or not config.stop.metric)
+    need("stop.min_delta", "0 or more", config.stop.min_delta >= 0)
+
+
+def _data(section: _Section) -> None:
+    config, need = section.config, section.need
+    need("data.validation", "in [0, 1)", 0 <= config.data.validation < 1)
+    need("data.test_share", "in (0, 1)", 0 < config.data.test_share < 1)
+    need("data.scale_min", "in (0, 1]", 0 < config.data.scale_min <= 1)
+    need("data.image_size", "0 (as the data set) or more", config.data.image_size >= 0)
+    need("data.resident_limit", "0 or more MiB", config.data.resident_limit >= 0)
+    for field in ("augment.erase_area", "augment.erase_aspect"):
+        pair = section.given[field]
+        need(field, "two numbers, least and most", len(pair) == 2 and all(map(_is_number, pair)))
+
+
+def _lengths(section: _Section) -> None:
+    config, need = section.config, section.need
+    # Which duration is longer only the data tells, by the length of an epoch: `durations.plan`.
+    total = durations.parse("duration", config.duration)
+    need("duration", "in steps, epochs or examples", total.unit != "percent")
+    need("duration", "at least one step", total.value > 0)
+    for field in DURATIONS:
+        value = section.given[field]
+        for text in value if isinstance(value, tuple) else (value,):
+            length = durations.parse(field, text)
+            need(field, "above 0", length.value > 0 or not field.endswith("every"))
+    source = data.source(config.data)
+    augment.pipeline(
+        config.augment,
+        source.mean,
+        source.std,
+        streamed=False,
+        scale_min=config.data.scale_min,
+    )
+
+
+def check_same_on_all(config: ConfigDict) -> None:
+    """Checks that all processes of a run have the same config, but for where and how fast they
+    read their data; each has to call it.
+
+    Raises:
+      ConfigError: on all of them; names the field and the values.
+    """
+    fields = {k: repr(v) for k, v in flat(config) if k not in PER_HOST}
+    processes.check_same(fields | {"the version of jax": jax.__version__})
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)

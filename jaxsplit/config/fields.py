@@ -1,0 +1,55 @@
+"""The fields of a config by their dotted names, and flags that override them."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxsplit import defaults, values
+from jaxsplit.errors import ConfigError
+
+
+def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('optim.lr', 0.1), ... of all fields; a list is the same as a tuple."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, tuple(value) if isinstance(value, list) else value
+
+
+def check_field(field: str, value: Any) -> None:
+    """Checks that `jaxsplit/defaults.py` has a field, or a group of fields, of that name.
+
+    Raises:
+      ConfigError: it has not; names those near it, else those of the same group.
+    """
+    known = dict(flat(defaults.get_config()))
+    if field in known or any(k.startswith(field + ".") for k in known):
+        return
+    group, _, name = field.rpartition(".")
+    near = [k for k in known if k.rpartition(".")[2] == name]
+    near = near or difflib.get_close_matches(field, known, n=3, cutoff=0.5)
+    near = near or [k for k in known if k.rpartition(".")[0] == group] or list(known)
+    raise ConfigError(
+        f"{field}={values.short(value)}: no such field in jaxsplit/defaults.py; "
+        f"there are {', '.join(near)}"
+    )
+
+
+def flags_given(argv: list[str]) -> dict[str, str]:
+    """Name -> value of the flags on a command line, before they are parsed."""
+    given = {}
+    for flag, after in zip(argv[1:], [*argv[2:], "-"], strict=False):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-"):
+            given[name] = value if equals or after.startswith("-") else after
+    return given
+
+
+def check_overrides(given: dict[str, str]) -> None:
+    """Raises ConfigError for the first --config.field of `flags_given` that does not exist."""
+    for name, value in given.items():
+        if name.startswith(("config.", "noconfig.")):
+            check_field(name.partition(".")[2], value)

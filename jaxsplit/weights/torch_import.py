@@ -1,0 +1,347 @@
+"""PyTorch weights of the reference systems as weights of our networks.
+
+python -m jaxsplit.torch_import CHECKPOINT... --config=configs/<name>.py --workdir=runs/<name>
+
+makes a workdir that `python main.py --mode=eval` evaluates and `--init_from` starts from. `--ema`
+takes the average of the weights (EMA) that a file holds beside them.
+
+`torch_files` says which files and layouts are read.
+
+Every tensor is consumed exactly once, except the written-down dead ones; anything missing, left
+over or of another shape is an error that names it.
+"""
+
+import contextlib
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from jaxsplit import config as config_lib
+from jaxsplit import data, models
+from jaxsplit.checkpoints import store
+from jaxsplit.errors import ConfigError
+from jaxsplit.models import fusion
+from jaxsplit.report import summary
+from jaxsplit.weights import torch_files, torch_wrappers
+from jaxsplit.weights.torch_files import State
+from jaxsplit.weights.torch_wrappers import some
+from jaxsplit.workdir import lock
+
+DEAD = (r".*\.num_batches_tracked",)  # counters that no computation reads
+
+# What FFSD calls some of its networks -> their names here.
+FFSD_NAMES = {
+    "wideresnet1602": "ffsd_wide_resnet16_2",
+    "wideresnet4002": "ffsd_wide_resnet40_2",
+    "wideresnet2810": "ffsd_wide_resnet28_10",
+    "densenet": "densenet40_12",
+    "resnet18": "ffsd_resnet18",
+    "resnet34": "ffsd_resnet34",
+}
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_STATS = {"mean": "running_mean", "var": "running_var"}
+
+# ---- One network: names and layouts of its tensors
+
+
+def state_dict_names(spec, variables: Mapping[str, Any]) -> Any:
+    """A tree like `variables` whose leaves are the PyTorch names of its leaves."""
+    family, _ = models.known(spec.arch)
+    if family.torch_name is None:
+        raise ConfigError(f"arch={spec.arch!r}: PyTorch has no names for its tensors")
+    return _names(lambda module: family.torch_name(spec, module), variables)
+
+
+def _names(torch_name: Callable[[tuple[str, ...]], str], variables: Mapping[str, Any]) -> Any:
+    def name(path, _):
+        collection, *module, leaf = (p.key for p in path)
+        table = _LEAVES if collection == "params" else _STATS
+        return f"{torch_name(tuple(module))}.{table[leaf]}"
+
+    return jax.tree.map_with_path(name, variables)
+
+
+def to_jax(value: np.ndarray, path) -> np.ndarray:
+    """From PyTorch's layout (OIHW, [out, in]) to ours (HWIO, [in, out])."""
+    if path[-1].key != "kernel":
+        return value
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def from_state_dict(
+    spec, state: State, num_classes: int, dtype=np.float32, *, channels: int = 3
+) -> dict:
+    """Variables {'params', 'batch_stats'} of one network from its PyTorch `state_dict`.
+
+    Raises:
+      ConfigError: tensors missing, left over or of another shape; all are named.
+    """
+    (variables,) = from_state_dicts(spec, [state], num_classes, dtype, channels=channels)
+    return variables
+
+
+def from_state_dicts(
+    spec,
+    states: Sequence[State],
+    num_classes: int,
+    dtype=np.float32,
+    *,
+    channels: int = 3,
+    any_channels: bool = False,
+    what: str = "",
+) -> list[dict]:
+    """`from_state_dict` of several networks of one Spec; `what` is that, for messages.
+
+    `any_channels`: of images of `channels` or any other number of channels, all of the same.
+    """
+    shapes = _shapes(models.build(spec, num_classes), spec.image_size, channels)
+    names = state_dict_names(spec, shapes)
+    # Wrappers are taken off the names of both, as a network of ours may have parts of such names.
+    states = [torch_wrappers.unwrapped(state) for state in states]
+    short = torch_wrappers.unwrapped({name: name for name in jax.tree.leaves(names)})
+    short = {name: unwrapped for unwrapped, name in short.items()}
+    names = jax.tree.map(short.__getitem__, names)
+    dead = (*DEAD, *models.known(spec.arch)[0].torch_dead)
+    what = what or spec.arch
+    if any_channels:
+        shapes = _with_channels_of(states[0], names, shapes, channels)
+    return [_take(what, names, shapes, state, dead, dtype) for state in states]
+
+
+def trans_fusion(state: State, dtype=np.float32) -> dict:
+    """Variables of FFSD's trans-fusion module from the leader's tensors of that module.
+
+    Raises:
+      ConfigError: as `from_state_dict`.
+    """
+    what = "the trans-fusion module"
+    sizes = [value.shape[0] for value in state.values() if np.ndim(value) == 4]
+    if len(sizes) != 2:  # one convolution of C channels, one of M * C
+        raise ConfigError(f"{what} has {len(sizes)} convolutions, should have 2")
+    channels, features = sorted(sizes)
+    shapes = _shapes(fusion.TransFusion(features), 8, channels)
+    names = _names(fusion.trans_fusion_torch_name, shapes)
+    return _take(what, names, shapes, state, DEAD, dtype)
+
+
+def _shapes(module, size: int, channels: int) -> dict:
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.result_type(float))
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+
+
+def _with_channels_of(state: State, names, shapes, channels: int) -> dict:
+    """`shapes`, but the first convolution's for images of as many channels as `state` takes."""
+    other = {}
+    for (path, shape), name in zip(
+        jax.tree.leaves_with_path(shapes), jax.tree.leaves(names), strict=True
+    ):
+        if path[-1].key == "kernel" and len(shape.shape) == 4 and name in state:
+            have, (*window, inputs, outputs) = np.shape(state[name]), shape.shape
+            if inputs == channels and have[1:2] != (inputs,):
+                if have == (outputs, *have[1:2], *window):
+                    other[name] = jax.ShapeDtypeStruct((*window, have[1], outputs), shape.dtype)
+    if len(other) != 1:  # of another architecture, if not none
+        return shapes
+    return jax.tree.map(lambda name, shape: other.get(name, shape), names, shapes)
+
+
+def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) -> dict:
+    """The tensors of `state` in the tree of `names` and `shapes`."""
+    wanted = jax.tree.leaves(names)
+    assert len(set(wanted)) == len(wanted), "two of our tensors read the same one"
+    missing = sorted(set(wanted) - set(state))
+    extra = [n for n in set(state) - set(wanted) if not any(re.fullmatch(d, n) for d in dead)]
+    if missing and (reason := torch_wrappers.mixed(state, missing)):
+        raise ConfigError(f"state_dict does not fit {what}: {reason}")
+    if missing or extra:
+        raise ConfigError(
+            f"state_dict does not fit {what}: missing {some(missing)}, "
+            f"left over {some(sorted(extra))}"
+        )
+
+    def take(path, name, shape):
+        value = np.asarray(state[name])
+        wanted = shape.shape  # with its axes as the file has them
+        if path[-1].key == "kernel":
+            *window, inputs, outputs = wanted
+            wanted = (outputs, inputs, *window)
+        if value.shape != wanted:
+            raise ConfigError(f"{name}: shape {value.shape} where {what} has {wanted}")
+        if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize < 2:
+            raise ConfigError(
+                f"{name}: {value.dtype} values, must be floating-point numbers of 16 bits or more"
+            )
+        with np.errstate(over="ignore"):  # of float64; told below
+            taken = to_jax(value, path).astype(dtype)
+        if not np.isfinite(taken).all():
+            raise ConfigError(f"{name}: {value.dtype} values that are not all finite numbers")
+        return taken
+
+    return jax.tree.map_with_path(take, names, shapes)
+
+
+# ---- All networks of a config
+
+
+def to_variables(
+    config: ConfigDict,
+    weights: torch_files.Weights,
+    num_classes: int | None = None,
+    *,
+    any_channels: bool = False,
+) -> dict:
+    """{'params', 'batch_stats'} by part: `stack` [S, ...], and `trans_fusion` of a leader.
+
+    `num_classes` None: as many as the weights have. `any_channels`: of images of any number of
+    channels.
+
+    Raises:
+      ConfigError: weights of another architecture, S, number of classes or of image channels.
+    """
+    spec, source = config_lib.spec(config), data.source(config.data)
+    _check_networks(config, weights)
+    classes = _num_classes(spec, weights.networks[0])
+    if num_classes is not None and classes not in (None, num_classes):
+        raise ConfigError(
+            f"the checkpoint's networks have {classes} classes, data.name={config.data.name!r} has "
+            f"{num_classes}; import with a config of {classes} classes, then use --init_from"
+        )
+    channels = source.image_shape[2]
+    fields = dict(channels=channels, any_channels=any_channels, what=summary.title(config))
+    classes = classes or source.num_classes
+    try:
+        networks = from_state_dicts(spec, weights.networks, classes, **fields)
+    except ConfigError as error:
+        if _fits(spec, weights.networks[0], classes, **fields | {"any_channels": True}):
+            if not any_channels:
+                raise ConfigError(
+                    f"{error}; data.name={config.data.name!r} has images of {channels} "
+                    f"channel{'s' * (channels > 1)}: give the file to --init_from, which takes "
+                    "weights for another number of channels"
+                ) from None
+            raise
+        whole = models.divided(config.arch, 1)
+        if spec == whole or not _fits(whole, weights.networks[0], classes, **fields):
+            raise
+        raise ConfigError(
+            f"{error}; it holds whole networks of {config.arch}: --config.divide=False"
+        ) from None
+    parts = {"stack": jax.tree.map(lambda *x: np.stack(x), *networks)}
+    if weights.trans_fusion:
+        parts["trans_fusion"] = trans_fusion(weights.trans_fusion)
+    return {
+        collection: {part: tree[collection] for part, tree in parts.items()}
+        for collection in ("params", "batch_stats")
+    }
+
+
+def _fits(spec, state: State, num_classes: int, **fields) -> bool:
+    try:
+        from_state_dicts(spec, [state], num_classes, **fields)
+    except ConfigError:
+        return False
+    return True
+
+
+def _check_networks(config: ConfigDict, weights: torch_files.Weights) -> None:
+    n = len(weights.networks)
+    if n != config.split or (weights.arch and config.arch not in _names_here(weights.arch)):
+        of = f" of {weights.arch}" if weights.arch else ""
+        raise ConfigError(
+            f"the checkpoint holds {n} network{'s' * (n > 1)}{of}, "
+            f"config has split={config.split}, arch={config.arch!r}"
+        )
+    if weights.trans_fusion and config.split != 1:
+        raise ConfigError(
+            f"the checkpoint holds a leader with its trans-fusion module, which is one network; "
+            f"config has split={config.split}"
+        )
+
+
+def _names_here(arch: str) -> set[str]:
+    """What the references' `arch` may be called here: they have several networks of one name."""
+    variants = {f"{arch}{suffix}" for suffix in ("", "_cifar", "_lightnetpp", "_plain")}
+    return variants | {f"ffsd_{arch}", FFSD_NAMES.get(arch, arch)}
+
+
+def _num_classes(spec, state: State) -> int | None:
+    """Of a network's classifier; None: it has none of that name, as `from_state_dict` will say."""
+    head = state_dict_names(spec, {"params": {"head": {"bias": 0}}})["params"]["head"]["bias"]
+    if head not in state:  # it may be one of ours that stands in a part of a wrapper's name
+        (head,) = torch_wrappers.unwrapped({head: 0})
+    return len(state[head]) if np.ndim(state.get(head, 0)) == 1 else None
+
+
+def import_checkpoint(
+    config: ConfigDict,
+    paths: Sequence[str | pathlib.Path],
+    workdir: str | pathlib.Path,
+    *,
+    ema: bool = False,
+) -> torch_files.Weights:
+    """Makes a workdir whose checkpoint, step 0, holds the weights of PyTorch files.
+
+    `ema`: the average that the files hold beside the weights.
+
+    The accuracy that the file says it had on the test set makes it the best checkpoint. Training
+    cannot go on from it, as there is no optimizer state, but start from it: `config.init_from`.
+
+    Raises:
+      ConfigError: bad files or config, or a workdir that holds checkpoints.
+    """
+    config_lib.check(config)
+    if store.exists(workdir):
+        raise ConfigError(f"workdir={str(workdir)!r}: holds checkpoints already; choose another")
+    weights = torch_files.read(paths, ema=ema)
+    variables = to_variables(config, weights, data.source(config.data).num_classes)
+    metrics = {}
+    if weights.top1 is not None:
+        metrics[f"test/{'ensemble' if config.split > 1 else 'net0'}/top1"] = weights.top1
+    origin = {"files": [str(path) for path in paths], "epoch": weights.epoch}
+    with contextlib.ExitStack() as at_end:
+        folder = config_lib.prepare_workdir(workdir, lock.held(at_end))
+        config_lib.save(config, folder)
+        checkpoints = store.Checkpoints(folder, best_metric=next(iter(metrics), ""))
+        checkpoints.save_weights(variables, config, origin, metrics or None)
+        checkpoints.close()
+    return weights
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags of the command; returns its name and the files."""
+    from jaxsplit import cli
+
+    if "ema" not in flags.FLAGS:  # here, as other commands have no such flag
+        text = "Take the average of the weights (EMA) beside them"
+        flags.DEFINE_bool("ema", False, text, module_name=sys.argv[0])
+    return cli.parse(argv, files=True)
+
+
+def main(argv: list[str]) -> None:
+    """The command; `argv`: its name and the files."""
+    from jaxsplit import cli
+
+    with cli.errors_in_one_line():
+        if not cli.WORKDIR.value or len(argv) < 2:
+            raise ConfigError("files and --workdir must be given: CHECKPOINT... --workdir=DIR")
+        config, workdir = cli.CONFIG.value, cli.WORKDIR.value
+        weights = import_checkpoint(config, argv[1:], workdir, ema=flags.FLAGS.ema)
+        what = summary.title(config)
+        what += " with its trans-fusion module" * bool(weights.trans_fusion)
+        if weights.epoch is not None:
+            what += f", epoch {weights.epoch:g}"
+        if weights.top1 is not None:
+            what += f", test top-1 {weights.top1:.2%} as the file says"
+        for note in weights.notes:
+            print(note)
+        print(f"imported {what}, into {workdir}")
+        print(f"evaluate: python main.py --mode=eval --workdir={workdir}")

@@ -1,0 +1,36 @@
+"""Makes a workdir."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from jaxsplit.errors import ConfigError
+from jaxsplit.workdir import files
+
+
+def prepare_workdir(
+    workdir: str | pathlib.Path, lock: Callable[[pathlib.Path], Any] | None = None
+) -> pathlib.Path:
+    """Makes the workdir and makes sure that it can be written.
+
+    `lock`: called with the folder before anything else is written there.
+
+    Raises:
+      ConfigError: it cannot, or what `lock` raises.
+    """
+    path = files.path_of(workdir)
+    # Of a bucket any error of its library: no rights, no network, no such bucket.
+    errors = Exception if files.is_remote(path) else OSError
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if lock is not None:
+            lock(path)
+        files.try_to_write(path)
+    except ConfigError:
+        raise
+    except errors as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"workdir={str(workdir)!r}: must be a writable directory ({reason})"
+        ) from None
+    return path
