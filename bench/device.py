@@ -392,7 +392,7 @@ def accuracy(run: Run) -> None:
         resident = mesh.put({"images": data.images, "labels": data.labels}, mesh.replicated)
         batches = exp.feed.batches(0)
         current = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, mesh)
-        batch = experiment.put(exp, next(batches))
+        batch = experiment.put_batch(exp, next(batches))
         step, empty = experiment.compile_step(exp, current, resident, batch)
         test, answer = exp.dataset.test, exp.method.answer
         began = time.perf_counter()
@@ -400,7 +400,7 @@ def accuracy(run: Run) -> None:
             totals = empty
             for _ in range(exp.feed.steps_per_epoch):
                 current, totals = step(current, totals, resident, batch)
-                batch = experiment.put(exp, next(batches))
+                batch = experiment.put_batch(exp, next(batches))
             hits = 0.0
             for first in range(0, len(test), 1000):
                 images = test.images[first : first + 1000]

@@ -154,7 +154,7 @@ def compile_case(
     mesh, split = exp.sharding, exp.feed.resident
     resident = mesh.put({"images": split.images, "labels": split.labels}, mesh.replicated)
     batches = exp.feed.batches(0)
-    batch = experiment.put(exp, next(batches))
+    batch = experiment.put_batch(exp, next(batches))
     batches.close()
     start = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, mesh)
     began = time.perf_counter()

@@ -123,7 +123,7 @@ def compile_step(config) -> Step:
         for name, x in (("images", split.images), ("labels", split.labels))
     }
     batches = exp.feed.batches(0)
-    batch = experiment.put(exp, next(batches))
+    batch = experiment.put_batch(exp, next(batches))
     batches.close()
     compiled, _ = experiment.compile_step(exp, exp.state_shapes(), resident, batch)
     data, net = exp.sharding.data_devices, exp.sharding.net_devices

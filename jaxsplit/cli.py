@@ -114,7 +114,7 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         if disk_full(error):
             _fail(SaveError(f"the disk is full: {error}"), 1)
-        if not processes.several():
+        if not processes.is_multiprocess():
             raise
         if line := processes.lost(error):
             print("error:", line, file=sys.stderr)

@@ -71,14 +71,14 @@ class EarlyStop:
         if jax.process_index() == 0 and start:
             for step, value in _evaluated(workdir / metrics.JSONL, self.metric, start):
                 self.seen(step, value)
-        return processes.of_first(self.ended)
+        return processes.broadcast(self.ended)
 
     def after(self, step: int, results: dict[str, float]) -> bool:
         """Whether the run ends after this evaluation; each process has to call it."""
         if not self.patience:
             return False
         self.seen(step, results[self.metric])
-        return processes.of_first(self.ended)
+        return processes.broadcast(self.ended)
 
 
 def make(exp: Experiment) -> EarlyStop:

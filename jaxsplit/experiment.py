@@ -113,7 +113,7 @@ def build(
     if training:
         # Else every process would go through its own order of the examples.
         processes.check_same({"data.dir's training examples": len(dataset.train)})
-        if feed.resident and processes.several():
+        if feed.resident and processes.is_multiprocess():
             sums = [zlib.crc32(feed.resident.images), zlib.crc32(feed.resident.labels)]
             processes.check_same({"data.dir's training set, its checksums": sums})
     plan = durations.plan(config, feed.steps_per_epoch)
@@ -213,7 +213,7 @@ def inputs(exp: Experiment) -> Callable:
     )
 
 
-def put(exp: Experiment, batch: dict) -> dict:
+def put_batch(exp: Experiment, batch: dict) -> dict:
     """A host batch on the mesh."""
     mesh = exp.sharding
     shared = config_lib.shared_view(exp.config)

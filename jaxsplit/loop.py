@@ -64,7 +64,7 @@ def train_and_evaluate(
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
     config, early, start = exp.config, early_stop.make(exp), None
-    if not processes.of_first(store.exists(workdir)):
+    if not processes.broadcast(store.exists(workdir)):
         # Before anything is written; a run that is resumed no longer needs it.
         warning = _check_new(exp)
         if config.init_from:
@@ -78,7 +78,7 @@ def train_and_evaluate(
             at_end.enter_context(compile_cache.kept(_say))
             return _train(exp, folder, start, stop, early, at_end.callback)
         except Exception:
-            if processes.several():
+            if processes.is_multiprocess():
                 at_end.pop_all()  # closing waits for the others, who may be gone
             raise
 
@@ -153,7 +153,7 @@ def _train(
         ratings.try_first(train_state.variables)
         progress.line("compiling the training step")
         began = time.time()
-        batch = experiment.put(exp, next(batches))
+        batch = experiment.put_batch(exp, next(batches))
         train_step, empty = experiment.compile_step(exp, train_state, resident, batch)
         totals = mesh.put(metrics.from_json(position.get("totals"), empty), mesh.replicated)
         progress.line(f"compiled the training step in {time.time() - began:.1f} s")
@@ -170,7 +170,7 @@ def _train(
         progress.advance()
         last = done == plan.total_steps
         if not last:
-            batch = experiment.put(exp, next(batches))
+            batch = experiment.put_batch(exp, next(batches))
         queue.append(totals.count)
         if len(queue) > _QUEUE:
             queue.popleft().block_until_ready()
@@ -246,9 +246,9 @@ def _same_experiment(
       ConfigError: it is another experiment's, or cannot be gone on with.
     """
     # Process 0 decides, here and below: a file system may show another one what was, not what is.
-    if not processes.of_first(store.exists(workdir)):
+    if not processes.broadcast(store.exists(workdir)):
         return None, {}
-    if processes.of_first(store.weights_only(workdir)):
+    if processes.broadcast(store.weights_only(workdir)):
         raise ConfigError(
             f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
             f"them in another workdir with --init_from={workdir}"
@@ -266,7 +266,7 @@ def _state(
 ) -> tuple[int, state.TrainState, dict]:
     """(steps done, state, what was saved beside the arrays)."""
     config = exp.config
-    if processes.of_first(checkpoints.latest() or 0):
+    if processes.broadcast(checkpoints.latest() or 0):
         return checkpoints.resume(
             exp.state_shapes(),
             len(exp.dataset.train),
@@ -388,7 +388,7 @@ def _check_finite(totals: metrics.Totals, checkpoints: store.Checkpoints) -> Non
 
 def _check_saved(last: int, checkpoints: store.Checkpoints) -> None:
     """A run that has ended well has its last step on disk, whoever was at its folder meanwhile."""
-    have = processes.of_first(checkpoints.on_disk())
+    have = processes.broadcast(checkpoints.on_disk())
     if last not in have:
         raise SaveError(
             f"step {last}, the last, is not saved; there are {', '.join(map(str, have)) or 'none'}"

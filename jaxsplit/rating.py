@@ -65,7 +65,7 @@ class Rating:
 
     def of_resumed(self, step: int, variables: dict) -> None:
         """Evaluates a step that was saved before it was evaluated, where a run stopped between."""
-        if self._step != step and not processes.of_first(self._checkpoints.metrics(step)):
+        if self._step != step and not processes.broadcast(self._checkpoints.metrics(step)):
             self.of_saved(step, variables)
 
     def of_unsaved(self, step: int, variables: dict, save: Callable[..., None]) -> dict[str, float]:
@@ -74,7 +74,7 @@ class Rating:
         try:
             self._evaluate(step, variables)
         except Exception:
-            if not processes.several():  # the others would not save with this one
+            if not processes.is_multiprocess():  # the others would not save with this one
                 save()
                 self._checkpoints.wait()
             raise

@@ -22,7 +22,7 @@ exp = experiment.build(config)
 data = exp.feed.resident
 resident = dict(images=data.images, labels=data.labels)
 batches = exp.feed.batches(0)
-batch = experiment.put(exp, next(batches))
+batch = experiment.put_batch(exp, next(batches))
 batches.close()
 start = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
 train_step, _ = experiment.compile_step(exp, start, resident, batch)

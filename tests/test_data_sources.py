@@ -339,7 +339,7 @@ def test_views_are_those_of_the_device(cifar10):
             feed = train_feed(load(made.data), batch_size=8, num_views=2, seed=0)
             assert (feed.resident is None) == (where == "stream")
             exp = dataclasses.replace(built, feed=feed)
-            batch = experiment.put(exp, take(feed, 1, 1)[0])
+            batch = experiment.put_batch(exp, take(feed, 1, 1)[0])
             resident = {}
             if feed.resident:
                 arrays = dict(images=feed.resident.images, labels=feed.resident.labels)

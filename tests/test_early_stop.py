@@ -82,7 +82,7 @@ def test_what_the_log_tells(tmp_path):
 
 
 def test_process_0_decides(monkeypatch):
-    monkeypatch.setattr(processes, "of_first", lambda mine: not mine)
+    monkeypatch.setattr(processes, "broadcast", lambda mine: not mine)
     early = EarlyStop("m", 1)
     assert [early.after(n, {"m": v}) for n, v in enumerate((1.0, 0.5))] == [True, False]
 

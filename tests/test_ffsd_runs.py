@@ -51,7 +51,7 @@ def train(config, steps=3, programs=None):
     batches = exp.feed.batches(0)
     compiled, out = None, []
     for _ in range(steps):
-        batch = experiment.put(exp, next(batches))
+        batch = experiment.put_batch(exp, next(batches))
         if compiled is None:
             compiled, empty = experiment.compile_step(exp, s, resident, batch)
             if programs is not None:

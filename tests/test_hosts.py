@@ -307,7 +307,7 @@ refused(distributed.shared_workdir, folder / str(me), config.prepare_workdir)
 (folder / "file").touch()
 refused(distributed.shared_workdir, folder / "file", config.prepare_workdir)
 print(distributed.total(10 + me), distributed.total(10 + me, counts=me == 1))
-print(distributed.of_first([me, "x" * (5 + me)]))
+print(distributed.broadcast([me, "x" * (5 + me)]))
 print(distributed.lost(ValueError("Gloo AllGather failed: Connection closed by peer")))
 distributed.leave(7)
 """

@@ -457,7 +457,7 @@ def two_steps(config):
     resident = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
     resident = exp.sharding.put(resident, exp.sharding.replicated)
     batches = exp.feed.batches(0)
-    batch = experiment.put(exp, next(batches))
+    batch = experiment.put_batch(exp, next(batches))
     step, totals = experiment.compile_step(exp, s, resident, batch)
     start = jax.device_get(s.params)
     for _ in range(2):

@@ -44,7 +44,7 @@ def train(data, net, steps=3, **fields):
     batches = exp.feed.batches(0)
     compiled, totals, sums = None, None, []
     for _ in range(steps):
-        batch = experiment.put(exp, next(batches))
+        batch = experiment.put_batch(exp, next(batches))
         if compiled is None:
             compiled, totals = experiment.compile_step(exp, s, resident, batch)
         s, totals = compiled(s, totals, resident, batch)

@@ -290,7 +290,7 @@ def test_a_real_network_in_parts():
     host = jax.device_get(start)
     arrays = dict(images=exp.feed.resident.images, labels=exp.feed.resident.labels)
     resident = exp.sharding.put(arrays, exp.sharding.replicated)
-    batch = experiment.put(exp, next(exp.feed.batches(0)))
+    batch = experiment.put_batch(exp, next(exp.feed.batches(0)))
     compiled, totals = experiment.compile_step(exp, start, resident, batch)
     new, totals = compiled(start, totals, resident, batch)
 

@@ -157,7 +157,7 @@ class Checkpoints:
             self._manager.reload()
             best = self.best()
             spare = set(self.steps()[: -self._keep]) - {best and best[0]}
-            for old in processes.of_first(sorted(spare)):
+            for old in processes.broadcast(sorted(spare)):
                 self._manager.delete(old)
 
     def metrics(self, step: int) -> dict | None:
@@ -243,7 +243,7 @@ class Checkpoints:
             not see it.
         """
         damaged: list[int] = []
-        steps = processes.of_first(self.steps()[::-1])
+        steps = processes.broadcast(self.steps()[::-1])
         for step, older in zip(steps, [*steps[1:], None], strict=True):
             error = None
             if blind := processes.total(not processes.wait_until_seen(self._path(step))):

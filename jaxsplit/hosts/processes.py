@@ -230,7 +230,7 @@ def shared_workdir(
             files.create(_mark(path, token))
         except (ConfigError, OSError) as error:
             failed = str(error)
-    token, failed = of_first([token, failed])
+    token, failed = broadcast([token, failed])
     if failed:
         raise ConfigError(failed)
     mark = _mark(path, token)
@@ -248,7 +248,7 @@ def shared_workdir(
 
 def wait_until_seen(path: pathlib.Path) -> bool:
     """Whether this host sees what process 0 sees, within the time that file systems cache."""
-    until = time.monotonic() + (_SEEN if several() else 0)
+    until = time.monotonic() + (_SEEN if is_multiprocess() else 0)
     while not path.exists():
         if time.monotonic() >= until:
             return False
@@ -260,7 +260,7 @@ def _mark(path: pathlib.Path, token: int) -> pathlib.Path:
     return path / f".seen-{token:x}"
 
 
-def of_first(value):
+def broadcast(value):
     """What process 0 has, of what `json` can write; each has to call it."""
     if jax.process_count() == 1:
         return value
@@ -285,7 +285,7 @@ def _gather_bytes(text: bytes) -> list[bytes]:
     return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether this is one of several processes that have met."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
@@ -294,7 +294,7 @@ def lost(error: BaseException) -> str:
     """A line for an error that another process's end has caused; '' for any other error."""
     text = " ".join(str(error).split())
     theirs = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
-    if not (several() and theirs and any(word in text.lower() for word in _LOST)):
+    if not (is_multiprocess() and theirs and any(word in text.lower() for word in _LOST)):
         return ""
     return (
         f"process {jax.process_index()} of {jax.process_count()} has lost another one, whose own "
@@ -308,7 +308,7 @@ def leave_together(status: int, *, wait: bool = True) -> NoReturn:
     What Python does at its end is left out: it can crash, and give another status, where threads of
     jax still compile.
     """
-    if wait and several():
+    if wait and is_multiprocess():
         jax.distributed.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -317,7 +317,7 @@ def leave_together(status: int, *, wait: bool = True) -> NoReturn:
 
 def leave(status: int) -> NoReturn:
     """Ends this process at an error: at once, where others would be waited for at exit."""
-    if not several():
+    if not is_multiprocess():
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()

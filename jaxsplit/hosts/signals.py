@@ -240,7 +240,7 @@ def _several() -> bool:
         return False
     from jaxsplit.hosts import processes
 
-    return processes.several()
+    return processes.is_multiprocess()
 
 
 def _stopped(signum: int | None, text: str) -> Stopped:

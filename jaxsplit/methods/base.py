@@ -60,7 +60,7 @@ class Pass:
     variables: dict[str, dict] = field(default_factory=dict)  # collection -> part -> tree
     new_stats: dict[str, Any] = field(default_factory=dict)  # part -> tree
 
-    def beside(
+    def apply_module(
         self,
         part: str,
         make: Callable[..., nn.Module],
@@ -83,7 +83,7 @@ class Pass:
         return self._apply(part, make, inputs, self.train if train is None else train, frozen)
 
     def network(self, part: str, make: Callable[..., nn.Module], images: Array) -> Any:
-        """As `beside` for a backbone: images float[B, H, W, C] -> (logits [B, K], features)."""
+        """As `apply_module` for a backbone: images float[B, H, W, C] -> (logits [B, K], features)."""
         names: list[str] = []  # transformations would sort a dict
         logits, maps = self._apply(part, make, (images,), self.train, False, names)
         return logits, dict(zip(names, maps, strict=True))
@@ -126,7 +126,7 @@ class Pass:
         return jax.random.fold_in(self.key, zlib.crc32(part.encode()))
 
 
-class _Drawing(Pass):
+class _InitPass(Pass):
     """A pass over nothing, in which the modules beside the stack are initialised.
 
     What they compute is zeros of the right shapes; `variables` are theirs afterwards.
@@ -200,7 +200,7 @@ def over_stack(
         logits, maps = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
         batch = {"views": views, "labels": jnp.zeros(views.shape[1], jnp.int32)}
         features = dict(zip(names, maps, strict=True))
-        drawing = _Drawing(stack, True, logits, features, batch, 0, key)
+        drawing = _InitPass(stack, True, logits, features, batch, 0, key)
         exchange(drawing)
         return {c: tree | drawing.variables.get(c, {}) for c, tree in parts.items()}
 

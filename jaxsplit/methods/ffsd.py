@@ -101,7 +101,7 @@ def make(
         last = jax.lax.stop_gradient(this.features["final"])  # [M, B, h, w, C]
         joined = jnp.moveaxis(last, 0, -2).reshape(*last.shape[1:4], -1)
         module = functools.partial(fusion.Fusion, features, this.logits.shape[-1])
-        return joined, *this.beside("fusion", module, joined)
+        return joined, *this.apply_module("fusion", module, joined)
 
     def exchange(this: Pass) -> dict[str, Array]:
         labels, w = this.batch["labels"], warmup(this.progress, steps_per_epoch, warmup_steps)
@@ -138,7 +138,7 @@ def make(
         # ---- Leader
         fused = jax.lax.stop_gradient(fused)
         module = functools.partial(fusion.TransFusion, joined.shape[-1])
-        trans_fused = this.beside("trans_fusion", module, leader_maps[-1])
+        trans_fused = this.apply_module("trans_fusion", module, leader_maps[-1])
         leader_ce = label_loss(leader_logits)
         leader_kl = towards(leader_logits, fusion_logits)
         leader_fusion = attention.attention_loss(
@@ -259,7 +259,7 @@ def _module(this: Pass, part: str, maps: list[Array], x: Array, **fields) -> lis
         tuple(shape[-1] for shape in earlier),
         tuple(tuple(shape[:2]) for shape in earlier),
     )
-    return this.beside(part, make, x, **fields)[::-1]
+    return this.apply_module(part, make, x, **fields)[::-1]
 
 
 def _self_distillation(this: Pass, part: str, maps: list[Array], x: Array) -> Array:

@@ -56,7 +56,7 @@ def make(stack: Stack, *, distill: Distill, factor: int = 8, **fields) -> Method
         peers, leader = this.logits[:-1], this.logits[-1:]
         pooled = widen(this.features["final"][:-1]).mean((2, 3)).swapaxes(0, 1)
         attention = functools.partial(Attention, max(1, pooled.shape[-1] // factor))
-        weights = this.beside("attention", attention, pooled)  # [B, a, b]
+        weights = this.apply_module("attention", attention, pooled)  # [B, a, b]
         log_q = jax.nn.log_softmax(widen(peers) / t)
         weighted = jnp.moveaxis(weights, 0, -1)[..., None] + log_q[None]  # [a, b, B, K]
         # As logits, which softmax(. / T) turns back into the targets.

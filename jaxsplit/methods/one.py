@@ -54,7 +54,7 @@ def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fiel
     def gated(this: Pass) -> Array:
         """z_e, float[B, K]."""
         pooled = widen(this.features[stack.trunk]).mean((0, 2, 3))
-        weights = this.beside("gate", functools.partial(Gate, stack.num_networks), pooled)
+        weights = this.apply_module("gate", functools.partial(Gate, stack.num_networks), pooled)
         return (weights.T[..., None] * widen(this.logits)).sum(0)
 
     def exchange(this: Pass) -> dict[str, Array]:
