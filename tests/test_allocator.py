@@ -9,7 +9,7 @@ import pytest
 from jaxsplit.hosts import allocator
 
 PROGRAM = """
-from jaxsplit import allocator
+from jaxsplit.hosts import allocator
 print(allocator.keep_memory())
 import resource
 import jax

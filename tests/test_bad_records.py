@@ -445,7 +445,7 @@ def test_metrics_of_bad_records_are_a_function_of_the_step(leaves, tmp_path, mon
         _, want = train_batches_of(dataset, step)
         assert counted[step] == want
     # Broken off in the middle of the second epoch.
-    put = loop.experiment.put
+    put = loop.experiment.put_batch
 
     def stop(exp, batch, calls=[]):  # noqa: B006
         calls.append(1)
@@ -454,7 +454,7 @@ def test_metrics_of_bad_records_are_a_function_of_the_step(leaves, tmp_path, mon
         return put(exp, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.experiment, "put", stop)
+        patch.setattr(loop.experiment, "put_batch", stop)
         loop.train_and_evaluate(made, tmp_path / "resumed")
     loop.train_and_evaluate(made, tmp_path / "resumed")
     assert "resumed at step 3" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes as distributed
 
-ROOT = pathlib.Path(distributed.__file__).parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "digits_wrn16_4_x4.py"
 STEPS = 6
 FIELDS = {  # the smallest run whose results do not depend on the mesh
@@ -285,7 +285,8 @@ def test_damage_that_one_process_reads(start, alone, tmp_path):
 
 CHECKS = """
 import pathlib, sys
-from jaxsplit import config, distributed
+from jaxsplit import config
+from jaxsplit.hosts import processes as distributed
 from jaxsplit.errors import ConfigError
 distributed._SEEN = 1
 me, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
@@ -370,7 +371,7 @@ def test_a_single_machine_meets_nobody(met, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")  # a batch script, outside of srun
     monkeypatch.setenv("SLURM_NTASKS", "8")
     distributed.initialize()
-    assert met == [] and not distributed.several() and distributed.total(3) == 3
+    assert met == [] and not distributed.is_multiprocess() and distributed.total(3) == 3
     distributed.check_same({"a": 1})
 
 

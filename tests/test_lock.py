@@ -109,7 +109,7 @@ def test_an_old_lock_of_another_machine_is_not_waited_for(tmp_path):
 
 BEATS = """
 import sys, time, pathlib
-from jaxsplit import files, lock
+from jaxsplit.workdir import files, lock
 lock.BEAT, lock._machine = 0.2, lambda: "another"
 lock.take(pathlib.Path(sys.argv[1]))
 print("taken", flush=True)
@@ -205,7 +205,8 @@ def test_a_disk_that_stays_full_leaves_no_lock(tmp_path, monkeypatch):
 
 ENDED = """
 import os, pathlib, signal, sys
-from jaxsplit import lock, signals
+from jaxsplit.hosts import signals
+from jaxsplit.workdir import lock
 signals.early()
 lock.take(pathlib.Path(sys.argv[1]))
 os.kill(os.getpid(), signal.SIGTERM)

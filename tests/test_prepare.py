@@ -303,7 +303,8 @@ def test_a_killed_run_goes_on_in_the_next_split(tmp_path, capsys):
     make_idx(tmp_path)
     script = (
         "import sys, os; sys.path.insert(0, sys.argv[1])\n"
-        "from jaxsplit.data import prepare, shards\n"
+        "from jaxsplit.data import prepare\n"
+        "from jaxsplit.data.prepare import shards\n"
         "write = shards.Unfinished.write\n"
         "def only_train(self, split, *args):\n"
         "    if split == 'test':\n"

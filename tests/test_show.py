@@ -63,7 +63,7 @@ def test_the_picture(tmp_path):
 
 
 def test_from_the_shell(tmp_path):
-    root = pathlib.Path(show.__file__).parent.parent
+    root = pathlib.Path(__file__).resolve().parent.parent
     command = [sys.executable, "main.py", "--mode=show_views", f"--workdir={tmp_path / 'run'}"]
     command += [f"--config={root / 'configs' / 'digits_wrn16_4_x4.py'}", "--config.seed=1"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)

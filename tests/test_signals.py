@@ -17,7 +17,7 @@ from jaxsplit import config as config_lib
 from jaxsplit.errors import Stopped
 from jaxsplit.hosts import signals
 
-ROOT = pathlib.Path(signals.__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = (
     f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}",
     "--config.arch=wide_resnet10_1",
@@ -66,7 +66,7 @@ def ended(process: subprocess.Popen) -> tuple[int, list[str]]:
 
 HEAD = """
 import hashlib, os, signal, threading, time
-from jaxsplit import signals
+from jaxsplit.hosts import signals
 
 def me(signum):
     os.kill(os.getpid(), signum)
@@ -196,7 +196,7 @@ def test_stopped_is_no_exception():
 @pytest.mark.parametrize("name, status", [("SIGTERM", 75), ("SIGINT", 130), ("SIGHUP", 75)])
 def test_early(name, status):
     """From the first line of main.py on, before there is anything to save."""
-    code = "import os, signal; from jaxsplit import signals; signals.early(); "
+    code = "import os, signal; from jaxsplit.hosts import signals; signals.early(); "
     code += f"os.kill(os.getpid(), signal.{name})"
     got, (line,) = ended(started("-c", code))
     assert got == status
@@ -206,7 +206,7 @@ def test_early(name, status):
 @pytest.mark.parametrize("taken", ["signals.early()", "signals.Stop().__enter__()"])
 def test_nohup_stays_nohup(taken):
     """A SIGHUP that whoever started the program has told it to ignore."""
-    code = "import os, signal; from jaxsplit import signals; "
+    code = "import os, signal; from jaxsplit.hosts import signals; "
     code += "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     code += f"{taken}; os.kill(os.getpid(), signal.SIGHUP); print('still here')"
     assert ended(started("-c", code)) == (0, ["still here"])
@@ -215,7 +215,7 @@ def test_nohup_stays_nohup(taken):
 CLOSED = """
 import fcntl, os, pathlib, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal that its end is told of
-from jaxsplit import signals
+from jaxsplit.hosts import signals
 with signals.Stop() as stop:
     stop.hold()
     print("ready", flush=True)

@@ -164,7 +164,7 @@ def test_many_tensors_are_counted_not_listed():
 
 
 TORCH = importlib.util.find_spec("torch") is not None
-ROOT = pathlib.Path(store.__file__).parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}"
 TINY = dict(arch="wide_resnet10_1", split=2, divide_anyway=True, batch_size=16, duration="2 steps")
 

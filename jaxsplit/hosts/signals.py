@@ -68,7 +68,7 @@ class Stop:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        taken = [s for s in _taken() if not (s == signal.SIGTERM and _several())]
+        taken = [s for s in _taken() if not (s == signal.SIGTERM and _is_multiprocess())]
         self._before = {signum: signal.signal(signum, self._handle) for signum in taken}
         # Python runs handlers when the main thread next runs Python; a thread hears at once.
         self._reader, self._writer = socket.socketpair()
@@ -94,7 +94,7 @@ class Stop:
         the first step it ends there. Of several processes one is enough.
         """
         self._requested = True
-        if self._held and _several():
+        if self._held and _is_multiprocess():
             os.kill(os.getpid(), signal.SIGTERM)  # by which jax makes the processes agree
 
     def hold(self) -> None:
@@ -113,7 +113,7 @@ class Stop:
 
     def after(self, step: int) -> bool:
         """Whether all processes end after this step; each has to ask, after every step."""
-        if not _several():
+        if not _is_multiprocess():
             return self._asked is not None or self._requested
         from jax.experimental import multihost_utils
 
@@ -141,7 +141,7 @@ class Stop:
         if signum == signal.SIGHUP:
             _survive_a_closed_terminal()
         first, self._asked = self._asked is None, self._asked or signal.Signals(signum)
-        if first and self._held and _several():
+        if first and self._held and _is_multiprocess():
             os.kill(os.getpid(), signal.SIGTERM)  # by which jax makes the processes agree
         if first and not self._held:
             self._raise_if_asked()
@@ -211,7 +211,7 @@ class Interrupt(Stop):
     def __enter__(self) -> Self:
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            if not _several():
+            if not _is_multiprocess():
                 self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._handle)}
         return self
 
@@ -235,7 +235,7 @@ class Interrupt(Stop):
         print(f"interrupted: {text}", file=sys.stderr, flush=True)
 
 
-def _several() -> bool:
+def _is_multiprocess() -> bool:
     if "jax" not in sys.modules:
         return False
     from jaxsplit.hosts import processes

@@ -83,7 +83,7 @@ class Pass:
         return self._apply(part, make, inputs, self.train if train is None else train, frozen)
 
     def network(self, part: str, make: Callable[..., nn.Module], images: Array) -> Any:
-        """As `apply_module` for a backbone: images float[B, H, W, C] -> (logits [B, K], features)."""
+        """As `apply_module` for a backbone: images [B, H, W, C] -> (logits [B, K], features)."""
         names: list[str] = []  # transformations would sort a dict
         logits, maps = self._apply(part, make, (images,), self.train, False, names)
         return logits, dict(zip(names, maps, strict=True))
