@@ -62,7 +62,9 @@ def _parse(argv: list[str], given: dict[str, str], files: bool) -> list[str]:
         # The workdir's own config, which can be overridden like any other.
         config_lib.load(given["workdir"])
         argv = [argv[0], f"--config={saved.__file__}:{given['workdir']}", *argv[1:]]
-    wanted = "get_config() must return what configs.defaults.get_config() does, with fields changed"
+    wanted = (
+        "get_config() must return what jaxsplit.defaults.get_config() does, with fields changed"
+    )
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
         rest = flags.FLAGS(argv)

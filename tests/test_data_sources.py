@@ -338,7 +338,7 @@ def test_views_are_those_of_the_device(cifar10):
             made.data.resident = where
             feed = train_feed(load(made.data), batch_size=8, num_views=2, seed=0)
             assert (feed.resident is None) == (where == "stream")
-            exp = dataclasses.replace(built, feed=feed)
+            exp = dataclasses.replace(built, feed=feed, config=made)
             batch = experiment.put_batch(exp, take(feed, 1, 1)[0])
             resident = {}
             if feed.resident:

@@ -73,7 +73,7 @@ def test_wrong_flags_in_a_file(refused, tmp_path):  # noqa: F811
     assert refused(f"--flagfile={tmp_path / 'none'}").startswith("flagfile=")
 
 
-RETURNS = "get_config() must return what configs.common.get_config() does, with fields changed"
+RETURNS = "get_config() must return what jaxsplit.defaults.get_config() does, with fields changed"
 
 
 @pytest.mark.parametrize(
