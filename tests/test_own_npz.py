@@ -52,7 +52,7 @@ def test_a_config_of_it_is_checked(tmp_path):
     made.data.name, made.data.dir = "letters", str(tmp_path)
     config.check(made)
     made.data.image_size = 9
-    assert message_of(lambda: config.check(made) or load(made.data)).startswith(
+    assert message_of(lambda: (config.check(made), load(made.data))).startswith(
         "data.image_size=9: must be 0 or 8"
     )
 
