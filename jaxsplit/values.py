@@ -47,7 +47,7 @@ def copy(config: ConfigDict) -> Fields:
       ConfigError: it is no ConfigDict.
     """
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f"config={config!r}: must be what configs.defaults.get_config() returns")
+        raise ConfigError(f"config={config!r}: must be what jaxsplit.defaults.get_config() returns")
     made = Fields()
     for key, value in config.items():
         made[key] = copy(value) if isinstance(value, ConfigDict) else value

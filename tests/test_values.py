@@ -154,7 +154,7 @@ def test_frozen_config_and_lists():
 @pytest.mark.parametrize("config", [None, 5, {"seed": 1}, "jaxsplit/defaults.py"])
 def test_what_is_no_config(config):
     line = message_of(lambda: config_lib.check(config))
-    assert line == f"config={config!r}: must be what configs.common.get_config() returns"
+    assert line == f"config={config!r}: must be what jaxsplit.defaults.get_config() returns"
 
 
 def test_groups_that_users_replace():
