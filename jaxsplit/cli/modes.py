@@ -89,8 +89,8 @@ Without --config the config of the workdir holds.""",
     ),
     "views": pages.Page(
         usage=f"jaxsplit views --config=NAME|FILE --workdir=DIR {_OVERRIDES}",
-        about="""Draws the first training images, and the augmented view that each network sees of them,
-as WORKDIR/views.png.""",
+        about="""Draws the first training images, and the augmented view that each network sees of
+them, as WORKDIR/views.png.""",
         flags=_RUN,
         examples=("jaxsplit views --config=digits_wrn16_4_x4 --workdir=runs/digits",),
         more=run_flags.overrides_and_experiments,
@@ -103,8 +103,9 @@ as WORKDIR/views.png.""",
     ),
     "": pages.Page(
         usage=f"python main.py --config=NAME|FILE --workdir=DIR [--mode=MODE] {_OVERRIDES}",
-        about="""Trains a run (or resumes it) and evaluates it, or does what --mode says. Without --config
-the config of the workdir holds. `jaxsplit VERB` is the same program, installed.""",
+        about="""Trains a run (or resumes it) and evaluates it, or does what --mode says.
+
+Without --config the config of the workdir holds. `jaxsplit VERB` is the same program, installed.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
         | _PROCESSES,

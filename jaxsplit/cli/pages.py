@@ -42,7 +42,8 @@ def _described(name: str, value: str, defined: flags.FlagValues) -> str:
     flag = defined[name]
     default = "" if flag.default in (None, False, "") else f" (default: {flag.default})"
     begin = f"  --{name}{'=' * bool(value)}{value}"
-    lines = textwrap.wrap(f"{flag.help}{default}", _WIDTH - _COLUMN)
+    # absl adds to the text of a flag that can be given again, on a line of its own.
+    lines = textwrap.wrap(flag.help.partition(";\n")[0] + default, _WIDTH - _COLUMN)
     if len(begin) > _COLUMN - 2:
         lines = ["", *lines]
     lines[0] = begin.ljust(_COLUMN) + lines[0]

@@ -25,9 +25,7 @@ with its curves of learning rate and weights; else of architectures, divided in 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        "config", None, "experiment: see `jaxsplit train --help`", flag_values=values
-    )
+    flags.DEFINE_string("config", None, "an experiment: see `jaxsplit train`", flag_values=values)
     flags.DEFINE_string("workdir", None, "of a run, in place of --config", flag_values=values)
     flags.DEFINE_multi_string(
         "arch", None, "an architecture; can be given again", flag_values=values
