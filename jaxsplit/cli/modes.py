@@ -105,7 +105,7 @@ them, as WORKDIR/views.png.""",
         usage=f"python main.py --config=NAME|FILE --workdir=DIR [--mode=MODE] {_OVERRIDES}",
         about="""Trains a run (or resumes it) and evaluates it, or does what --mode says.
 
-Without --config the config of the workdir holds. `jaxsplit VERB` is the same program, installed.""",
+Without --config the config of the workdir holds. `jaxsplit VERB` is the same program.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
         | _PROCESSES,
