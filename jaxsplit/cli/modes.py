@@ -36,23 +36,25 @@ _INIT_FROM = flags.DEFINE_string(
 )
 
 
+def _workdir() -> str:
+    return run_flags.WORKDIR.value or ""  # a mode that needs one is refused without
+
+
 def _train(config: ConfigDict) -> None:
     if _INIT_FROM.value is not None:
         config.init_from = _INIT_FROM.value
     with signals.Stop() as stop:
-        loop.train_and_evaluate(config, run_flags.WORKDIR.value, stop)
+        loop.train_and_evaluate(config, _workdir(), stop)
 
 
 MODES = {
     "train": _train,
-    "eval": lambda config: loop.evaluate_checkpoint(
-        config, run_flags.WORKDIR.value, _CHECKPOINT.value
-    ),
+    "eval": lambda config: loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value),
     "summary": lambda config: print(summary.of_config(config)),
     "export_leader": lambda config: print(
-        extract.leader(config, run_flags.WORKDIR.value, _TO.value, _CHECKPOINT.value)
+        extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
     ),
-    "show_views": lambda config: print(views.views(config, run_flags.WORKDIR.value)),
+    "show_views": lambda config: print(views.views(config, _workdir())),
 }
 # Verbs -> modes, where they are not called the same.
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}

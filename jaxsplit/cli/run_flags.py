@@ -7,6 +7,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeAlias
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -31,7 +32,7 @@ from jaxsplit.errors import (  # noqa: E402
 from jaxsplit.hosts import processes  # noqa: E402
 from jaxsplit.recipes import experiments  # noqa: E402
 
-_Parsed = Callable[[list[str], dict[str, str]], list[str]]
+_Parsed: TypeAlias = Callable[[list[str], dict[str, str]], list[str]]
 _WANTED = "get_config() must return what jaxsplit.defaults.get_config() does, with fields changed"
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -195,7 +196,7 @@ def errors_in_one_line() -> Iterator[None]:
         processes.leave(1)
 
 
-def _fail(error: Exception, status: int) -> None:
+def _fail(error: Exception, status: int) -> NoReturn:
     """Ends with one line, without a traceback, unless it is that of a bug in a config file."""
     text = str(error).strip()
     last = " ".join(text.splitlines()[-1].split())
