@@ -28,12 +28,13 @@ from ml_collections import ConfigDict
 
 from bench import made_by
 from configs import digits_wrn16_4_x4
-from jaxsplit import cli, experiment, loop, metrics
+from jaxsplit import experiment, loop, metrics
 from jaxsplit.checkpoints import store
+from jaxsplit.cli import run_flags
 from jaxsplit.hosts import signals
 
 MOMENTS = ("training", "saving", "starting")
-_PRELOADED = ("jaxsplit.loop", "jaxsplit.cli", "sklearn.datasets")
+_PRELOADED = ("jaxsplit.loop", "jaxsplit.cli.run_flags", "sklearn.datasets")
 _LIMIT = 600  # seconds that a life may take until it is killed, or ends
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
 
@@ -125,7 +126,7 @@ def _run(fields: dict, workdir: str) -> None:
     os.dup2(said, 1)
     os.dup2(said, 2)
     sys.modules["tensorflow"] = None  # TensorBoard files, for which it takes seconds to start
-    with cli.errors_in_one_line(), signals.Stop() as stop:
+    with run_flags.errors_in_one_line(), signals.Stop() as stop:
         loop.train_and_evaluate(ConfigDict(fields), workdir, stop)
 
 

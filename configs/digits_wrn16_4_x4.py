@@ -7,11 +7,11 @@ Two CPU cores: about 2 minutes. Needs no download.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from jaxsplit import defaults
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.arch = "wide_resnet16_4"
     config.split = 4
     config.duration = "15 epochs"

@@ -8,13 +8,20 @@ The ensemble reaches at least 86 %; see `bench/results/fashion_mnist_cpu.md`.
 
 from ml_collections import ConfigDict
 
-from configs import fashion_mnist_wrn16_4_x4
+from jaxsplit import defaults
 
 
 def get_config() -> ConfigDict:
-    config = fashion_mnist_wrn16_4_x4.get_config()
+    config = defaults.get_config()
     config.arch = "wide_resnet10_2"
+    config.split = 4
     config.duration = "2 epochs"
+    config.cotrain.warmup = "15%"
+    config.data.name = "fashion_mnist"
+    config.augment.crop_padding = 2
+    config.augment.mixup = 0.0
     config.augment.erase_prob = 0.0  # a run this short has no time for much regularisation
+    config.optim.weight_decay = 5e-4
+    config.schedule.warmup = "5%"
     config.checkpoint.every = "200 steps"
     return config

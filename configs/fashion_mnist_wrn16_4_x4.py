@@ -5,11 +5,11 @@ python main.py --config=configs/fashion_mnist_wrn16_4_x4.py --workdir=runs/fashi
 
 from ml_collections import ConfigDict
 
-from configs import common
+from jaxsplit import defaults
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.arch = "wide_resnet16_4"
     config.split = 4
     config.duration = "30 epochs"

@@ -25,8 +25,7 @@ All lengths but the intervals are shares of the run. `best` is chosen on the hel
 
 from ml_collections import ConfigDict
 
-from configs import common
-from jaxsplit import models
+from jaxsplit import defaults, models
 from jaxsplit.errors import ConfigError
 from jaxsplit.recipes import arguments
 
@@ -44,7 +43,7 @@ def get_config(text: str = "") -> ConfigDict:
     epochs = arguments.number("epochs", given.get("epochs", 200))
     models.divided(arch, split)
 
-    config = common.get_config()
+    config = defaults.get_config()
     config.arch, config.split = arch, split
     config.method = "single" if split == 1 else "cotrain"
     config.duration = f"{epochs} epochs"

@@ -9,8 +9,12 @@ accuracy of SE-ResNet-101 was published.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet
+from jaxsplit.recipes import shared
 
 
 def get_config() -> ConfigDict:
-    return imagenet.get_config("arch=se_resnet101,split=4")
+    config = shared.config("", "imagenet2012", arch="se_resnet101", split=4, epochs=120)
+    config.dtype = "bfloat16"
+    config.augment.crop_padding = 0  # streamed images come as random-resized crops
+    config.log_every = "100 steps"
+    return config

@@ -1,8 +1,8 @@
-"""`python -m jaxsplit.published`: see `jaxsplit.recipes.published`."""
+"""`python -m jaxsplit.published` is `jaxsplit published`."""
 
 import sys
 
-from jaxsplit.recipes.published import main
+from jaxsplit.cli.published import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

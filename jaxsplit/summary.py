@@ -1,8 +1,8 @@
-"""`python -m jaxsplit.summary`: see `jaxsplit.report.summary`."""
+"""`python -m jaxsplit.summary` is `jaxsplit summary`."""
 
 import sys
 
-from jaxsplit.report.summary import main
+from jaxsplit.cli.summary import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

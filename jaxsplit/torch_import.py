@@ -1,9 +1,8 @@
-"""`python -m jaxsplit.torch_import`: see `jaxsplit.weights.torch_import`."""
+"""`python -m jaxsplit.torch_import` is `jaxsplit import-torch`."""
 
-from absl import app
+import sys
 
-from jaxsplit.weights import torch_import
+from jaxsplit.cli.import_torch import main
 
 if __name__ == "__main__":
-    __doc__ = torch_import.__doc__
-    app.run(torch_import.main, flags_parser=torch_import.parse)
+    sys.exit(main(sys.argv[1:]))

@@ -655,8 +655,8 @@ def test_without_tensorflow_or_tfds(imagenet):
     """Reading prepared data never imports TensorFlow; arrays never import tfds, grain or cv2."""
     script = """
 import sys
-from configs.common import get_config
 from jaxsplit.data import eval_batches, load, train_feed
+from jaxsplit.defaults import get_config
 config = get_config().data
 config.name = "synthetic"
 config.image_size = 8

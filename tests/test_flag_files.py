@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_main import DIGITS, refused, run  # noqa: F401
 
-import main
+from jaxsplit.cli import modes, run_flags
 from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 
@@ -48,12 +48,12 @@ def test_all_flags_from_a_file(run, monkeypatch, tmp_path):  # noqa: F811
     file = tmp_path / "flags"
     file.write_text(f"--mode=summary\n--workdir={tmp_path}\n{DIGITS}\n--config.batch_size=32\n")
     seen = []
-    monkeypatch.setitem(main.MODES, "summary", seen.append)
+    monkeypatch.setitem(modes.MODES, "summary", seen.append)
     run(f"--flagfile={file}", "--config.duration=3 epochs")
     run("--flagfile", str(file), "--config.duration=3 epochs")
     for config in seen:
         assert (config.batch_size, config.duration) == (32, "3 epochs")
-    assert main.cli.WORKDIR.value is None  # as before
+    assert run_flags.WORKDIR.value is None  # as before
     run("--mode=eval", f"--flagfile={file}", "--config.seed=4")  # the last one holds
     assert seen[2].seed == 4
 

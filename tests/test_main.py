@@ -9,16 +9,16 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-import main
-from jaxsplit import cli, loop, schedules
 from jaxsplit import config as config_lib
+from jaxsplit import loop, schedules
 from jaxsplit.checkpoints import store
+from jaxsplit.cli import modes
 from jaxsplit.workdir import lock
 
 # ml_collections loads config files by a function that Python warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-ROOT = pathlib.Path(main.__file__).parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}"
 TINY = (  # two steps of two small networks on one device
     DIGITS,
@@ -42,7 +42,7 @@ def run(monkeypatch):
             monkeypatch.setattr(sys, "argv", ["main.py", *args])
             before = set(flags.FLAGS)
             try:
-                main.main(cli.parse(sys.argv))
+                modes.main(modes.parse(sys.argv))
             finally:
                 for name in set(flags.FLAGS) - before:
                     delattr(flags.FLAGS, name)
@@ -124,7 +124,7 @@ def test_eval_from_the_workdir_alone(trained, run, capsys):
 def test_eval_with_an_override(trained, run, monkeypatch):
     workdir, _ = trained
     seen = []
-    monkeypatch.setitem(main.MODES, "eval", seen.append)
+    monkeypatch.setitem(modes.MODES, "eval", seen.append)
     run("--mode=eval", "--workdir", str(workdir), "--config.eval.ensemble=max_probs")
     expected = config_lib.load(workdir)
     expected.eval.ensemble = "max_probs"
@@ -193,7 +193,7 @@ def test_summary(run, capsys):
 )
 def test_overrides(run, monkeypatch, override, group, field, value):
     seen = []
-    monkeypatch.setitem(main.MODES, "summary", seen.append)
+    monkeypatch.setitem(modes.MODES, "summary", seen.append)
     run("--mode=summary", DIGITS, override)
     (config,) = seen
     got = (config[group] if group else config)[field]
@@ -258,7 +258,7 @@ def test_arguments_of_a_config_that_takes_none(refused):
 
 
 def test_missing_arguments(refused, tmp_path):
-    assert refused() == "config: must be given: --config=configs/<name>.py"
+    assert refused() == "config: must be given: --config=NAME or --config=FILE.py"
     assert refused(DIGITS) == "workdir: must be given with --mode=train"
     assert refused(DIGITS, "--mode=eval") == "workdir: must be given with --mode=eval"
     assert refused("--config=nowhere.py", f"--workdir={tmp_path}").startswith(

@@ -27,6 +27,7 @@ from tfds_fixtures import encode, picture
 
 from configs import common
 from jaxsplit import data
+from jaxsplit.cli import prepare as prepare_verb
 from jaxsplit.data import prepare, stream
 from jaxsplit.data.prepare import readers, shards
 from jaxsplit.errors import ConfigError
@@ -58,7 +59,7 @@ def pixels(encoded: bytes, channels: int = 3) -> np.ndarray:
 
 def run(*args: object, capsys=None) -> tuple[int, str, str]:
     """(status, standard output, standard error) of the command line."""
-    status = prepare.main([str(a) for a in args])
+    status = prepare_verb.main([str(a) for a in args])
     out, err = capsys.readouterr()
     return status, out, err
 

@@ -15,6 +15,7 @@ import pytest
 from configs import cifar10, cifar100, imagenet, imagenet_seresnet101_x4, svhn
 from jaxsplit import config as config_lib
 from jaxsplit import durations, models
+from jaxsplit.cli import published as published_verb
 from jaxsplit.errors import ConfigError
 from jaxsplit.recipes import arguments, published, shared
 from jaxsplit.weights.torch_import import FFSD_NAMES
@@ -96,11 +97,11 @@ def test_a_result_in_words():
 
 
 def test_printed_table(capsys):
-    assert published.main([]) == 0
+    assert published_verb.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 88
     assert len({len(line) for line in lines}) == 1
-    assert published.main(["imagenet2012"]) == 0
+    assert published_verb.main(["imagenet2012"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (best,) = (line for line in lines if "se_resnext101_64x4d_B" in line)
     cells = [cell.strip() for cell in best.split("|")[1:-1]]
@@ -110,7 +111,7 @@ def test_printed_table(capsys):
 
 
 def test_table_of_an_unknown_data_set(capsys):
-    assert published.main(["mnist"]) == 2
+    assert published_verb.main(["mnist"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "error: 'mnist': must be one of cifar100, cifar10, imagenet2012\n"

@@ -6,6 +6,7 @@ import pytest
 
 from configs import common, digits_wrn16_4_x4, imagenet_seresnet101_x4
 from jaxsplit import costs, models
+from jaxsplit.cli import summary as summary_verb
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import resnet, senet
 from jaxsplit.report import summary
@@ -195,20 +196,20 @@ def test_rows_come_one_by_one(monkeypatch):
 
 
 def test_command_line(capsys, monkeypatch):
-    assert summary.main(["--arch=wide_resnet10_1", "--arch=wide_resnet10_2"]) == 0
+    assert summary_verb.main(["--arch=wide_resnet10_1", "--arch=wide_resnet10_2"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert len({len(line) for line in said[2:]}) == 1
     assert [line.split()[:2] for line in said[2:]] == [
         [f"wide_resnet10_{k}", str(s)] for k in (1, 2) for s in (1, 2, 4)
     ]
     monkeypatch.setattr(summary, "architectures", lambda: ["wide_resnet10_2"])
-    assert summary.main(["--all"]) == 0
+    assert summary_verb.main(["--all"]) == 0
     assert capsys.readouterr().out.splitlines() == said[:2] + said[5:]
 
 
 def test_unknown_architecture_on_the_command_line(capsys):
     """One line, before anything is counted."""
-    assert summary.main(["--arch=wide_resnet10_1", "--arch=resnet111"]) == 2
+    assert summary_verb.main(["--arch=wide_resnet10_1", "--arch=resnet111"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     (line,) = said.err.splitlines()

@@ -21,9 +21,10 @@ from safetensors.numpy import save_file
 from torch_states import numbered, random_variables, state_of
 
 from configs import digits_wrn16_4_x4
-from jaxsplit import cli, experiment, loop, models
 from jaxsplit import config as config_lib
+from jaxsplit import experiment, loop, models
 from jaxsplit.checkpoints import store
+from jaxsplit.cli import import_torch, run_flags
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion, resnet, senet
 from jaxsplit.report import summary
@@ -487,9 +488,9 @@ def run(monkeypatch):
             # The flags of a config's fields are made from sys.argv, by ml_collections.
             monkeypatch.setattr(sys, "argv", ["torch_import.py", *args])
             before = set(flags.FLAGS)
-            assert cli.CONFIG.name in before
+            assert run_flags.CONFIG.name in before
             try:
-                torch_import.main(torch_import.parse(sys.argv))
+                import_torch.command(import_torch.parse(sys.argv))
             finally:
                 for name in set(flags.FLAGS) - before:
                     delattr(flags.FLAGS, name)
@@ -598,7 +599,7 @@ def refused(run, capsys):
 def test_bad_input_of_the_command(refused, tmp_path):
     npz, workdir = tmp_path / "a.npz", f"--workdir={tmp_path / 'run'}"
     np.savez(npz, **numbered(networks(2)))
-    assert refused(npz, workdir) == "config: must be given: --config=configs/<name>.py"
+    assert refused(npz, workdir) == "config: must be given: --config=NAME or --config=FILE.py"
     must = "files and --workdir must be given: CHECKPOINT... --workdir=DIR"
     assert refused(npz, *OVERRIDES) == refused(*OVERRIDES, workdir) == must
     assert refused(npz, *OVERRIDES, workdir, "--config.splt=3").startswith("splt='3': no such")

@@ -1,6 +1,6 @@
 """The config of an existing workdir: --config=jaxsplit/config/saved.py:WORKDIR.
 
-main.py does that itself where --config is left out.
+The command line does that itself where --config is left out.
 """
 
 from ml_collections import ConfigDict

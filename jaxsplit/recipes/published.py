@@ -2,11 +2,9 @@
 
 Divide and co-training (arXiv 2011.14660) and FFSD (arXiv 2103.14473), from their tables and their
 lists of checkpoints; both chose the best epoch on the test set. The configs take epochs, batch,
-crop and decay from here. `python -m jaxsplit.published [DATASET ...]` prints the table.
+crop and decay from here. `jaxsplit published [DATASET ...]` prints the table.
 """
 
-import argparse
-import sys
 from dataclasses import dataclass
 from statistics import mean
 
@@ -164,6 +162,7 @@ def _row(dataset: str, line: str) -> Result:
     )
 
 
+DATASETS = tuple(_TABLES)
 RESULTS: tuple[Result, ...] = tuple(
     _row(dataset, line) for dataset, table in _TABLES.items() for line in table.split("\n") if line
 )
@@ -195,18 +194,3 @@ def table(results: tuple[Result, ...] = RESULTS) -> str:
         "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
         for cells in lines
     )
-
-
-def main(argv: list[str]) -> int:
-    """Prints the whole table, or that of some data sets."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxsplit.published", description="What the papers report"
-    )
-    parser.add_argument("datasets", nargs="*", metavar="DATASET", help=", ".join(_TABLES))
-    names = parser.parse_args(argv).datasets
-    for name in names:
-        if name not in _TABLES:
-            print(f"error: {name!r}: must be one of {', '.join(_TABLES)}", file=sys.stderr)
-            return 2
-    print(table(tuple(r for r in RESULTS if not names or r.dataset in names)))
-    return 0

@@ -4,13 +4,10 @@ python -m jaxsplit.summary --all          all architectures, divided in 1, 2 and
 python -m jaxsplit.summary --arch=NAME    some of them; NAME can be given again
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 
 from jaxsplit import models
 from jaxsplit.costs import ALL, cost, own_costs, stack_cost
-from jaxsplit.errors import ConfigError
 
 SPLITS = (1, 2, 4)  # of the table of all architectures
 
@@ -110,19 +107,3 @@ def rows(archs: Sequence[str]) -> Iterator[str]:
                 f"{s * one.params / whole.params:.3f}",
                 f"{s * one.macs / whole.macs:.3f}",
             )
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command line; each line is printed as soon as it is known."""
-    parser = argparse.ArgumentParser(prog="python -m jaxsplit.summary", description="Size and cost")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--all", action="store_true", help="every architecture, in some minutes")
-    which.add_argument("--arch", action="append", metavar="NAME", help="one; can be given again")
-    flags = parser.parse_args(argv)
-    try:
-        for line in rows(architectures() if flags.all else flags.arch):
-            print(line.rstrip(), flush=True)
-    except ConfigError as error:
-        print("error:", error, file=sys.stderr)
-        return 2
-    return 0

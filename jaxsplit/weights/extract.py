@@ -81,7 +81,7 @@ def leader(
         )
     return (
         f"the leader of checkpoint {step}, {alone.arch}, is in {to}\n"
-        f"evaluate: python main.py --mode=eval --workdir={to}"
+        f"evaluate: jaxsplit eval --workdir={to}"
     )
 
 

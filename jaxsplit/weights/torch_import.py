@@ -2,7 +2,7 @@
 
 python -m jaxsplit.torch_import CHECKPOINT... --config=configs/<name>.py --workdir=runs/<name>
 
-makes a workdir that `python main.py --mode=eval` evaluates and `--init_from` starts from. `--ema`
+makes a workdir that `jaxsplit eval` evaluates and `--init_from` starts from. `--ema`
 takes the average of the weights (EMA) that a file holds beside them.
 
 `torch_files` says which files and layouts are read.
@@ -14,14 +14,12 @@ over or of another shape is an error that names it.
 import contextlib
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
@@ -314,34 +312,3 @@ def import_checkpoint(
         checkpoints.save_weights(variables, config, origin, metrics or None)
         checkpoints.close()
     return weights
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags of the command; returns its name and the files."""
-    from jaxsplit import cli
-
-    if "ema" not in flags.FLAGS:  # here, as other commands have no such flag
-        text = "Take the average of the weights (EMA) beside them"
-        flags.DEFINE_bool("ema", False, text, module_name=sys.argv[0])
-    return cli.parse(argv, files=True)
-
-
-def main(argv: list[str]) -> None:
-    """The command; `argv`: its name and the files."""
-    from jaxsplit import cli
-
-    with cli.errors_in_one_line():
-        if not cli.WORKDIR.value or len(argv) < 2:
-            raise ConfigError("files and --workdir must be given: CHECKPOINT... --workdir=DIR")
-        config, workdir = cli.CONFIG.value, cli.WORKDIR.value
-        weights = import_checkpoint(config, argv[1:], workdir, ema=flags.FLAGS.ema)
-        what = summary.title(config)
-        what += " with its trans-fusion module" * bool(weights.trans_fusion)
-        if weights.epoch is not None:
-            what += f", epoch {weights.epoch:g}"
-        if weights.top1 is not None:
-            what += f", test top-1 {weights.top1:.2%} as the file says"
-        for note in weights.notes:
-            print(note)
-        print(f"imported {what}, into {workdir}")
-        print(f"evaluate: python main.py --mode=eval --workdir={workdir}")

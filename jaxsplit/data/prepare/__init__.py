@@ -10,7 +10,6 @@ An interrupted run is continued by the same command, from the last full shard (8
 `data_dir` under its name only when it is whole.
 """
 
-import argparse
 import collections
 import itertools
 import json
@@ -352,37 +351,3 @@ class _Progress:
                 of = f" of {self.total:,}" if self.total else ""
                 rate = (done - self.done) / (now - began)
                 print(f"{self.split}: {done:,}{of} images, {rate:,.0f}/s", flush=True)
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command line; 0: the set is there, 2: bad input, 130: interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxsplit.data.prepare",
-        description="Turns images on disk into a prepared data set; offline.",
-    )
-    parser.add_argument("name", help=f"{', '.join(KNOWN)}, or a name for other images")
-    parser.add_argument("--source", required=True, help="folder (or archive) with what you have")
-    parser.add_argument("--data_dir", default="~/tensorflow_datasets", help="config.data.dir")
-    parser.add_argument(
-        "--holdout", type=float, default=0.0, help="share of each class for testing, where needed"
-    )
-    parser.add_argument(
-        "--check", default="full", help="full (default): decode every image; header: faster"
-    )
-    parser.add_argument(
-        "--partial", action="store_true", help="allow missing images and leave out broken ones"
-    )
-    flags = parser.parse_args(argv)
-    try:
-        prepare(**vars(flags))
-    except ConfigError as error:
-        print("error:", error, file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on after the last full shard",
-            file=sys.stderr,
-            flush=True,
-        )
-        return 130
-    return 0

@@ -1,7 +1,8 @@
-"""`python -m jaxsplit.data.prepare`."""
+"""`python -m jaxsplit.data.prepare` is `jaxsplit prepare`."""
 
 import sys
 
-from jaxsplit.data.prepare import main
+from jaxsplit.cli.prepare import main
 
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""`jaxsplit import-torch`: see `jaxsplit.weights.torch_import`."""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from jaxsplit.cli import pages, run_flags
+from jaxsplit.errors import ConfigError
+from jaxsplit.report import summary
+from jaxsplit.weights import torch_import
+
+PAGE = pages.Page(
+    usage="jaxsplit import-torch CHECKPOINT... --config=NAME|FILE --workdir=DIR [FLAGS]",
+    about="""Turns files of PyTorch weights into a workdir, which `jaxsplit eval` evaluates and
+`jaxsplit train --init_from=DIR` starts from. One file holds all networks, or each file holds one.
+
+You are responsible for the licence of imported weights. `python -m jaxsplit.torch_import` is the
+same.""",
+    flags={"config": "NAME|FILE", "workdir": "DIR", "ema": ""},
+    examples=(
+        "jaxsplit import-torch model.pth.tar --config=cifar100:arch=wide_resnet28_10,split=2 \\\n"
+        "      --workdir=runs/imported",
+    ),
+    more=run_flags.overrides_and_experiments,
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; `argv`: its arguments."""
+    app.run(command, argv=["jaxsplit", *argv], flags_parser=parse)
+    return 0
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags of the command; returns its name and the files."""
+    if "ema" not in flags.FLAGS:  # here, as other commands have no such flag
+        text = "take the average of the weights (EMA) beside them"
+        flags.DEFINE_bool("ema", False, text, module_name=sys.argv[0])
+    return run_flags.parse_with_files(argv, PAGE)
+
+
+def command(argv: list[str]) -> None:
+    """Imports; `argv`: the program's name and the files."""
+    with run_flags.errors_in_one_line():
+        if not run_flags.WORKDIR.value or len(argv) < 2:
+            raise ConfigError("files and --workdir must be given: CHECKPOINT... --workdir=DIR")
+        config, workdir = run_flags.CONFIG.value, run_flags.WORKDIR.value
+        weights = torch_import.import_checkpoint(config, argv[1:], workdir, ema=flags.FLAGS.ema)
+        what = summary.title(config)
+        what += " with its trans-fusion module" * bool(weights.trans_fusion)
+        if weights.epoch is not None:
+            what += f", epoch {weights.epoch:g}"
+        if weights.top1 is not None:
+            what += f", test top-1 {weights.top1:.2%} as the file says"
+        for note in weights.notes:
+            print(note)
+        print(f"imported {what}, into {workdir}")
+        print(f"evaluate: jaxsplit eval --workdir={workdir}")

@@ -1,0 +1,165 @@
+"""What a run is asked to do: main.py --mode=MODE, and the verbs that are such modes."""
+
+import functools
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from jaxsplit import loop
+from jaxsplit.cli import pages, run_flags
+from jaxsplit.errors import ConfigError
+from jaxsplit.hosts import processes, signals
+from jaxsplit.report import summary, views
+from jaxsplit.weights import extract
+
+_MODE = flags.DEFINE_string("mode", "train", "train, eval, summary, show_views or export_leader")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "latest", "for eval and export_leader: latest, best or a step"
+)
+_TO = flags.DEFINE_string(
+    "to", None, "for export_leader: the leader's workdir; WORKDIR/leader if not given"
+)
+# Of several processes on machines that know nothing of each other; see `processes.initialize`.
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "of several processes: host:port that process 0 listens on"
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "processes of the run; 1: this one alone"
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, from 0")
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "for train: weights to start from (config.init_from): a workdir (its newest checkpoint), its "
+    "checkpoints/<step>, or files of PyTorch weights with commas between them (:ema behind them: "
+    "the averages in them)",
+)
+
+
+def _workdir() -> str:
+    return run_flags.WORKDIR.value or ""  # a mode that needs one is refused without
+
+
+def _train(config: ConfigDict) -> None:
+    if _INIT_FROM.value is not None:
+        config.init_from = _INIT_FROM.value
+    with signals.Stop() as stop:
+        loop.train_and_evaluate(config, _workdir(), stop)
+
+
+MODES = {
+    "train": _train,
+    "eval": lambda config: loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value),
+    "summary": lambda config: print(summary.of_config(config)),
+    "export_leader": lambda config: print(
+        extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
+    ),
+    "show_views": lambda config: print(views.views(config, _workdir())),
+}
+# Verbs -> modes, where they are not called the same.
+_MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
+
+_RUN = {"config": "NAME|FILE", "workdir": "DIR"}
+_PROCESSES = {"coordinator": "HOST:PORT", "num_processes": "N", "process_id": "N"}
+_OVERRIDES = "[--config.FIELD=VALUE ...]"
+PAGES = {
+    "train": pages.Page(
+        usage=f"jaxsplit train --config=NAME|FILE --workdir=DIR {_OVERRIDES}",
+        about="""Trains a run, or resumes it from its workdir, then evaluates it.
+
+Without --config the config of the workdir holds.""",
+        flags=_RUN | {"init_from": "WEIGHTS"} | _PROCESSES,
+        examples=(
+            "jaxsplit train --config=digits_wrn16_4_x4 --workdir=runs/digits",
+            "jaxsplit train --config=cifar100:arch=resnet110,split=2 --workdir=runs/c100 \\\n"
+            "      --config.batch_size=64",
+            "jaxsplit train --workdir=runs/digits   # resume",
+        ),
+        more=run_flags.overrides_and_experiments,
+    ),
+    "eval": pages.Page(
+        usage=f"jaxsplit eval --workdir=DIR {_OVERRIDES}",
+        about="Evaluates a checkpoint of a run and prints a table of its networks.",
+        flags=_RUN | {"checkpoint": "STEP"} | _PROCESSES,
+        examples=(
+            "jaxsplit eval --workdir=runs/digits --checkpoint=best",
+            "jaxsplit eval --workdir=runs/digits --config.eval.ensemble=max_probs",
+        ),
+    ),
+    "summary": pages.Page(
+        usage=f"jaxsplit summary --config=NAME|FILE {_OVERRIDES}", about="", flags=_RUN, examples=()
+    ),
+    "views": pages.Page(
+        usage=f"jaxsplit views --config=NAME|FILE --workdir=DIR {_OVERRIDES}",
+        about="""Draws the first training images, and the augmented view that each network sees of
+them, as WORKDIR/views.png.""",
+        flags=_RUN,
+        examples=("jaxsplit views --config=digits_wrn16_4_x4 --workdir=runs/digits",),
+        more=run_flags.overrides_and_experiments,
+    ),
+    "export-leader": pages.Page(
+        usage="jaxsplit export-leader --workdir=DIR [--to=DIR] [--checkpoint=STEP]",
+        about="Writes the leader of an FFSD run, one network, into a workdir of its own.",
+        flags=_RUN | {"to": "DIR", "checkpoint": "STEP"},
+        examples=("jaxsplit export-leader --workdir=runs/ffsd --checkpoint=best",),
+    ),
+    "": pages.Page(
+        usage=f"python main.py --config=NAME|FILE --workdir=DIR [--mode=MODE] {_OVERRIDES}",
+        about="""Trains a run (or resumes it) and evaluates it, or does what --mode says.
+
+Without --config the config of the workdir holds. `jaxsplit VERB` is the same program.""",
+        flags=_RUN
+        | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
+        | _PROCESSES,
+        examples=(
+            "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
+            "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
+            "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",
+            "python main.py --mode=show_views --config=digits_wrn16_4_x4 --workdir=runs/digits",
+            "python main.py --mode=export_leader --workdir=runs/ffsd",
+        ),
+        more=run_flags.overrides_and_experiments,
+    ),
+}
+
+
+def run(argv: list[str], verb: str = "") -> int:
+    """The program; `argv` without the verb, '' is main.py."""
+    app.run(
+        functools.partial(main, verb=verb),
+        argv=argv,
+        flags_parser=functools.partial(parse, verb=verb),
+    )
+    return 0
+
+
+def parse(argv: list[str], verb: str = "") -> list[str]:
+    """Parses the flags; returns the program's name."""
+    return run_flags.parse(argv, PAGES[verb])
+
+
+def main(_: list[str], verb: str = "") -> None:
+    """Does what a parsed command line asks for."""
+    with run_flags.errors_in_one_line():
+        if verb:
+            _check_flags(verb)
+        mode = _MODE_OF.get(verb, verb) or _MODE.value
+        if mode not in MODES:
+            raise ConfigError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+        if mode != "summary" and not run_flags.WORKDIR.value:
+            raise ConfigError(f"workdir: must be given with {verb or f'--mode={mode}'}")
+        if mode != "train" and _INIT_FROM.value is not None:
+            raise ConfigError(f"init_from: only with --mode=train, not {mode}")
+        if mode != "export_leader" and _TO.value is not None:
+            raise ConfigError(f"to: only with --mode=export_leader, not {mode}")
+        if mode in ("train", "eval"):
+            processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        MODES[mode](run_flags.CONFIG.value)
+
+
+def _check_flags(verb: str) -> None:
+    """Raises ConfigError for a flag of another verb."""
+    for flag in (_MODE, _CHECKPOINT, _TO, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _INIT_FROM):
+        if flag.present and flag.name not in PAGES[verb].flags:
+            known = ", ".join(PAGES[verb].flags)
+            raise ConfigError(f"{flag.name}={flag.value!r}: `{verb}` has the flags {known}")

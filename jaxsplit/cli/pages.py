@@ -1,0 +1,80 @@
+"""The pages that `--help` prints, and verbs whose flags are not those of a run."""
+
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from absl import flags
+
+from jaxsplit.errors import ConfigError
+
+_WIDTH = 96
+_COLUMN = 28  # where the description of a flag begins
+
+
+@dataclass(frozen=True)
+class Page:
+    """What `--help` prints of a verb.
+
+    `flags`: name of a flag -> what stands for its value, '' of one without a value.
+    """
+
+    usage: str
+    about: str
+    flags: Mapping[str, str]
+    examples: Sequence[str]
+    more: Callable[[], str] | None = None  # printed behind the flags
+
+    def text(self, defined: flags.FlagValues) -> str:
+        """The page; `defined` holds the flags with their defaults."""
+        listed = [_described(name, value, defined) for name, value in self.flags.items()]
+        parts = [f"usage: {self.usage}", self.about]
+        if listed:
+            parts.append("\n".join(["flags:", *listed]))
+        if self.more is not None:
+            parts.append(self.more())
+        parts.append("\n".join(["examples:", *(f"  {example}" for example in self.examples)]))
+        return "\n\n".join(parts)
+
+
+def _described(name: str, value: str, defined: flags.FlagValues) -> str:
+    flag = defined[name]
+    default = "" if flag.default in (None, False, "") else f" (default: {flag.default})"
+    begin = f"  --{name}{'=' * bool(value)}{value}"
+    # absl adds to the text of a flag that can be given again, on a line of its own.
+    lines = textwrap.wrap(flag.help.partition(";\n")[0] + default, _WIDTH - _COLUMN)
+    if len(begin) > _COLUMN - 2:
+        lines = ["", *lines]
+    lines[0] = begin.ljust(_COLUMN) + lines[0]
+    return "\n".join([lines[0].rstrip(), *(" " * _COLUMN + line for line in lines[1:])])
+
+
+def asked_for(argv: Sequence[str]) -> bool:
+    """Whether arguments, without the program's name, ask for the page."""
+    until = list(argv).index("--") if "--" in argv else len(argv)
+    return bool({"--help", "-help", "-h", "--h", "--helpshort"} & set(argv[:until]))
+
+
+def run(
+    page: Page,
+    argv: Sequence[str],
+    defined: flags.FlagValues,
+    command: Callable[[list[str]], int],
+) -> int:
+    """Runs a verb that has flags of its own; returns the exit status.
+
+    Args:
+      page: of the verb.
+      argv: its arguments, without the names of program and verb.
+      defined: its flags, which get their values.
+      command: takes the arguments that are no flags.
+    """
+    if asked_for(argv):
+        print(page.text(defined))
+        return 0
+    try:
+        return command(defined(["jaxsplit", *argv])[1:])
+    except (flags.Error, ConfigError) as error:
+        print("error:", str(error).strip(), file=sys.stderr, flush=True)
+        return 2

@@ -1,0 +1,89 @@
+"""`jaxsplit prepare`: see `jaxsplit.data.prepare`."""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from jaxsplit.cli import pages
+from jaxsplit.data import prepare
+from jaxsplit.errors import ConfigError
+
+PAGE = pages.Page(
+    usage="jaxsplit prepare NAME --source=PATH [FLAGS]",
+    about=f"""Turns images on disk into a prepared data set. Needs no network.
+
+NAME is one of {", ".join(prepare.KNOWN)};
+any other name is that of a set of your own images, which lie in folders of classes or IDX files.
+The same command resumes an interrupted one. `python -m jaxsplit.data.prepare` is the same.""",
+    flags={
+        "source": "PATH",
+        "data_dir": "DIR",
+        "holdout": "SHARE",
+        "check": "full|header",
+        "partial": "",
+    },
+    examples=(
+        "jaxsplit prepare cifar100 --source=downloads",
+        "jaxsplit prepare imagenet2012 --source=/data/imagenet --data_dir=/data/tfds",
+        "jaxsplit prepare birds --source=birds --holdout=0.1   # birds/<class>/*.jpg",
+    ),
+)
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "source", None, "folder (or archive) that holds the images", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        "~/tensorflow_datasets",
+        "folder of prepared sets, config.data.dir of a run",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "holdout",
+        0.0,
+        "share of each class that is held out for testing, where the set has no test images",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "check", "full", "full: decode every image; header: faster", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "partial", False, "allow missing images and leave out broken ones", flag_values=values
+    )
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; 0: the set is there, 2: bad input, 130: interrupted."""
+    values = _flags()
+
+    def command(names: list[str]) -> int:
+        if not names:
+            raise ConfigError(f"a name must be given: {PAGE.usage}")
+        if names[1:]:
+            raise ConfigError(f"unknown argument {names[1]!r}")
+        if values.source is None:
+            raise ConfigError(f"source: must be given: {PAGE.usage}")
+        prepare.prepare(
+            names[0],
+            values.source,
+            data_dir=values.data_dir,
+            holdout=values.holdout,
+            check=values.check,
+            partial=values.partial,
+        )
+        return 0
+
+    try:
+        return pages.run(PAGE, argv, values, command)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the same command goes on after the last full shard",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 130
