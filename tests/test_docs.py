@@ -280,7 +280,7 @@ PROGRAMS = sorted({c.words[2] for c in MODULES if c.words[2].startswith("jaxspli
 def test_help_has_every_flag(program, clone):
     """--help of a program names each flag that a page gives it, but those of config fields."""
     start = "main.py" if program == "main.py" else f"-m {program}"
-    done = shell(f"python {start} --help", clone, timeout=120)
+    done = shell(f"python {start} --help", clone, timeout=300)
     assert done.returncode == 0, done.stderr
     for command in PYTHON:
         if program in command.words[1:3]:
@@ -318,7 +318,7 @@ def test_every_reason_is_of_a_command():
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not reason(c)], ids=ids)
 def test_command_runs(command, clone):
-    done = shell(command.text.replace("DIR", "birds"), clone, timeout=120)
+    done = shell(command.text.replace("DIR", "birds"), clone, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -330,6 +330,6 @@ def test_commands_that_train(run, clone):
     found = [c for c in found if "mode=show_views" not in c.text and "my_" not in c.text]
     assert found
     for command in found:
-        done = shell(command.text, clone, timeout=1200)
+        done = shell(command.text, clone, timeout=3000)
         assert done.returncode == 0, done.stderr
         assert re.search(r"^(ensemble|leader|net0) ", done.stdout, re.M) or "export" in command.text
