@@ -253,6 +253,7 @@ def test_benchmark_takes_its_arguments(command, monkeypatch):
 def shell(text: str, cwd: pathlib.Path, timeout: int) -> subprocess.CompletedProcess:
     """A command line of a page, with this Python, in a folder like the clone."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(cwd)}
+    env.pop("XLA_FLAGS", None)  # the tests' own: many devices, and slow programs
     line = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", text)
     return subprocess.run(
         ["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
