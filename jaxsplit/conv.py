@@ -5,9 +5,9 @@ every backend and makes XLA gather the batch when it is sharded. `conv` is a `cu
 `custom_vmap`: under `vmap` it emits S dense convolutions, forwards and backwards, so that models
 keep one plain `vmap`. A 1x1 convolution is a dot product, which maps to one batched dot.
 
-Inside `lowered("packed")` the S convolutions are one, with a block-diagonal kernel on S * C
-channels: S times the products, of which a matrix unit that S narrow networks leave empty makes no
-more work than of theirs. `lowered("grouped")` leaves them to `jax.vmap`.
+Inside `lowered("packed")` the S convolutions become one with a block-diagonal kernel on S * C
+channels. It computes S times the products, which cost a matrix unit no more time while S narrow
+networks would leave it partly empty. `lowered("grouped")` leaves the convolutions to `jax.vmap`.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ _lowering = contextvars.ContextVar("lowering", default="dense")
 
 @contextlib.contextmanager
 def lowered(lowering: str) -> Iterator[None]:
-    """While tracing inside, `conv` lowers in this way, one of `LOWERINGS`, under `vmap`.
+    """Inside, `conv` lowers under `vmap` in this way, one of `LOWERINGS`.
 
-    With 'grouped' it is the plain `lax` convolution, also where nothing is mapped.
+    With 'grouped' `conv` is the plain `lax` convolution, also without `vmap`.
     """
     token = _lowering.set(lowering)
     try:
@@ -79,15 +79,15 @@ def conv(
 
     if lowering == "grouped":
         return convolve(x, kernel)
-    # On CPU what goes into a convolution and its gradients is in memory: else XLA computes a chain
-    # of normalisations again inside the transposed copy that a kernel's gradient reads.
+    # On CPU keep the inputs of convolutions and their gradients in memory. Otherwise XLA recomputes
+    # a chain of normalisations inside the transposed copy that a kernel's gradient reads.
     kept = lax.optimization_barrier if compiler.platform() == "cpu" else lambda x: x
     if plain and kernel.shape[:2] == (1, 1) and lowering != "packed":
         if strides != (1, 1):
             x = x[:, :: strides[0], :: strides[1]]
         return kept(lax.dot_general(kept(x), kernel[0, 0], (((3,), (0,)), ((), ()))))
 
-    # ceil(n / stride) is the size of the output, or about; it is the input of the backward pass.
+    # ceil(n / stride) is about the size of the output, which is the input of the backward pass.
     sizes = zip(x.shape[1:3], strides, kernel.shape[:2], strict=True)
     small = any(-(-n // s) < k for n, s, k in sizes)
     if compiler.platform() == "cpu":
@@ -101,7 +101,7 @@ def conv(
 
 
 def _patches(x: Array, window: tuple[int, int], strides, padding) -> list[Array]:
-    """float[B, H', W', C] for every place in the window, row by row: what the place sees."""
+    """float[B, H', W', C] for each position in the window, row by row: the pixels under it."""
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -120,9 +120,9 @@ def _patches(x: Array, window: tuple[int, int], strides, padding) -> list[Array]
 
 
 def _depthwise_sum(x, kernel, strides, padding) -> Array:
-    """A convolution of every channel by itself, as a sum of shifted products.
+    """A depthwise convolution as a sum of shifted products.
 
-    XLA's CPU backend has no fast convolution for them (3 to 20 times slower).
+    XLA's CPU backend has no fast depthwise convolution (3 to 20 times slower).
     """
     wide = jnp.promote_types(jnp.float32, x.dtype)  # the sum is rounded once
     patches = _patches(x.astype(wide), kernel.shape[:2], strides, padding)
@@ -131,9 +131,9 @@ def _depthwise_sum(x, kernel, strides, padding) -> Array:
 
 
 def _patch_product(x, kernel, strides, padding, groups) -> Array:
-    """The convolution as a product of patches and kernel, for maps smaller than a kernel.
+    """The convolution as a product of patches and kernel, for maps smaller than the kernel.
 
-    XLA's CPU backend has no fast convolution for them (40 times slower at 2x2).
+    XLA's CPU backend has no fast convolution for such maps (40 times slower at 2x2).
     """
     h, w, c, features = kernel.shape
     patches = _patches(x, (h, w), strides, padding)
@@ -149,11 +149,11 @@ _Bilinear = Callable[[Array, Array], Array]
 
 
 def _packed(convolve: _Bilinear, x_shape: Sequence[int], kernel_shape: Sequence[int]) -> _Bilinear:
-    """`convolve` that is one convolution under `vmap`, and so are its derivatives.
+    """`convolve` as one convolution under `vmap`, with derivatives of the same kind.
 
-    Networks that see one input have their kernels side by side: no product is in vain. Else the
-    kernels are the blocks on the diagonal of a kernel of all channels, and its gradient's blocks
-    are theirs.
+    If the networks see one input, their kernels stand side by side and every product is used.
+    Otherwise they are the diagonal blocks of a kernel of all channels, and the diagonal blocks of
+    its gradient are their gradients.
     """
 
     def forward(x, kernel):
@@ -236,7 +236,7 @@ def _all_batched(size: int, batched: Sequence[bool], *arrays: Array) -> list[Arr
 
 
 def _like(shape: Sequence[int], x: Array):
-    """The type of an array of that shape, otherwise as `x`: to transpose by."""
+    """The type of an array of that shape with dtype and axes of `x`, for `linear_transpose`."""
     zeros, _ = same_axes(jnp.zeros(shape, x.dtype), x)
     return jax.typeof(zeros)
 
@@ -246,13 +246,14 @@ def _bilinear(
     transposes: tuple[_Bilinear, _Bilinear] | None = None,
     stacked: Callable[..., Array] | None = None,
 ) -> _Bilinear:
-    """`f`, linear in each of its two arrays, unrolled under `vmap`; so are all its derivatives.
+    """`f`, which is linear in each of its two arrays, unrolled under `vmap` with its derivatives.
 
     Args:
       f: (a, b) -> array.
-      transposes: of f with respect to a, (b, cotangent) -> like a, and with respect to b,
+      transposes: f transposed with respect to a, (b, cotangent) -> like a, and with respect to b,
         (a, cotangent) -> like b; None: jax's, unrolled like f.
-      stacked: (size, (whether a is batched, b is), a, b) -> [size, ...], instead of unrolling.
+      stacked: (size, (whether a is batched, whether b is), a, b) -> [size, ...]; replaces
+        unrolling.
     """
 
     unrolled = custom_vmap(f)

@@ -1,4 +1,4 @@
-"""What a config stands for: its data, networks, method and optimizer, and its compiled step."""
+"""Builds what a config describes: data, networks, method, optimizer, and the compiled step."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ from jaxsplit.hosts import processes
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """All that a config stands for, before any array exists."""
+    """Everything a config describes; no device arrays yet."""
 
     config: ConfigDict
     dataset: data.Dataset
@@ -47,14 +47,14 @@ class Experiment:
 
     @property
     def eval_split(self) -> tuple[str, Any]:
-        """(name, examples) that `best` is chosen on."""
+        """(name, examples) of the split that chooses the best checkpoint."""
         if self.dataset.validation is not None:
             return "validation", self.dataset.validation
         return "test", self.dataset.test
 
     @property
     def best_metric(self) -> str:
-        """What makes a checkpoint the best one."""
+        """The metric that selects the best checkpoint."""
         return config_lib.best_metric(self.config)
 
     def state_shapes(self) -> state.TrainState:
@@ -74,17 +74,17 @@ def build(
     dataset: data.Dataset | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
-    """Checks a config and builds what it stands for; reads the data set, compiles nothing.
+    """Checks a config and builds what it describes; reads the data set, compiles nothing.
 
     Args:
-      config: of the experiment; it stays as it is, that of the Experiment is a checked copy.
-      training: `batch_size` has to fit the devices.
-      dataset: instead of the one that the config names.
-      devices: of the mesh, instead of all of this machine; those of a
-        `jax.experimental.topologies` description will do to compile for.
+      config: of the experiment. It is not changed; the Experiment holds a checked copy.
+      training: whether `batch_size` must fit the devices.
+      dataset: replaces the one that the config names.
+      devices: of the mesh, instead of all devices of this machine. To compile only, devices of a
+        `jax.experimental.topologies` description suffice.
 
     Raises:
-      ConfigError: a wrong value, in one line.
+      ConfigError: a field has a wrong value.
     """
     config = config_lib.check(config)
     mesh = sharding.make(
@@ -108,10 +108,10 @@ def build(
         threads=config.data.threads,
         scale_min=config.data.scale_min,
     )
-    if devices is None:  # else they are those of a description, and nothing is computed here
+    if devices is None:  # devices of a description compute nothing, and their memory is unknown
         limits.check_memory(config, dataset.image_shape, mesh, training=training)
     if training:
-        # Else every process would go through its own order of the examples.
+        # Different training sets would give each process its own order of the examples.
         processes.check_same({"data.dir's training examples": len(dataset.train)})
         if feed.resident and processes.is_multiprocess():
             sums = [zlib.crc32(feed.resident.images), zlib.crc32(feed.resident.labels)]
@@ -158,7 +158,7 @@ def build(
 
 
 def compile_step(exp: Experiment, train_state, resident: dict, batch: dict):
-    """The compiled training step, and empty totals for its metrics."""
+    """Compiles the training step; returns it and empty totals for its metrics."""
     lowered, shapes = lower_step(exp, train_state, resident, batch)
     totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
     options = compiler.options(exp.sharding.platform)
@@ -166,7 +166,7 @@ def compile_step(exp: Experiment, train_state, resident: dict, batch: dict):
 
 
 def lower_step(exp: Experiment, train_state, resident: dict, batch: dict):
-    """The training step before it is compiled, and the shapes of its metrics.
+    """Lowers the training step without compiling it; returns it and the shapes of its metrics.
 
     Arrays may be `ShapeDtypeStruct`s with shardings; nothing is put on a device.
     """
@@ -192,7 +192,7 @@ def lower_step(exp: Experiment, train_state, resident: dict, batch: dict):
 
 
 def inputs(exp: Experiment) -> Callable:
-    """What makes views and targets from a batch on the mesh; see `step.make_inputs`."""
+    """The function that makes views and targets from a batch; see `step.make_inputs`."""
     config = exp.config
     ops = augment.pipeline(
         config.augment,
@@ -214,7 +214,7 @@ def inputs(exp: Experiment) -> Callable:
 
 
 def put_batch(exp: Experiment, batch: dict) -> dict:
-    """A host batch on the mesh."""
+    """Puts a batch from the host on the mesh."""
     mesh = exp.sharding
     shared = config_lib.shared_view(exp.config)
     views = mesh.shared_view if shared else mesh.views
@@ -224,7 +224,7 @@ def put_batch(exp: Experiment, batch: dict) -> dict:
         for name, value in batch.items()
     }
     if "images" in placed and not cropped:
-        # One image for all networks; it is copied where it is used rather than sent S times.
+        # Send each image once; the devices copy it for the S networks.
         copy = _copies(1 if shared else exp.config.split, mesh.named(views))
         placed["images"] = copy(placed["images"])
     return placed

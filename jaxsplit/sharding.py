@@ -23,7 +23,7 @@ DATA, NET = "data", "net"
 
 @dataclass(frozen=True)
 class Sharding:
-    """Says what is sharded how. Specs are prefixes: they hold for whole trees."""
+    """A mesh, and a PartitionSpec for each kind of array. Specs are prefixes of whole trees."""
 
     mesh: Mesh
     networks: P = P(NET)  # [S, ...]: parameters, statistics, optimizer state
@@ -39,19 +39,19 @@ class Sharding:
 
     @property
     def net_devices(self) -> int:
-        """Groups of devices that share out the networks."""
+        """Groups of devices; each holds its own share of the networks."""
         return self.mesh.shape[NET]
 
     @property
     def platform(self) -> str:
-        """Of the mesh's devices, which need not be those of this machine: 'cpu', 'gpu', 'tpu'."""
+        """'cpu', 'gpu' or 'tpu': of the mesh's devices, which may not be those of this machine."""
         return self.mesh.devices.flat[0].platform
 
     def named(self, spec: P) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
 
     def put(self, tree, spec: P):
-        """A tree that every process holds whole (equal on all), as global arrays."""
+        """Global arrays from a tree that every process holds whole, equal on all processes."""
 
         def put(x):
             x = np.asarray(x)
@@ -61,10 +61,10 @@ class Sharding:
 
     @property
     def part(self) -> tuple[int, int]:
-        """(index, count): which of `count` equal parts of every batch this process reads.
+        """(index, count): this process reads part `index` of `count` equal parts of every batch.
 
-        Processes whose devices hold the same rows of the batch (but other networks) read the same
-        part.
+        Processes read the same part if their devices hold the same rows of the batch, for other
+        networks.
         """
         rows = _rows_by_process(self.mesh)
         parts = sorted(set(rows.values()))
@@ -72,12 +72,12 @@ class Sharding:
 
     @property
     def reads_first(self) -> bool:
-        """Whether no process before this one reads the same part of every batch."""
+        """Whether this is the lowest-numbered process reading its part."""
         rows, me = _rows_by_process(self.mesh), jax.process_index()
         return all(rows[p] != rows[me] for p in range(me) if p in rows)
 
     def put_local(self, tree, spec: P):
-        """A tree of which every process holds its `part` along the batch, as global arrays."""
+        """Global arrays from a tree of which each process holds its `part` along the batch."""
         sharding, (_, parts) = self.named(spec), self.part
         axis = list(spec).index(DATA)
 
@@ -89,7 +89,7 @@ class Sharding:
         return jax.tree.map(put, tree)
 
     def map(self, fn: Callable, in_specs, out_specs) -> Callable:
-        """`fn` on each device's part."""
+        """`shard_map` of `fn`: it runs on each device's part of the arrays."""
 
         def local(*args):
             with compiler.tracing_for(self.platform):
@@ -101,10 +101,17 @@ class Sharding:
 def make(
     data: int, net: int, *, num_networks: int, batch_size: int | None = None, devices=None
 ) -> Sharding:
-    """The mesh data x net over all devices (of all processes); data=-1 takes those that are left.
+    """Makes the mesh data x net over the devices of all processes.
+
+    Args:
+      data: devices along the batch; -1: all devices that `net` leaves.
+      net: groups of devices; divides `num_networks`.
+      num_networks: S.
+      batch_size: if given, `data` must divide it.
+      devices: default: all.
 
     Raises:
-      ConfigError: the sizes do not fit the devices, S, or the batch where one is given.
+      ConfigError: the sizes do not fit the devices, S or the batch.
     """
     devices = list(jax.devices() if devices is None else devices)
     if net < 1 or num_networks % net:
@@ -147,7 +154,7 @@ def make(
 
 
 def _rows_by_process(mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """Process -> places along `data` of its devices."""
+    """Process -> positions of its devices along `data`."""
     rows: dict[int, set[int]] = {}
     for row, devices in enumerate(mesh.devices):
         for device in devices:
@@ -161,7 +168,7 @@ def first_network(local_networks: int) -> Array:
 
 
 def first_example(local_batch: int) -> Array:
-    """Place in the global batch of this device's first example; inside `Sharding.map`."""
+    """Index in the global batch of this device's first example; inside `Sharding.map`."""
     return lax.axis_index(DATA) * local_batch
 
 
@@ -171,15 +178,15 @@ def mean_over_batch(tree):
 
 
 def fold_in_data(key: Array) -> Array:
-    """A key of this device's part of the batch; inside `Sharding.map`."""
+    """A key for this device's part of the batch; inside `Sharding.map`."""
     return jax.random.fold_in(key, lax.axis_index(DATA))
 
 
 def same_axes(*arrays: Array) -> tuple[Array, ...]:
-    """Inside `Sharding.map`: all varying over the same mesh axes, for a `custom_vjp` to take.
+    """Casts arrays to vary over the same mesh axes, as `custom_vjp` requires; in `Sharding.map`.
 
-    Cast outside of it, so that differentiation itself adds the sum over devices to the gradient of
-    an operand that is the same on all of them.
+    The cast stands outside the `custom_vjp`, so that differentiation sums the gradient of a
+    replicated operand over the devices.
     """
     varying = [_varying(x) for x in arrays]
     every = frozenset().union(*varying)

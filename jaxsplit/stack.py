@@ -1,15 +1,15 @@
 """S networks of one architecture, on a leading axis of every parameter and statistic.
 
-How they lower is one switch, and all choices agree numerically:
+One switch chooses how the stack lowers; all choices agree numerically:
   dense     one `vmap`; every convolution is emitted S times (`conv.py`), all else is batched
   unrolled  the whole network is emitted S times, parameters sliced from the stack
   packed    one `vmap`; the S convolutions are one with a block-diagonal kernel (`conv.py`)
   grouped   one `vmap`; XLA's grouped convolutions (slow: kept to measure against)
   auto      by platform and size, from the figures of `docs/performance.md`
 
-Networks may share a trunk: their first layers, up to the end of a stage. These have one set of
-parameters and statistics, without the network axis, and where all networks see one view they are
-computed once: `vmap` maps over nothing that does not depend on the network.
+Networks may share a trunk: their first layers, up to the end of a stage. The trunk has one set of
+parameters and statistics without the network axis. If all networks see one view, the trunk is
+computed once, because `vmap` does not map over what does not depend on the network.
 """
 
 from dataclasses import dataclass
@@ -35,17 +35,17 @@ BATCH_NORMS = ("local", "sync")
 
 
 def choose_lowering(lowering: str, num_networks: int, platform: str) -> str:
-    """The lowering that `auto` stands for on a platform ('cpu', 'gpu', 'tpu'), else the one given.
+    """The given lowering; for `auto` the best one for a platform ('cpu', 'gpu', 'tpu').
 
     Raises:
-      ConfigError: unknown lowering.
+      ConfigError: the lowering is unknown.
     """
     if lowering not in LOWERINGS:
         raise ConfigError(f"lowering={lowering!r}: must be one of {', '.join(LOWERINGS)}")
     if lowering != "auto":
         return lowering
-    # Unrolling saves the slices and concatenations around every convolution, but its program, and
-    # the time to compile it, grows with S.
+    # Unrolling saves the slices and concatenations around every convolution, but the program and
+    # its compilation time grow with S.
     return "unrolled" if platform == "cpu" and num_networks <= 4 else "dense"
 
 
@@ -53,8 +53,8 @@ def choose_lowering(lowering: str, num_networks: int, platform: str) -> str:
 class Stack:
     """S networks of one Spec: `init`, `apply`, `take`.
 
-    Variables are {'params', 'batch_stats'} of {layer: tree of [S, ...] arrays}; those of the layers
-    in the trunk, if there is one, have no network axis.
+    Variables are {'params', 'batch_stats'} of {layer: tree of [S, ...] arrays}. Variables of the
+    trunk's layers have no network axis.
     """
 
     module: nn.Module
@@ -67,10 +67,10 @@ class Stack:
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict:
         """Variables of S independently initialised networks, for images of (H, W, C).
 
-        Network i is the same whatever S and the mesh are; the trunk is that of network 0.
+        Network i does not depend on S or the mesh; the trunk is that of network 0.
         """
         image = jnp.zeros((1, *image_shape))
-        # Statistics of a module that is initialised are not computed, so no axis is needed.
+        # Initialisation computes no statistics, so the module needs no mesh axis.
         module = self.module.clone(axis_name=None)
         keys = _network_keys(key, 0, self.num_networks)
         variables = jax.vmap(lambda k: module.init(k, image))(keys)
@@ -80,17 +80,18 @@ class Stack:
     def apply(
         self, variables: dict, images: Array, *, train: bool, key: Array | None = None
     ) -> tuple[Array, dict[str, Array], dict]:
-        """All networks on all images.
+        """Applies all networks to all images.
 
         Args:
-          variables: {'params', 'batch_stats'}, as of this class.
+          variables: {'params', 'batch_stats'}, as described in the class.
           images: float[S, B, H, W, C], a view for each network, or float[1, B, H, W, C] for all.
           train: BatchNorm by the batch, dropout on.
-          key: of dropout; needed in training.
+          key: for dropout; needed in training.
 
         Returns:
-          (logits float[S, B, K], features: name -> float[S, B, h, w, c], new batch_stats). Where
-          networks see different views, or drop out, new statistics of the trunk are their mean.
+          (logits float[S, B, K], features: name -> float[S, B, h, w, c], new batch_stats). If
+          networks see different views or use dropout, the trunk's new statistics are the mean over
+          the networks.
         """
         s = self.sharding
         specs = self._by_layer(variables, s.replicated, s.networks)
@@ -106,33 +107,33 @@ class Stack:
         return logits, dict(zip(names, maps, strict=True)), stats
 
     def take(self, variables: dict, i: int) -> dict:
-        """The variables of network `i`, without the leading axis; the trunk's as they are."""
+        """The variables of network `i` without the network axis, with those of the trunk."""
         own = jax.tree.map(lambda x: x[i], self.of_networks(variables))
         return merge(own, self.of_trunk(variables))
 
     def of_trunk(self, variables: dict) -> dict:
-        """Of variables {collection: {layer: tree}} those of the layers in the trunk."""
+        """The part of variables {collection: {layer: tree}} that lies in the trunk."""
         return {
             c: {k: v for k, v in layers.items() if models.in_trunk(k, self.trunk)}
             for c, layers in variables.items()
         }
 
     def of_networks(self, variables: dict) -> dict:
-        """Of variables {collection: {layer: tree}} those of the layers beyond the trunk."""
+        """The part of variables {collection: {layer: tree}} that lies beyond the trunk."""
         return {
             c: {k: v for k, v in layers.items() if not models.in_trunk(k, self.trunk)}
             for c, layers in variables.items()
         }
 
     def _by_layer(self, variables: dict, trunk, other) -> dict:
-        """A prefix of the tree of variables: `trunk` for the layers in it, `other` for others."""
+        """A prefix of the tree of variables: `trunk` for layers in the trunk, else `other`."""
         return {
             c: {k: trunk if models.in_trunk(k, self.trunk) else other for k in layers}
             for c, layers in variables.items()
         }
 
     def _apply_local(self, variables, images, key, train, names):
-        """On one device: its networks, its part of the batch."""
+        """Applies this device's networks to its part of the batch."""
         n = jax.tree.leaves(self.of_networks(variables))[0].shape[0]
         first = first_example(images.shape[1])
         example_ids = first + jnp.arange(images.shape[1])
@@ -150,7 +151,7 @@ class Stack:
 
         lowering = choose_lowering(self.lowering, n, self.sharding.platform)
         if self.trunk and lowering == "unrolled":
-            lowering = "dense"  # every copy of the network would have the trunk in it
+            lowering = "dense"  # each copy of the network would compute the trunk again
         if lowering == "unrolled":
             outs = [
                 one(self.take(variables, i), images[0 if shared else i], keys[i]) for i in range(n)
@@ -184,16 +185,16 @@ def make(
 ) -> Stack:
     """A stack of S networks of the (divided) Spec.
 
-    `trunk`: the last stage that the networks share, as of `models.trunk_stage`; '' is none.
+    `trunk`: the last stage that the networks share, see `models.trunk_stage`; '': none.
 
     Raises:
-      ConfigError: unknown lowering or batch_norm, stages of `remat` or stage of `trunk`.
+      ConfigError: lowering, batch_norm, a stage of `remat` or the stage of `trunk` is unknown.
     """
     choose_lowering(lowering, num_networks, sharding.platform)
     if batch_norm not in BATCH_NORMS:
         raise ConfigError(f"batch_norm={batch_norm!r}: must be one of {', '.join(BATCH_NORMS)}")
     synced = batch_norm == "sync"
-    # None computes in the type of the input, so that float64 stays float64.
+    # None computes in the input's dtype, so float64 stays float64.
     dtype = None if dtype in (None, "float32") else jnp.dtype(dtype)
     module = models.build(
         spec,
@@ -207,13 +208,13 @@ def make(
 
 
 def merge(*parts: dict) -> dict:
-    """{collection: {layer: tree}} of layers from each of the parts."""
+    """Joins {collection: {layer: tree}} of several parts, which have different layers."""
     return {c: {k: v for part in parts for k, v in part[c].items()} for c in parts[0]}
 
 
 def _mean_over_networks(x: Array) -> Array:
     """[n, ...] on every device -> [...], the mean over all networks; inside `Sharding.map`."""
-    # Around the first, so that the mean of equal numbers is that number.
+    # Relative to the first network: the mean of equal numbers is then exactly that number.
     return lax.pmean(x[0] + (x - x[:1]).mean(0), NET)
 
 

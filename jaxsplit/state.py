@@ -1,4 +1,4 @@
-"""The state of training, and where each part of it lives on the mesh."""
+"""The training state, and the sharding of each part of it."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from jaxsplit.sharding import Sharding
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes from step to step, and the key that all randomness is folded from.
+    """All that changes from step to step, and the key of all randomness.
 
-    `ema`: an exponential moving average of parameters and BatchNorm statistics over the steps, a
-    tree {'params', 'batch_stats'}, or None where none is kept.
+    `ema`: the exponential moving average of parameters and BatchNorm statistics over the steps, a
+    tree {'params', 'batch_stats'}; None if the run keeps none.
     """
 
     step: Array  # int32[], steps done
@@ -30,12 +30,12 @@ class TrainState:
 
     @property
     def raw(self) -> dict:
-        """The variables that are trained."""
+        """The trained variables {'params', 'batch_stats'}."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict:
-        """What is evaluated, and saved as the networks: the average where one is kept."""
+        """The variables to evaluate and to save as the networks: the average if there is one."""
         return self.raw if self.ema is None else self.ema
 
 
@@ -49,10 +49,10 @@ def init(
     *,
     averaged: bool = False,
 ) -> TrainState:
-    """A new state on the mesh, for images of (H, W, C); the same on any mesh.
+    """Makes a new state on the mesh for images of (H, W, C); its values do not depend on the mesh.
 
-    `taken`: a tree like the variables that holds arrays to start from, and None for those to draw.
-    `averaged`: with an `ema`, which starts as the variables.
+    `taken`: arrays to start from; None leaves are initialised at random.
+    `averaged`: with an `ema`, which starts as a copy of the variables.
     """
 
     def make(taken: dict | None) -> TrainState:
@@ -74,7 +74,7 @@ def _make(method, optimizer, seed, image_shape, averaged, taken=None) -> TrainSt
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
         key=jax.random.key_data(key),
-        # Arrays of their own: a state is donated to the step, and none can be given twice.
+        # Copies: the state is donated to the step, and no array can be donated twice.
         ema=jax.tree.map(jnp.copy, variables) if averaged else None,
     )
 
@@ -87,7 +87,7 @@ def shapes(
     *,
     averaged: bool = False,
 ) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings; nothing is computed."""
+    """The state as ShapeDtypeStructs with shardings; computes nothing."""
 
     state = jax.eval_shape(lambda: _make(method, optimizer, 0, image_shape, averaged))
     return jax.tree.map(
@@ -100,7 +100,7 @@ def shapes(
 def shardings(
     state: TrainState, optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
-    """Shardings of a state: the stack and its momenta over `net`, the rest everywhere."""
+    """Shardings of a state: the stack and its momenta along `net`, the rest replicated."""
     everywhere = sharding.named(sharding.replicated)
 
     def of_parts(tree: dict) -> dict:
@@ -116,7 +116,7 @@ def shardings(
         **raw,
         opt_state=optax.tree_utils.tree_map_params(
             optimizer,
-            # What another group's optimizer keeps is masked.
+            # Parameters of another optimizer's group are masked.
             lambda x, s: x if isinstance(x, optax.MaskedNode) else s,
             state.opt_state,
             raw["params"],

@@ -1,4 +1,4 @@
-"""One step of training, as pure functions of arrays."""
+"""The training step, as pure functions of arrays."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -28,17 +28,19 @@ def make_inputs(
     cutmix: float = 0.0,
     mix_switch: float = 0.5,
 ) -> Callable[[dict, dict, Array], dict]:
-    """(resident, batch, key) -> what a method's `loss` takes; each device makes its own part.
+    """Makes the function that turns a batch into the input of a method's `loss`.
+
+    Each device makes its own part.
 
     Args:
       sharding: the mesh.
       ops: of `augment.pipeline`.
       num_networks: S.
       shared_view: all networks see one view of an image.
-      streamed: a batch holds images and labels, not indices into the resident split.
-      mixup: alpha; 0 is off.
-      cutmix: alpha; 0 is off.
-      mix_switch: where both are on, probability of CutMix in a step.
+      streamed: whether a batch holds images and labels, instead of indices into the resident split.
+      mixup: alpha; 0: off.
+      cutmix: alpha; 0: off.
+      mix_switch: if both are on, the probability of CutMix in a step.
 
     Returns:
       A function of `resident` ({'images': uint8[N, H, W, C], 'labels': int32[N]}, or {}), `batch`
@@ -64,7 +66,7 @@ def make_inputs(
         )
         if not (mixup or cutmix):
             return {"views": views, "labels": labels}
-        # Images are paired within a device's part of the batch: nothing crosses devices.
+        # Each device pairs images of its own part of the batch: nothing crosses devices.
         pair_key = fold_in_data(pair_key)
         views, partner, lam = augment.mixup_or_cutmix(
             lam_key,
@@ -111,23 +113,23 @@ def make_train_step(
     ema: float = 0.0,
     ema_warmup: bool = False,
 ) -> Callable[[TrainState, metrics.Totals, dict, dict], tuple[TrainState, metrics.Totals]]:
-    """(state, totals, resident, batch) -> (new state, totals with this step's metrics).
+    """Makes (state, totals, resident, batch) -> (new state, totals with this step's metrics).
 
-    With `accumulate` = k the batch is cut in k micro-batches, whose forward and backward passes run
-    one after another: the memory of one (but on CPU), the mean of their gradients and metrics.
-    Views and mixing are drawn for the whole batch before, so that they do not depend on k.
-    BatchNorm takes the statistics of each micro-batch in turn, and dropout other noise for each.
+    With `accumulate` = k the step cuts the batch in k micro-batches, runs their forward and
+    backward passes one after another, and takes the mean of their gradients and metrics. Except on
+    CPU it needs the memory of one micro-batch. Views and mixing are drawn for the whole batch
+    before, so they do not depend on k. Each micro-batch updates BatchNorm's statistics in turn
+    and has its own dropout noise.
 
     Args:
       method: its loss is a mean over the batch.
       optimizer: of all parameters.
-      inputs: of `make_inputs`.
+      inputs: from `make_inputs`.
       accumulate: k; divides each device's part of the batch.
-      sharding: the mesh; needed where k > 1.
-      ema: decay of the average of parameters and statistics in `state.ema` (Polyak averaging, as
-        timm's ModelEmaV3: ema = decay * ema + (1 - decay) * new, buffers too); 0 where there is
-        none.
-      ema_warmup: of that decay; see `averaging`.
+      sharding: the mesh; needed if k > 1.
+      ema: decay of `state.ema`, the average of parameters and statistics (Polyak averaging, as in
+        timm's ModelEmaV3: ema = decay * ema + (1 - decay) * new, buffers too); 0: no average.
+      ema_warmup: whether the decay is warmed up; see `averaging`.
     """
 
     def gradients(params, stats, batch, key, progress):
@@ -147,16 +149,16 @@ def make_train_step(
 
         batches = cut_batch(batch, accumulate, sharding)
         start = (jax.tree.map(jnp.zeros_like, params), stats)
-        # On CPU a convolution's backward pass is 100 times slower within a loop; and so all of them
-        # are written out, which saves no memory there.
+        # XLA:CPU runs convolution gradients 100x slower inside loops, so unroll; this forfeits the
+        # memory saving.
         unroll = sharding.platform == "cpu"
         numbers = jnp.arange(accumulate)
         (total, stats), outs = jax.lax.scan(add, start, (numbers, batches), unroll=unroll)
         value, values = jax.tree.map(lambda x: x.mean(0), outs)
         return jax.tree.map(lambda x: x / accumulate, total), stats, value, values
 
-    # Traced once, although `train_step` is traced with several totals: of a deep network that takes
-    # as long as to load its compiled program.
+    # Traced once, although `train_step` is traced with several totals: tracing a deep network takes
+    # as long as loading its compiled program.
     @functools.partial(jax.jit, inline=True)
     def advance(state, resident, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -175,7 +177,7 @@ def make_train_step(
         if ema:
             share = averaging.replaced(ema, state.step, warmup=ema_warmup)
             new = new.replace(ema=optax.incremental_update(new.raw, state.ema, share))
-        # The norm overflows long before the weights do, so that no diverged state is saved.
+        # The norm overflows long before the weights do, so no diverged state is saved.
         return new, values, jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
 
     def train_step(state, totals, resident, batch):
@@ -186,10 +188,10 @@ def make_train_step(
 
 
 def cut_batch(batch: dict, parts: int, sharding: Sharding) -> dict:
-    """What `make_inputs` made, in equal parts on a new leading axis; nothing crosses devices.
+    """Cuts the output of `make_inputs` in equal parts on a new leading axis, on each device.
 
     Args:
-      batch: `views` [S or 1, B, ...], scalars, which all parts get, and arrays [B, ...].
+      batch: `views` [S or 1, B, ...], arrays [B, ...], and scalars, which every part gets.
       parts: divides each device's part of the batch.
       sharding: the mesh.
 

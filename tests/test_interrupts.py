@@ -108,7 +108,7 @@ def test_an_interrupted_cell_leaves_a_checkpoint(at_step_3, tmp_path, capsys):
         loop.train_and_evaluate(config, tmp_path / "a")
     # It had been asked whether it ends before it logged; so it makes one more step, the last.
     assert str(caught.value) == (
-        f"step 4 of 4 is saved in {tmp_path / 'a'}; the same command goes on from there"
+        f"step 4 of 4 is saved in {tmp_path / 'a'}; the same command resumes from there"
     )
     assert steps_in(tmp_path / "a") == [4]
     # In the middle of a run, too, and the same call goes on.

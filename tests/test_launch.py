@@ -293,14 +293,14 @@ def test_local_passes_signals_on_once(stub, send, sent, status):
 PAGES = ("gke", "local", "slurm", "tpu_pod")
 
 
-def test_the_readme_has_every_page():
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_of_devices_has_every_page():
+    devices = (ROOT / "docs" / "devices.md").read_text()
     assert {page.stem for page in (ROOT / "docs" / "launch").iterdir()} == set(PAGES)
     for page in PAGES:
-        assert f"(docs/launch/{page}.md)" in readme
+        assert f"(launch/{page}.md)" in devices
     for file in LAUNCH.iterdir():
         if file.name not in ("tpu_host.sh", "Dockerfile.dockerignore"):
-            assert f"`launch/{file.name}" in readme, file.name
+            assert f"`launch/{file.name}" in devices, file.name
 
 
 @pytest.mark.parametrize("page", PAGES)

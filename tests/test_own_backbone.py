@@ -1,4 +1,4 @@
-"""The backbone of README, as a user would write it."""
+"""The backbone of docs/extending.md, as a user would write it."""
 
 import dataclasses
 import pathlib
@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def example(tmp_path) -> pathlib.Path:
-    """The code of README in a file."""
-    section = (ROOT / "README.md").read_text().split("## A backbone of your own")[1]
+    """The code of docs/extending.md in a file."""
+    section = (ROOT / "docs" / "extending.md").read_text().split("## A backbone of your own")[1]
     code = re.search("```python\n(.*?)```", section, re.DOTALL)[1]
     backbone = code.split("def get_config")[0]
     assert sum(map(bool, map(str.strip, backbone.splitlines()))) <= 30

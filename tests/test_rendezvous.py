@@ -49,7 +49,7 @@ def test_the_port_is_free_again():
 
 
 def test_one_does_not_come():
-    text = "num_processes=3: process 2 has not come to there within 1 s"
+    text = "num_processes=3: process 2 did not connect to there within 1 s"
     assert together((3, 0), (3, 1), timeout=1.0) == [text] * 2
 
 

@@ -141,7 +141,7 @@ def test_a_sigint_after_another_signal_ends_at_once(first):
         """
     )
     assert status == 130
-    assert said[-1].startswith("stopped by SIGINT: at once; the same command starts again from")
+    assert said[-1].startswith("stopped by SIGINT: at once; the same command resumes from")
 
 
 def test_a_second_sigterm_is_not_at_once():

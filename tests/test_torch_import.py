@@ -354,7 +354,7 @@ def test_what_is_no_checkpoint(save, tmp_path):
     for content in ({}, [1, 2], {"state_dict": {}}):
         assert message(save("a.pth", content)) == "holds no state_dict"
     numbers = message(save("a.pth", {"epoch": 3, "best": 0.5}))
-    assert numbers == "holds no state_dict: no tensors are ['epoch', 'best']"
+    assert numbers == "holds no state_dict: not tensors: ['epoch', 'best']"
     states = networks(2)
     odd = numbered(states) | {"extra.weight": np.zeros(2)}
     wanted = "tensors that belong to no models.<i>: ['extra.weight']"
@@ -433,7 +433,7 @@ if TORCH:
 
         for bad in (torch.eye(2).to_sparse(), torch.empty(2, device="meta")):
             torch.save({"a": torch.zeros(2), "b": bad}, tmp_path / "a.pth")
-            with pytest.raises(ConfigError, match="a.pth: b: is no dense tensor of numbers"):
+            with pytest.raises(ConfigError, match="a.pth: b: is not a dense tensor of numbers"):
                 torch_files.read([tmp_path / "a.pth"])
 
     def test_state_dicts_of_wrapped_modules(tmp_path):
@@ -623,7 +623,7 @@ def test_bad_input_of_the_command(refused, tmp_path):
         "weights for another number of channels"
     )
     line = refused(npz, *OVERRIDES, workdir, "--ema")
-    assert line.startswith(f"{npz}: holds no average of its weights; looked for are ")
+    assert line.startswith(f"{npz}: holds no averaged weights; searched: ")
     assert not (tmp_path / "run").exists()
 
 

@@ -148,14 +148,14 @@ def test_an_average_alone(read, refused):
     assert weights.notes == ("it holds only averaged weights in 'model_ema', taken",)
     assert read({"model_ema": AVERAGE}, ema=True).notes == ()
     assert refused({"model": NET}, ema=True) == (
-        "holds no average of its weights; looked for are state_dict_ema, model_ema, ema, "
+        "holds no averaged weights; searched: state_dict_ema, model_ema, ema, "
         "params_ema, ema_state_dict"
     )
 
 
 def test_what_is_no_state_dict(refused):
-    assert refused({1: np.zeros(1)}) == "holds no state_dict: no names are [1]"
-    assert refused({"model": {"a": "text"}}) == "holds no state_dict: no tensors are ['a']"
+    assert refused({1: np.zeros(1)}) == "holds no state_dict: not names: [1]"
+    assert refused({"model": {"a": "text"}}) == "holds no state_dict: not tensors: ['a']"
     assert refused({"model": {}}) == "holds no state_dict"
 
 
@@ -169,7 +169,7 @@ class Pretender:
 
 
 def test_only_tensors_are_called(refused):
-    assert refused({"a": Pretender()}) == "holds no state_dict: no tensors are ['a']"
+    assert refused({"a": Pretender()}) == "holds no state_dict: not tensors: ['a']"
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])

@@ -1,4 +1,4 @@
-"""Memory of programs on CPU: kept between calls, not asked for again. Imports no jax."""
+"""The process keeps the memory that programs on CPU free between calls. Imports no jax."""
 
 import ctypes
 import importlib.metadata
@@ -10,16 +10,16 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def keep_memory() -> bool:
-    """Keeps what a program on CPU has freed for its next call; whether it does.
+    """Keeps memory that programs on CPU free, for their next call; returns whether it does.
 
-    XLA:CPU allocates the temporary arrays of a program anew at each call. glibc gives arrays of
-    that size back to the system, which hands them out page by page, with zeros in them, at the
-    next step: 2 to 5 % of a step of WRN-16-8, 40 % of one on digits
+    XLA:CPU allocates the temporary arrays of a program at each call. glibc returns arrays of that
+    size to the system, which hands them out again page by page, filled with zeros, at the next
+    step. That takes 2 to 5 % of a step of WRN-16-8 and 40 % of one on digits
     (`bench/results/memory_cpu.md`). The process keeps its largest size until it ends.
 
-    To be called before jax starts: the threads that it starts would have pools of their own, which
-    hold no array above 64 MiB. Nothing happens where jax may find an accelerator, or where the C
-    library is not glibc.
+    Call it before jax starts: threads that jax started before would have their own pools, which
+    hold no array above 64 MiB. It does nothing if jax may find an accelerator, or if the C library
+    is not glibc.
     """
     if not sys.platform.startswith("linux") or _may_have_accelerator():
         return False
@@ -33,7 +33,7 @@ def keep_memory() -> bool:
 
 
 def give_back() -> None:
-    """glibc's defaults again, but for the one pool; to measure against."""
+    """Restores glibc's defaults, except the single pool; benchmarks compare with it."""
     libc = ctypes.CDLL(None)
     libc.mallopt(_MMAP_MAX, 65536)
     libc.mallopt(_TRIM_THRESHOLD, 128 * 1024)

@@ -1,7 +1,7 @@
-"""Several processes of one run: how they meet, make sure that they agree, and end together.
+"""The processes of one run: they connect, check that they agree, and exit together.
 
-`initialize` comes before any computation, in every process. Everything else works on one process,
-too, where there is nothing to agree on.
+Every process calls `initialize` before any computation. All other functions also work in a run of
+one process.
 """
 
 import glob
@@ -23,21 +23,21 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import rendezvous
 from jaxsplit.workdir import files
 
-# Seconds. A process that is silent for so long counts as dead, and all others end; jax's own 100
-# would leave them waiting for longer than a minute.
+# Seconds without a sign of life after which a process counts as dead and all others exit. With
+# jax's own 100 they would wait for longer than a minute.
 HEARTBEAT = 30
-# At the end of a run, until the slowest process is there.
+# Seconds that processes wait for the slowest one at the end of a run.
 _SHUTDOWN = 60
-# Until all processes have started: machines of a cluster come up one after another.
+# Seconds until all processes must have started; machines of a cluster start one after another.
 MEET = 300
-_CONNECT = 60  # until those that have found each other are connected
-_SEEN = 15  # until a new file must have appeared on every host: file systems cache
+_CONNECT = 60  # seconds for jax to connect the processes that have met
+_SEEN = 15  # seconds until every host must see a new file; file systems cache
 _NAMES = {  # flag: variable of the environment
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
-# What jax says, in words of its collectives, where another process is gone.
+# Substrings of errors that JAX raises when a peer dies.
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "heartbeat", "unhealthy")
 
 
@@ -48,21 +48,21 @@ def initialize(
     *,
     timeout: int = MEET,
 ) -> None:
-    """Meets the other processes of the run; returns when all are there.
+    """Connects the processes of the run; returns when all are connected.
 
-    Without arguments the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
-    count, and without these what jax finds on TPU pods, Slurm, Open MPI and in an indexed Job or
-    JobSet of Kubernetes. On a single machine nothing happens; `num_processes=1` alone says that
-    this is one.
+    Without arguments it reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. If
+    these are not set, jax detects TPU pods, Slurm, Open MPI and an indexed Job or JobSet of
+    Kubernetes. On a single machine it does nothing. `num_processes=1` alone forces a run of one
+    process.
 
     Args:
-      coordinator: host:port that process 0 listens on and the others can reach.
+      coordinator: host:port on which process 0 listens and which the others can reach.
       num_processes: of the run.
-      process_id: 0 .. num_processes - 1, of this process.
-      timeout: seconds until all must be there.
+      process_id: of this process, 0 .. num_processes - 1.
+      timeout: seconds until all must have started.
 
     Raises:
-      ConfigError: a wrong value, or they do not all come: see `rendezvous.meet`.
+      ConfigError: a wrong value, or a process is missing: see `rendezvous.meet`.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if num_processes == 1 and coordinator is None and process_id is None:
@@ -72,7 +72,7 @@ def initialize(
         if None in given.values() and cluster():
             return _initialize_in_cluster(timeout)
         if given["num_processes"] is None and given["process_id"] is None:
-            return  # an address alone, which jax would read, too, is of no use
+            return  # an address alone does not describe a run of several processes
     _check(given)
     count, index = int(given["num_processes"]), int(given["process_id"])
     rendezvous.meet(given["coordinator"], count, index, timeout)
@@ -91,7 +91,7 @@ def initialize(
 
 
 def cluster() -> str:
-    """'slurm', 'mpi', 'tpu' or 'kubernetes' where this is one of a cluster's processes; else ''."""
+    """The cluster that started this process: 'slurm', 'mpi', 'tpu', 'kubernetes'; '': none."""
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in env for name in slurm):
@@ -100,7 +100,7 @@ def cluster() -> str:
         return "mpi"
     platforms = env.get("JAX_PLATFORMS", "")
     if not platforms or "tpu" in platforms:
-        # jax asks Google's metadata server; it finds no cluster where this is no TPU.
+        # jax asks Google's metadata server; without a TPU it finds no cluster.
         if "TPU_WORKER_HOSTNAMES" in env or "TPU_PROCESS_ADDRESSES" in env:
             return "tpu"
         if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
@@ -120,8 +120,8 @@ def _initialize_in_cluster(timeout: int) -> None:
             **options,
         )
     except (ValueError, RuntimeError) as error:
-        # Of a machine with TPUs that is no part of a pod; of Kubernetes without its package; of
-        # Open MPI 5, whose variables jax does not know.
+        # Raised on a machine with TPUs outside a pod, on Kubernetes without its Python package, and
+        # with Open MPI 5, whose variables jax does not know.
         if "coordinator_address should be defined" not in str(error):
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
@@ -138,12 +138,12 @@ def _initialize_in_cluster(timeout: int) -> None:
 
 
 def _slurm_devices() -> list[int] | None:
-    """GPUs of this process among those it sees; None: as jax does, which is one for each."""
+    """Indices of this process's GPUs among those it sees; None: jax's choice, one a process."""
     if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
         return None
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    # jax takes the GPU of the number that the process has on its node. That is one of eight where
-    # a process has the whole node, and none where Slurm shows each process its own alone.
+    # jax takes the GPU whose index is the process's number on its node. That is one of eight GPUs
+    # if a process has the whole node, and none if Slurm shows each process only its own GPU.
     alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
     if visible and (alone or len(visible) == 1):
         return list(range(len(visible)))
@@ -151,7 +151,7 @@ def _slurm_devices() -> list[int] | None:
 
 
 def _meet(notice: str, **options) -> None:
-    """jax.distributed.initialize, with a line where it takes long."""
+    """Calls jax.distributed.initialize; prints `notice` if it takes long."""
     line = threading.Timer(rendezvous.NOTICE, lambda: print(notice, file=sys.stderr, flush=True))
     line.daemon = True
     line.start()
@@ -159,7 +159,7 @@ def _meet(notice: str, **options) -> None:
         jax.distributed.initialize(
             heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=_SHUTDOWN, **options
         )
-        jax.devices()  # here they tell each other of their devices
+        jax.devices()  # exchanges the devices of all processes
     finally:
         line.cancel()
 
@@ -187,13 +187,13 @@ def _check(given: Mapping[str, str | int | None]) -> None:
 
 
 def check_same(values: Mapping[str, object]) -> None:
-    """Makes sure that all processes have the same values; each has to call it.
+    """Checks that all processes have the same values. Collective.
 
     Args:
-      values: name -> what `json` can write, of any length.
+      values: name -> JSON value of any length.
 
     Raises:
-      ConfigError: on all processes; names the first that differs, with both values.
+      ConfigError: on all processes; names the first value that differs, and shows both.
     """
     if jax.process_count() == 1:
         return
@@ -211,11 +211,11 @@ def check_same(values: Mapping[str, object]) -> None:
 def shared_workdir(
     workdir: str | pathlib.Path, prepare: Callable[[str | pathlib.Path], pathlib.Path]
 ) -> pathlib.Path:
-    """`prepare(workdir)` on process 0; makes sure that the others see it and can write there.
+    """Prepares the workdir on process 0; checks that the others see it and can write. Collective.
 
     Args:
       workdir: of the run.
-      prepare: makes the directory and returns its path; raises ConfigError.
+      prepare: makes the directory and returns its path; may raise ConfigError.
 
     Raises:
       ConfigError: on all processes.
@@ -247,7 +247,7 @@ def shared_workdir(
 
 
 def wait_until_seen(path: pathlib.Path) -> bool:
-    """Whether this host sees what process 0 sees, within the time that file systems cache."""
+    """Whether this host sees the path of process 0, within the time that file systems cache."""
     until = time.monotonic() + (_SEEN if is_multiprocess() else 0)
     while not path.exists():
         if time.monotonic() >= until:
@@ -261,19 +261,19 @@ def _mark(path: pathlib.Path, token: int) -> pathlib.Path:
 
 
 def broadcast(value):
-    """What process 0 has, of what `json` can write; each has to call it."""
+    """Broadcasts process 0's JSON value. Collective."""
     if jax.process_count() == 1:
         return value
     return json.loads(_gather_bytes(json.dumps(value).encode())[0])
 
 
 def total(value: int, *, counts: bool = True) -> int:
-    """The sum over the processes whose value `counts`; each has to call it."""
+    """The sum of the values of the processes that pass `counts`. Collective."""
     return int(_gather([value if counts else 0]).sum())
 
 
 def _gather(numbers: list[int]) -> np.ndarray:
-    """int32[n] of each process -> int32[P, n]."""
+    """Gathers int32[n] of each of P processes: int32[P, n]. Collective."""
     return np.asarray(multihost_utils.process_allgather(np.asarray(numbers, np.int32)))
 
 
@@ -286,27 +286,26 @@ def _gather_bytes(text: bytes) -> list[bytes]:
 
 
 def is_multiprocess() -> bool:
-    """Whether this is one of several processes that have met."""
+    """Whether this is one of several connected processes."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def lost(error: BaseException) -> str:
-    """A line for an error that another process's end has caused; '' for any other error."""
+    """The message for an error caused by the end of another process; '' for other errors."""
     text = " ".join(str(error).split())
     theirs = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
     if not (is_multiprocess() and theirs and any(word in text.lower() for word in _LOST)):
         return ""
     return (
-        f"process {jax.process_index()} of {jax.process_count()} has lost another one, whose own "
-        f"lines say why; the same command on all goes on from the last checkpoint ({text[:200]})"
+        f"process {jax.process_index()} of {jax.process_count()} lost contact with another process "
+        f"(see its log); rerun the same command on every host to resume ({text[:200]})"
     )
 
 
 def leave_together(status: int, *, wait: bool = True) -> NoReturn:
-    """Ends this process where all end in good order; does not `wait` where they may not.
+    """Exits with the other processes; `wait=False` does not wait for them.
 
-    What Python does at its end is left out: it can crash, and give another status, where threads of
-    jax still compile.
+    Skips Python's own shutdown, which can crash and change the status while threads of jax compile.
     """
     if wait and is_multiprocess():
         jax.distributed.shutdown()
@@ -316,11 +315,11 @@ def leave_together(status: int, *, wait: bool = True) -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process at an error: at once, where others would be waited for at exit."""
+    """Exits at an error; in a run of several processes at once, without waiting for the others."""
     if not is_multiprocess():
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_index() == 0:
-        time.sleep(3)  # the others end with process 0, and should say first what they have to
+        time.sleep(3)  # the others end with process 0, and should print their errors before
     os._exit(status)

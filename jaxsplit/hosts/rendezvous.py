@@ -1,7 +1,7 @@
-"""The processes of a run find each other, before jax connects them.
+"""The processes of a run find each other before jax connects them.
 
-jax itself ends the program, without an exception, where one does not come, lets processes of
-another run in, which ends both runs, and hears no signal meanwhile.
+jax alone would end the program without an exception if a process is missing, would accept processes
+of another run, which ends both runs, and would ignore signals while it waits.
 """
 
 import contextlib
@@ -13,18 +13,18 @@ from collections.abc import Iterator
 
 from jaxsplit.errors import ConfigError
 
-NOTICE = 10  # seconds until a line says what is waited for
+NOTICE = 10  # seconds until a line says what the process waits for
 _GREETING = b"jaxsplit"
 _GO = b"go"
-_PATIENCE = 5.0  # for one message
+_PATIENCE = 5.0  # seconds for one message
 
 
 def meet(coordinator: str, count: int, index: int, timeout: float) -> None:
-    """Returns when all `count` processes are there; process 0 listens at host:port meanwhile.
+    """Returns when all `count` processes have connected to process 0, which listens at host:port.
 
     Raises:
       ConfigError: the port is in use, or belongs to another program or run; process 0 does not
-        answer; somebody does not come; two have one `index`, or they differ in `count`.
+        answer; a process is missing; two have the same `index`, or they differ in `count`.
     """
     host, _, port = coordinator.rpartition(":")
     if index == 0:
@@ -59,14 +59,14 @@ def _accept_all(server, here: dict, coordinator: str, count: int, timeout: float
     waiting = _Waiting(timeout)
     while True:
         for index in [index for index, other in here.items() if _gone(other)]:
-            here.pop(index).close()  # it comes again, or is missing
+            here.pop(index).close()  # it may connect again
         if len(here) == count - 1:
             return
         missing = ", ".join(str(i) for i in range(1, count) if i not in here)
         waiting.look(f"waiting for process {missing} of {count} at {coordinator}")
         if waiting.over:
             raise ConfigError(
-                f"num_processes={count}: process {missing} has not come to {coordinator} "
+                f"num_processes={count}: process {missing} did not connect to {coordinator} "
                 f"within {timeout:.0f} s"
             )
         if not select.select([server], [], [], 0.2)[0]:
@@ -74,7 +74,7 @@ def _accept_all(server, here: dict, coordinator: str, count: int, timeout: float
         other, _ = server.accept()
         words = _line(other).split()
         if len(words) != 3 or words[0] != _GREETING:
-            other.close()  # whoever that was
+            other.close()  # not a process of jaxsplit
             continue
         index, theirs = int(words[1]), int(words[2])
         twice = index in here
@@ -88,7 +88,7 @@ def _accept_all(server, here: dict, coordinator: str, count: int, timeout: float
 
 
 def _join(coordinator: str, host: str, port: int, count: int, index: int, timeout: float) -> None:
-    waiting = _Waiting(timeout + _PATIENCE)  # process 0 knows better who is missing
+    waiting = _Waiting(timeout + _PATIENCE)  # process 0 knows which one is missing
     answer = b""
     while not answer:
         waiting.look(f"waiting for process 0 at {coordinator}")
@@ -97,8 +97,8 @@ def _join(coordinator: str, host: str, port: int, count: int, index: int, timeou
                 server.sendall(b"%s %d %d\n" % (_GREETING, index, count))
                 while not select.select([server], [], [], 0.2)[0] and not waiting.over:
                     waiting.look(f"process {index}: waiting for all {count} at {coordinator}")
-                answer = b"" if waiting.over else _line(server)  # nothing: it has gone again
-                problem = "it has closed the connection"
+                answer = b"" if waiting.over else _line(server)  # empty: it has closed
+                problem = "it closed the connection"
         except OSError as error:
             problem = str(error)
         if waiting.over:
@@ -117,7 +117,7 @@ def _join(coordinator: str, host: str, port: int, count: int, index: int, timeou
 
 
 class _Waiting:
-    """Says once, after a while, what is waited for."""
+    """Says once, after `NOTICE` seconds, what the process waits for."""
 
     def __init__(self, timeout: float):
         self._began, self._timeout, self._told = time.monotonic(), timeout, False
@@ -146,14 +146,14 @@ def _tell(here: dict[int, socket.socket], answer: bytes) -> None:
     for other in here.values():
         with contextlib.suppress(OSError):
             other.sendall(answer + b"\n")
-    # They close first, so that the port is free at once for jax.
+    # The others close first, so that jax can use the port at once.
     for other in here.values():
         with contextlib.suppress(OSError):
             other.recv(1)
 
 
 def _line(connection: socket.socket) -> bytes:
-    """One line, without its end; of a connection that was closed what has come until then."""
+    """Reads one line without its end, or what came before the connection closed."""
     text = b""
     connection.settimeout(_PATIENCE)
     with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ def _line(connection: socket.socket) -> bytes:
 
 
 def _gone(connection: socket.socket) -> bool:
-    """Whether the other side has closed it."""
+    """Whether the other side has closed the connection."""
     if not select.select([connection], [], [], 0)[0]:
         return False
     with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""SIGTERM, SIGHUP and SIGINT: a run finishes its step, saves and ends with a status that
+"""SIGTERM, SIGHUP and SIGINT: a run finishes its step, saves and exits with a status that
 schedulers know.
 
     with signals.Stop() as stop:
         train_and_evaluate(config, workdir, stop)
 
-Only the standard library is imported before it is needed, so that `early` can come first.
+The module imports only the standard library at first, so that `early` can run before all else.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from typing import NoReturn, Self
 
 from jaxsplit.errors import Stopped
 
-# EX_TEMPFAIL, "try again", on which schedulers requeue; and what shells give to Ctrl-C.
-# SIGHUP is a terminal or connection that was closed: as SIGTERM, but ignored under nohup.
+# 75 is EX_TEMPFAIL, "try again", on which schedulers requeue; 130 is what shells give to Ctrl-C.
+# SIGHUP means a closed terminal or connection: handled as SIGTERM, but ignored under nohup.
 STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGHUP: 75}
-AGAIN = "the same command goes on from there"
+AGAIN = "the same command resumes from there"
 _early: list[socket.socket] = []  # kept open
 _ending = threading.Lock()
-_PATIENCE = 5.0  # seconds that a program with nothing to save may take to end in good order
+_PATIENCE = 5.0  # seconds that a program with nothing to save may take to exit by itself
 
 
 def early() -> None:
-    """Until a `Stop` takes over, the signals end the program at once, with their status."""
+    """Lets the signals end the program at once, with their status, until a `Stop` takes over."""
     for signum in _taken():
         signal.signal(signum, lambda number, _: _end(number))
-    # A thread hears them even while the main one waits in C++, as jax does for other processes.
+    # A thread reacts even while the main thread waits in C++, as jax does for other processes.
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -47,15 +47,15 @@ def early() -> None:
 
 
 class Stop:
-    """Whether the run was asked to end.
+    """Whether the run was asked to stop.
 
     Before `hold` and after `release` there is nothing to lose: a signal raises `Stopped` in the
-    main thread, and where that does not react, as in a compilation, the program ends without it.
-    In between, the training asks `after` every step. A SIGINT that is not the first signal ends the
-    program at once, always. `request` asks as a signal does, from any thread or program code.
+    main thread. If the main thread does not react, as in a compilation, the program exits without
+    it. In between, the training calls `after` after every step. A SIGINT that is not the first
+    signal always ends the program at once. `request` stops the run like a signal, from any thread.
 
-    Signals are taken only between `with` and its end, only in the main thread of Python. Of several
-    processes jax takes SIGTERM itself, to agree on a step; it is seen while steps are made, not
+    `Stop` handles signals only inside `with`, in Python's main thread. In a run of several
+    processes jax handles SIGTERM itself, to agree on a step; it takes effect during training, not
     before.
     """
 
@@ -70,7 +70,7 @@ class Stop:
             return self
         taken = [s for s in _taken() if not (s == signal.SIGTERM and _is_multiprocess())]
         self._before = {signum: signal.signal(signum, self._handle) for signum in taken}
-        # Python runs handlers when the main thread next runs Python; a thread hears at once.
+        # Python runs handlers when the main thread next runs Python; a thread reacts at once.
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -89,30 +89,31 @@ class Stop:
         self._reader.close()
 
     def request(self) -> None:
-        """Asks the run to end as SIGTERM does, without a signal: from another thread, a callback or
-        a notebook. It saves after the step under way and raises `Stopped`, with status 75; before
-        the first step it ends there. Of several processes one is enough.
+        """Stops the run as SIGTERM does, from another thread, a callback or a notebook.
+
+        The run finishes its step, saves and raises `Stopped` with status 75; before the first step
+        it raises at once. In a run of several processes one of them is enough.
         """
         self._requested = True
         if self._held and _is_multiprocess():
             os.kill(os.getpid(), signal.SIGTERM)  # by which jax makes the processes agree
 
     def hold(self) -> None:
-        """From now on a signal waits for the end of a step."""
+        """From now on a signal takes effect at the end of a step."""
         self._held = True
         self._raise_if_asked()
 
     def release(self) -> None:
-        """All is saved: a signal need not wait any longer.
+        """Everything is saved: from now on a signal takes effect at once.
 
         Raises:
-          Stopped: one has come meanwhile.
+          Stopped: a signal has arrived meanwhile.
         """
         self._held = False
         self._raise_if_asked()
 
     def after(self, step: int) -> bool:
-        """Whether all processes end after this step; each has to ask, after every step."""
+        """Whether all processes stop after this step. Collective; called after every step."""
         if not _is_multiprocess():
             return self._asked is not None or self._requested
         from jax.experimental import multihost_utils
@@ -126,7 +127,7 @@ class Stop:
         return True
 
     def stopped(self, text: str) -> BaseException:
-        """To be raised when all is saved; `text` says what is."""
+        """The exception to raise when everything is saved; `text` says what is saved."""
         if self._requested and self._asked is None:
             return Stopped(f"stopped by request: {text}", STATUS[signal.SIGTERM])
         return _stopped(self._asked, text)
@@ -134,7 +135,7 @@ class Stop:
     def _raise_if_asked(self) -> None:
         if self._asked is not None or self._requested:
             stopped = self.stopped(f"nothing was under way that is not saved; {AGAIN}")
-            stopped.together = False  # other processes may know nothing of it
+            stopped.together = False  # other processes may not know of the signal
             raise stopped
 
     def _handle(self, signum: int, _) -> None:
@@ -170,7 +171,7 @@ class Stop:
 
 
 class _Deaf:
-    """A stream whose writes may fail, as those to a terminal that was closed do."""
+    """A stream that ignores failed writes, for instance to a closed terminal."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -196,16 +197,17 @@ def _survive_a_closed_terminal() -> None:
 
 
 def _taken() -> list[signal.Signals]:
-    """All but a SIGHUP that is ignored from the start on: whoever said nohup meant it."""
+    """The signals to handle: not SIGHUP if it is ignored already, as under nohup."""
     return [s for s in STATUS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
 
 class Interrupt(Stop):
-    """What a run without a `Stop` gets: an interrupt, as of a notebook's cell or Ctrl-C, is raised
-    as KeyboardInterrupt as ever, but while steps are made only when the last one is saved.
+    """The default of a run without a `Stop`: an interrupt saves, then raises KeyboardInterrupt.
 
-    A second one is raised at once. The program is never ended, and no other signal is taken. Only
-    in the main thread, of one process, and where nobody else has taken SIGINT.
+    During training the first interrupt is raised when the step is saved; at other
+    times, and from the second on, interrupts raise it at once. It never ends the program and
+    handles no other signal. It works only in the main thread, in a run of one process, and if
+    nobody else handles SIGINT.
     """
 
     def __enter__(self) -> Self:
@@ -220,7 +222,7 @@ class Interrupt(Stop):
             signal.signal(signum, handler)
 
     def stopped(self, text: str) -> BaseException:
-        # Of several processes, which jax has told of SIGTERM, this one has taken nothing.
+        # In a run of several processes jax reports SIGTERM, and this object handles nothing.
         return KeyboardInterrupt(text) if self._before else super().stopped(text)
 
     def _raise_if_asked(self) -> None:
@@ -255,6 +257,6 @@ def _end(signum: int) -> NoReturn:
         _survive_a_closed_terminal()
     if "jaxsplit.workdir.lock" in sys.modules:
         sys.modules["jaxsplit.workdir.lock"].release_all()
-    stopped = _stopped(signum, "at once; the same command starts again from the last checkpoint")
+    stopped = _stopped(signum, "at once; the same command resumes from the last checkpoint")
     print(stopped, file=sys.stderr, flush=True)
     os._exit(stopped.status)

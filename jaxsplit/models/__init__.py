@@ -48,7 +48,7 @@ def register(
     *,
     num_stages: int = 0,
 ) -> None:
-    """Adds a backbone of your own under `spec.arch`; see README for an example.
+    """Adds a backbone of your own under `spec.arch`; see docs/extending.md for an example.
 
     Args:
       spec: frozen dataclass of the undivided network, with `arch`, `splits`, `image_size`; 1 is

@@ -1,14 +1,14 @@
 """Files of PyTorch weights: the tensors of each network that they hold, as numpy arrays.
 
-Files: `.npz` and `.safetensors`, whose keys are names of a `state_dict`; anything else is read by
-PyTorch, which the extra `torch` installs, and without running code that it holds.
+Files: `.npz` and `.safetensors`, whose keys are names of a `state_dict`. PyTorch, which the extra
+`torch` installs, reads all others, without running code that they hold.
 Layouts:
   {'state_dict': ..., 'epoch', 'best_acc1'}, names `models.<i>.<name>`   divide and co-training
   {'weight': ...}, one file a network; the leader's holds its trans-fusion module besides   FFSD
   a `state_dict` of one network alone
-each in the containers and behind the prefixes that `torch_wrappers` knows, of floating-point
-numbers of 16 bits (also bfloat16) or more. An .npz that has keys `state/<name>` is a test fixture:
-its other keys are no weights.
+each in any container and with any prefix that `torch_wrappers` knows, in floating-point numbers of
+16 bits (also bfloat16) or more. An .npz with keys `state/<name>` is a test fixture: its other keys
+are not weights.
 """
 
 import argparse
@@ -35,20 +35,20 @@ class Weights(NamedTuple):
     """What checkpoint files hold."""
 
     networks: list[State]
-    trans_fusion: State  # of FFSD's leader; else empty
-    arch: str = ""  # as the file says; "": it does not
+    trans_fusion: State  # module of FFSD's leader; else empty
+    arch: str = ""  # as named in the file; "": not named
     epoch: float | None = None
-    top1: float | None = None  # share of the test set that they answer right together
-    notes: tuple[str, ...] = ()  # what a file holds besides that was not taken, a line each
+    top1: float | None = None  # of the ensemble on the test set, 0..1, as named in the file
+    notes: tuple[str, ...] = ()  # lines about content that was not taken
 
 
 def read(paths: Sequence[str | pathlib.Path], *, ema: bool = False) -> Weights:
-    """The networks of one file; of several that hold one network each, in their order.
+    """Reads all networks of one file, or one network from each of several files, in their order.
 
-    `ema`: the average of the weights that lies beside them.
+    `ema`: take the averaged weights instead.
 
     Raises:
-      ConfigError: a file that is missing, damaged or holds something else, or has no average.
+      ConfigError: a file is missing, damaged, holds something else, or has no averaged weights.
     """
     files = [_read_file(pathlib.Path(os.path.expanduser(path)), ema) for path in paths]
     if len(files) == 1:
@@ -76,7 +76,7 @@ def _read_file(path: pathlib.Path, ema: bool) -> Weights:
         raise
     except Exception as error:  # libraries raise many kinds for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "PytorchStreamReader" in reason:  # of a file that is not complete it writes much more
+        if "PytorchStreamReader" in reason:  # its message for an incomplete file is long
             reason = "it is incomplete or damaged"
         reason = reason if len(reason) <= 200 else f"{reason[:200]} ..."
         raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason})") from error
@@ -101,11 +101,11 @@ def _read_file(path: pathlib.Path, ema: bool) -> Weights:
 def _choose(
     found: Sequence[torch_wrappers.Found], ema: bool
 ) -> tuple[torch_wrappers.Found, Sequence[str]]:
-    """(what is taken, what is said of it); an average alone is taken without `ema`, too."""
+    """(the choice, lines about it); takes an average without `ema` if there is nothing else."""
     wanted = [f for f in found if f.average == ema]
     if ema and not wanted:
         known = ", ".join(torch_wrappers.AVERAGES)
-        raise ConfigError(f"holds no average of its weights; looked for are {known}")
+        raise ConfigError(f"holds no averaged weights; searched: {known}")
     taken = (wanted or found)[0]
     others = [f for f in found if f is not taken]
     if others:
@@ -122,7 +122,7 @@ def _described(found: torch_wrappers.Found) -> str:
 
 
 def _networks(state: State) -> list[State]:
-    """One `state_dict` a network of names `models.<i>.<name>`; else the whole is one network."""
+    """A `state_dict` for each <i> of names `models.<i>.<name>`; else one for one network."""
     networks: dict[int, dict[str, np.ndarray]] = {}
     outside = []
     for name, value in state.items():
@@ -140,13 +140,13 @@ def _networks(state: State) -> list[State]:
 
 
 def _read_npz(path: pathlib.Path) -> State:
-    if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and say so
+    if not zipfile.is_zipfile(path):  # numpy would report a pickle
         raise ConfigError(f"{path}: cannot be read as a checkpoint (it is no .npz file)")
     with np.load(path, allow_pickle=False) as arrays:
         state = dict(arrays)
     import ml_dtypes  # of jax
 
-    # NumPy knows no bfloat16, and reads what was saved as such as two bytes without a meaning.
+    # NumPy has no bfloat16 and reads it as two raw bytes.
     state = {k: v.view(ml_dtypes.bfloat16) if v.dtype == "V2" else v for k, v in state.items()}
     fixture = {k.removeprefix("state/"): v for k, v in state.items() if k.startswith("state/")}
     return fixture or state
@@ -165,8 +165,8 @@ def _read_torch(path: pathlib.Path) -> Any:
         import torch
     except ImportError:
         raise _needs(path, "PyTorch", "or convert it to .npz or .safetensors") from None
-    # Accuracies are often scalars of numpy, and timm saves its arguments as a Namespace; PyTorch
-    # does not know them to be harmless.
+    # Accuracies are often NumPy scalars, and timm saves its arguments as a Namespace. PyTorch does
+    # not list them as safe.
     scalar = np.float64(0).__reduce__()[0]
     known = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, argparse.Namespace]
     known += [type(np.dtype(t)) for t in (np.float32, np.float64, np.int64)]
@@ -196,7 +196,7 @@ def _number(value: Any) -> float | None:
 
 
 def _to_numpy(name: str, value: Any) -> np.ndarray:
-    """`value`: an array or tensor. Raises ConfigError for one that numpy cannot hold."""
+    """Converts an array or tensor; raises ConfigError if numpy cannot hold it."""
     if not isinstance(value, np.ndarray | np.generic):  # a tensor of PyTorch
         try:
             value = value.detach()
@@ -204,5 +204,5 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
             value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
         except (TypeError, RuntimeError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:100]
-            raise ConfigError(f"{name}: is no dense tensor of numbers ({reason})") from None
+            raise ConfigError(f"{name}: is not a dense tensor of numbers ({reason})") from None
     return np.asarray(value)

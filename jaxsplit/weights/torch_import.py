@@ -1,14 +1,14 @@
-"""PyTorch weights of the reference systems as weights of our networks.
+"""Imports PyTorch weights of the reference systems as weights of our networks.
 
 python -m jaxsplit.torch_import CHECKPOINT... --config=configs/<name>.py --workdir=runs/<name>
 
-makes a workdir that `jaxsplit eval` evaluates and `--init_from` starts from. `--ema`
-takes the average of the weights (EMA) that a file holds beside them.
+This makes a workdir that `jaxsplit eval` evaluates and `--init_from` starts from.
+`--ema` takes the averaged weights (EMA) that a file holds beside the weights.
 
-`torch_files` says which files and layouts are read.
+`torch_files` lists the files and layouts that it reads.
 
-Every tensor is consumed exactly once, except the written-down dead ones; anything missing, left
-over or of another shape is an error that names it.
+Every tensor is used exactly once, except a written list of unused ones. A tensor that is missing,
+left over or of another shape is an error that names it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from jaxsplit.workdir import lock
 
 DEAD = (r".*\.num_batches_tracked",)  # counters that no computation reads
 
-# What FFSD calls some of its networks -> their names here.
+# FFSD's names of some networks -> their names here.
 FFSD_NAMES = {
     "wideresnet1602": "ffsd_wide_resnet16_2",
     "wideresnet4002": "ffsd_wide_resnet40_2",
@@ -69,7 +69,7 @@ def _names(torch_name: Callable[[tuple[str, ...]], str], variables: Mapping[str,
 
 
 def to_jax(value: np.ndarray, path) -> np.ndarray:
-    """From PyTorch's layout (OIHW, [out, in]) to ours (HWIO, [in, out])."""
+    """Converts PyTorch's layout (OIHW, [out, in]) to ours (HWIO, [in, out])."""
     if path[-1].key != "kernel":
         return value
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
@@ -81,7 +81,7 @@ def from_state_dict(
     """Variables {'params', 'batch_stats'} of one network from its PyTorch `state_dict`.
 
     Raises:
-      ConfigError: tensors missing, left over or of another shape; all are named.
+      ConfigError: tensors are missing, left over or of another shape; names all of them.
     """
     (variables,) = from_state_dicts(spec, [state], num_classes, dtype, channels=channels)
     return variables
@@ -97,13 +97,13 @@ def from_state_dicts(
     any_channels: bool = False,
     what: str = "",
 ) -> list[dict]:
-    """`from_state_dict` of several networks of one Spec; `what` is that, for messages.
+    """Variables of several networks of one Spec, as `from_state_dict`; `what` names it in messages.
 
-    `any_channels`: of images of `channels` or any other number of channels, all of the same.
+    `any_channels`: the networks may be for another number of image channels, the same for all.
     """
     shapes = _shapes(models.build(spec, num_classes), spec.image_size, channels)
     names = state_dict_names(spec, shapes)
-    # Wrappers are taken off the names of both, as a network of ours may have parts of such names.
+    # Unwrap both names, because a network of ours may have parts with names of wrappers.
     states = [torch_wrappers.unwrapped(state) for state in states]
     short = torch_wrappers.unwrapped({name: name for name in jax.tree.leaves(names)})
     short = {name: unwrapped for unwrapped, name in short.items()}
@@ -266,13 +266,13 @@ def _check_networks(config: ConfigDict, weights: torch_files.Weights) -> None:
 
 
 def _names_here(arch: str) -> set[str]:
-    """What the references' `arch` may be called here: they have several networks of one name."""
+    """Our possible names for a reference's `arch`, which may stand for several networks."""
     variants = {f"{arch}{suffix}" for suffix in ("", "_cifar", "_lightnetpp", "_plain")}
     return variants | {f"ffsd_{arch}", FFSD_NAMES.get(arch, arch)}
 
 
 def _num_classes(spec, state: State) -> int | None:
-    """Of a network's classifier; None: it has none of that name, as `from_state_dict` will say."""
+    """Classes of a network's classifier; None: no such tensor; `from_state_dict` reports it."""
     head = state_dict_names(spec, {"params": {"head": {"bias": 0}}})["params"]["head"]["bias"]
     if head not in state:  # it may be one of ours that stands in a part of a wrapper's name
         (head,) = torch_wrappers.unwrapped({head: 0})
@@ -288,10 +288,10 @@ def import_checkpoint(
 ) -> torch_files.Weights:
     """Makes a workdir whose checkpoint, step 0, holds the weights of PyTorch files.
 
-    `ema`: the average that the files hold beside the weights.
+    `ema`: take the averaged weights instead.
 
-    The accuracy that the file says it had on the test set makes it the best checkpoint. Training
-    cannot go on from it, as there is no optimizer state, but start from it: `config.init_from`.
+    The file's own accuracy on the test set, if it has one, makes it the best checkpoint. Training
+    cannot resume from it, because it has no optimizer state; `config.init_from` starts from it.
 
     Raises:
       ConfigError: bad files or config, or a workdir that holds checkpoints.

@@ -1,8 +1,8 @@
-"""Where the weights are in what people save: containers, wrapped names, averages beside them.
+"""Finds the weights in saved files: containers, wrapped names, averaged weights beside them.
 
-A file may hold its `state_dict` in a container (`{'model': ..., 'optimizer': ...}`), one of a model
-that was compiled, made parallel or averaged has names with prefixes (`module._orig_mod.conv1`), and
-an average of the weights (EMA) may lie beside them. Only names are looked at here, no values.
+A file may hold its `state_dict` in a container (`{'model': ..., 'optimizer': ...}`). Models that
+were compiled, made parallel or averaged have names with prefixes (`module._orig_mod.conv1`). An
+average of the weights (EMA) may lie beside them. This module reads only names, no values.
 """
 
 import sys
@@ -13,38 +13,38 @@ import numpy as np
 
 from jaxsplit.errors import ConfigError
 
-# Where weights are looked for, in this order; in an average, too.
+# Keys under which weights are searched, in this order, also inside an average.
 CONTAINERS = ("state_dict", "model", "net", "model_state_dict", "params", "weight", "module")
 AVERAGES = ("state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict")
-# Modules around a whole network: DataParallel, AveragedModel, ModelEma; Lightning's and others'.
+# Modules that wrap a whole network: DataParallel, AveragedModel, ModelEma, Lightning's and others.
 WRAPPERS = ("module", "model", "net")
-# Modules that torch.compile, FSDP and checkpointing put around any part: no network's own names.
+# Modules that torch.compile, FSDP and checkpointing insert anywhere; no network uses such names.
 INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-COUNTER = "n_averaged"  # of AveragedModel, beside the weights
+COUNTER = "n_averaged"  # AveragedModel's, beside the weights
 
 
 class Found(NamedTuple):
-    """Tensors by name in a file, and where they are."""
+    """Tensors by name, and their place in the file."""
 
-    where: str  # keys with dots between them; '': the file itself
+    where: str  # keys joined by dots; '': the file itself
     average: bool
     tensors: Mapping[str, Any]
 
 
 def find(content: Any) -> list[Found]:
-    """All that a file holds, in the order looked for; weights and averages may be mixed.
+    """All weights and averages in a file, in the order of the search.
 
-    A container that holds anything but tensors is passed over where there is another.
+    Skips a container that holds anything but tensors if there is another one.
 
     Raises:
-      ConfigError: there are none; the caller says of which file.
+      ConfigError: the file has none; the caller adds its name.
     """
     places = list(_places(content, "", False))
     good = [p for p in places if p.tensors and all(map(is_tensor, p.tensors.values()))]
     if not good:
         tensors = places[0].tensors if places else {}
         odd = [str(name) for name, value in tensors.items() if not is_tensor(value)]
-        raise ConfigError("holds no state_dict" + (f": no tensors are {some(odd)}" if odd else ""))
+        raise ConfigError("holds no state_dict" + (f": not tensors: {some(odd)}" if odd else ""))
     return [found for place in good for found in _parted(place)]
 
 
@@ -61,9 +61,9 @@ def _places(content: Any, where: str, average: bool) -> Iterable[Found]:
 
 
 def _parted(found: Found) -> list[Found]:
-    """An average whose names stand among those of the weights (`model_ema.conv1`), for itself."""
+    """Separates an average whose names stand among those of the weights (`model_ema.conv1`)."""
     if odd := [name for name in found.tensors if not isinstance(name, str)]:
-        raise ConfigError(f"holds no state_dict: no names are {some(odd)}")
+        raise ConfigError(f"holds no state_dict: not names: {some(odd)}")
     parts: dict[str, dict[str, Any]] = {}
     for name, value in unwrapped(found.tensors).items():
         first, _, rest = name.partition(".")
@@ -76,7 +76,7 @@ def _parted(found: Found) -> list[Found]:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value of a file is an array; one of PyTorch exists only where it was imported."""
+    """Whether a value is an array; PyTorch's exist only if PyTorch was imported."""
     torch = sys.modules.get("torch")
     return isinstance(value, np.ndarray | np.generic) or (
         torch is not None and isinstance(value, torch.Tensor)
@@ -84,10 +84,10 @@ def is_tensor(value: Any) -> bool:
 
 
 def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors by the names that they had before a network was wrapped.
+    """Renames tensors as they were before the network was wrapped.
 
-    INSERTED goes wherever it stands; a prefix of WRAPPERS while all names have it, so that a part
-    which is called so keeps its name. COUNTER goes where anything else is left.
+    Removes INSERTED anywhere; a prefix of WRAPPERS only if all names have it, so a part of that
+    name keeps it; COUNTER unless it is the only tensor.
 
     Raises:
       ConfigError: two names become the same.
@@ -107,7 +107,7 @@ def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mixed(names: Iterable[str], missing: Iterable[str]) -> str:
-    """Why tensors are missing, if some names have a prefix of WRAPPERS and others do not, or ''."""
+    """Explains missing tensors if only some names have a prefix of WRAPPERS; else ''."""
     names, missing = sorted(names), set(missing)
     for prefix in (f"{wrapper}." for wrapper in WRAPPERS):
         having = [name for name in names if name.startswith(prefix)]
@@ -120,6 +120,6 @@ def mixed(names: Iterable[str], missing: Iterable[str]) -> str:
 
 
 def some(names: list[str]) -> str:
-    """The first names of many, for a message."""
+    """The first few of many names, for a message."""
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return f"{names[:6]}{more}"

@@ -1,4 +1,4 @@
-"""Where a new run starts: weights of another run, or of PyTorch files, as far as they fit."""
+"""Warm starts from another run or from PyTorch files."""
 
 import os
 import pathlib
@@ -18,28 +18,28 @@ from jaxsplit.weights import torch_files, torch_import
 
 
 class Start(NamedTuple):
-    """`taken`: a tree like the variables, None where an array is drawn; `note`: what that is, lines
-    of text."""
+    """`taken`: a tree like the variables, with None leaves to initialise at random; `note`: lines
+    of text that describe it."""
 
     taken: dict
     note: str
 
 
 def read(config: ConfigDict, like: dict) -> Start:
-    """The weights and BatchNorm statistics that `config.init_from` names.
+    """Reads the weights and BatchNorm statistics that `config.init_from` names.
 
-    All of the stack is taken, but a classifier of another number of classes. Other parts of a
-    method (auxiliary modules) are taken where both have them. For images of another number of
+    It takes the whole stack, except a classifier for another number of classes. It takes other
+    parts of a method (auxiliary modules) if both runs have them. For images of another number of
     channels see `_for_channels`.
 
     Args:
-      config: of the new run; init_from is a workdir (its newest checkpoint), its
-        checkpoints/<step>, or files of PyTorch weights with commas between them, and `:ema` behind
-        them where the average of the weights that they hold is meant.
+      config: of the new run. init_from is a workdir (its newest checkpoint), its
+        checkpoints/<step>, or files of PyTorch weights separated by commas; `:ema` after the files
+        takes their averaged weights.
       like: {'params', 'batch_stats'} of the new run, ShapeDtypeStructs with shardings.
 
     Raises:
-      ConfigError: nothing there that can be read, or of another architecture or S; both are named.
+      ConfigError: nothing readable there, or another architecture or S; names both.
     """
     paths, ema = _sources(config.init_from)
     try:
@@ -58,7 +58,7 @@ def read(config: ConfigDict, like: dict) -> Start:
 
 
 def _sources(text: str) -> tuple[list[pathlib.Path], bool]:
-    """(the paths in `init_from`, whether averages are meant); a path may hold commas itself."""
+    """(paths in `init_from`, whether it asks for averages); a path may contain commas."""
 
     def exists(text: str) -> bool:
         path = os.path.expanduser(text)
@@ -67,7 +67,7 @@ def _sources(text: str) -> tuple[list[pathlib.Path], bool]:
     ema = text.endswith(":ema") and not exists(text)
     parts, paths = text.removesuffix(":ema" * ema).split(","), []
     while parts:
-        # As many as make a path: the whole first.
+        # Join as many parts as make an existing path; try all of them first.
         n = next((n for n in range(len(parts), 0, -1) if exists(",".join(parts[:n]))), 1)
         paths.append(pathlib.Path(os.path.expanduser(",".join(parts[:n]))))
         parts = parts[n:]
@@ -118,16 +118,16 @@ def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: 
 
 class _Fit(NamedTuple):
     names: list[str]  # of the arrays to take
-    differences: list[str]  # what is not taken, in words
-    channels: dict[str, tuple[int, int]]  # arrays to change: for images of a -> b channels
+    differences: list[str]  # descriptions of what is not taken
+    channels: dict[str, tuple[int, int]]  # arrays to convert from images of a to b channels
 
 
 def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> _Fit:
-    """What of a checkpoint is taken.
+    """Chooses the arrays of a checkpoint to take.
 
     Raises:
-      ConfigError: another array than a classifier's or, for images of another number of channels,
-        a first convolution's is missing, left over or of another shape.
+      ConfigError: an array is missing, left over or of another shape. The classifier may differ,
+        and the first convolution if the images have another number of channels.
     """
     need = integrity.shapes(like)
     channels = _other_channels(have, need)
@@ -161,24 +161,26 @@ def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> _Fit:
 
 
 def _other_channels(have: dict, need: dict) -> dict[str, tuple[int, int]]:
-    """Kernel of the first convolution of a part -> channels of images that it is, and should be,
-    for; only of gray images and those of several channels."""
+    """First convolution's kernel of a part -> image channels that it has, and that it should have.
+
+    Only between gray images and images of several channels.
+    """
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for name in have.keys() & need.keys():
         old, new = have[name], need[name]  # [..., height, width, inputs, outputs]
         if name.endswith("/kernel") and len(old) >= 4 and old != new:
             if old[:-2] + old[-1:] == new[:-2] + new[-1:] and 1 in (old[-2], new[-2]):
                 found.setdefault(integrity.part_of(name), {})[name] = (old[-2], new[-2])
-    # Where more than one differs it is another architecture.
+    # If more than one differs, it is another architecture.
     return {name: x for part in found.values() if len(part) == 1 for name, x in part.items()}
 
 
 def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:
-    """A first kernel [..., inputs, outputs] for images of another number of channels.
+    """Converts a first kernel [..., inputs, outputs] to another number of image channels.
 
-    From one to several: divided by their number and repeated, so that a gray image in equal
-    channels gives what it gave. From several to one: their sum, so that it gives what such an image
-    gave.
+    From one channel to several: divided by their number and repeated, so a gray image in equal
+    channels keeps its outputs. From several to one: summed, so a gray image gives the outputs of
+    the same image in equal channels.
     """
     if channels == 1:
         return kernel.sum(-2, keepdims=True)
@@ -186,12 +188,12 @@ def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:
 
 
 def _layers(shapes: dict[str, tuple[int, ...]], part: str) -> set[str]:
-    """Names of the layers of a part."""
+    """The layers of a part."""
     return {name.split("/")[2] for name in shapes if integrity.part_of(name) == part}
 
 
 def _start(sources: list[str], like: dict, arrays: dict[str, jax.Array], fit: _Fit) -> Start:
-    """`sources`: lines; behind the last stands what was taken."""
+    """Makes the `Start`; `sources` are lines, and the last one gets what was taken."""
     *notes, source = sources
     for name, (old, new) in fit.channels.items():
         array = arrays[name]

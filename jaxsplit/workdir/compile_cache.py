@@ -1,8 +1,7 @@
-"""Compiled programs are kept on disk, so that a run that is resumed, or the next seed of a sweep,
-starts sooner.
+"""Keeps compiled programs on disk: a resumed run, or the next seed of a sweep, starts sooner.
 
-A compiled program is code that jax runs unchecked. So the folder is the user's own, outside of any
-workdir: who is given somebody's workdir runs no programs out of it.
+A compiled program is code that jax runs unchecked. So the folder belongs to the user and lies
+outside any workdir: whoever receives a workdir runs no programs from it.
 """
 
 import contextlib
@@ -14,8 +13,8 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-# Seconds of compilation from which on a program is kept; jax's own 1 leaves out many small ones
-# that together take as long as the training step.
+# Programs that compile for at least so many seconds are kept. jax's own 1 would leave out many
+# small ones that together take as long as the training step.
 _WORTH = 0.1
 
 
@@ -28,11 +27,11 @@ def folder() -> pathlib.Path:
 
 @contextlib.contextmanager
 def kept(say: Callable[[str], None] = print) -> Iterator[None]:
-    """Within it compiled programs are kept in `folder()`.
+    """Caches compiled programs in `folder()` unless JAX already has a cache directory.
 
-    Where JAX_COMPILATION_CACHE_DIR (or jax.config) names a folder, all stays as it is. `say` gets a
-    line where the folder cannot be made, or somebody else can write there; it is not used then. Of
-    several processes the first one writes.
+    JAX_COMPILATION_CACHE_DIR or jax.config name such a directory. If the folder cannot be made, or
+    others can write to it, it is not used, and `say` gets a line. In a run of several processes
+    process 0 writes.
     """
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = [getattr(jax.config, name) for name in names]
@@ -51,7 +50,7 @@ def kept(say: Callable[[str], None] = print) -> Iterator[None]:
 
 
 def _unfit(path: pathlib.Path) -> str:
-    """Makes the folder, for its owner only; why it must not be used, in words, or ''."""
+    """Makes the folder, for its owner only; returns why it must not be used, or ''."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.mkdir(exist_ok=True, mode=0o700)
@@ -65,7 +64,7 @@ def _unfit(path: pathlib.Path) -> str:
                 return f"({made.name}) can be written by others; chmod go-w it"
         if not os.access(path, os.W_OK):
             return "cannot be written"
-    except (OSError, RuntimeError) as error:  # no home, or one that is read-only
+    except (OSError, RuntimeError) as error:  # no home directory, or a read-only one
         return f"cannot be made ({error})"
     return ""
 
@@ -73,4 +72,4 @@ def _unfit(path: pathlib.Path) -> str:
 def _set(names: tuple[str, ...], values: list) -> None:
     for name, value in zip(names, values, strict=True):
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # jax opens a folder once, unless told so
+    compilation_cache.reset_cache()  # otherwise jax keeps the folder that it opened first

@@ -1,7 +1,7 @@
-"""Files of a workdir, on disks of this machine or in a bucket (`gs://`).
+"""Files of a workdir, on a local disk or in a bucket (`gs://`).
 
-Files are written under another name first, created exclusively: a link that somebody has placed
-there is never followed, and a reader sees the old file or the new one, whole.
+A file is first written under another name, which is created exclusively. So a link at its place is
+never followed, and a reader sees either the whole old file or the whole new one.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "
 
 
 def path_of(workdir: str | os.PathLike) -> pathlib.Path:
-    """The absolute path of a workdir: a `pathlib.Path`, or etils' for `gs://bucket/folder`.
+    """The absolute path of a workdir: a `pathlib.Path`; etils' `Path` for `gs://bucket/folder`.
 
     Raises:
-      ConfigError: another scheme, no bucket, or what reads buckets is not installed.
+      ConfigError: another scheme, no bucket, or the library for buckets is not installed.
     """
     text = os.fspath(workdir)
     scheme, remote, rest = text.partition("://")
@@ -39,7 +39,7 @@ def path_of(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _missing() -> str:
-    """What reads and writes buckets and is not installed."""
+    """The missing library that reads and writes buckets; '': none is missing."""
     if not any(importlib.util.find_spec(name) for name in ("tensorflow", "gcsfs")):
         return "gcsfs (or tensorflow)"
     try:
@@ -50,18 +50,18 @@ def _missing() -> str:
 
 
 def is_remote(path: pathlib.Path) -> bool:
-    """Whether a path is that of a bucket: nothing can be appended or created exclusively there."""
+    """Whether a path lies in a bucket, where nothing can be appended or created exclusively."""
     return "://" in os.fspath(path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes or replaces a file as a whole; a link of that name is replaced, not followed."""
+    """Writes or replaces a whole file; replaces a link of that name without following it."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
-    """As `write_text`."""
-    if is_remote(path):  # an object appears when it is whole
+    """Writes or replaces a whole file, as `write_text` does."""
+    if is_remote(path):  # an object appears only when it is complete
         path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
@@ -78,7 +78,8 @@ def create(path: pathlib.Path, text: str = "") -> None:
     """Creates a file that must not exist.
 
     Raises:
-      FileExistsError: it does, or a link of that name. Of a bucket as far as can be seen before.
+      FileExistsError: the file, or a link of that name, exists. In a bucket another writer may
+        create it between check and write.
     """
     if is_remote(path):
         if path.exists():
@@ -96,15 +97,15 @@ def _create(path: pathlib.Path, data: bytes) -> None:
 
 
 def open_to_append(path: pathlib.Path):
-    """A text file of a local disk, opened at its end; not through a link."""
+    """Opens a text file on a local disk to append to it; does not follow a link."""
     return os.fdopen(os.open(path, _FLAGS | os.O_APPEND, 0o666), "a", encoding="utf-8")
 
 
 def try_to_write(folder: pathlib.Path) -> None:
-    """Creates and removes a file.
+    """Creates and removes a file, to check that the folder is writable.
 
     Raises:
-      OSError: a local folder cannot be written. Of a bucket the error is its library's.
+      OSError: a local folder is not writable. For a bucket its library's own error.
     """
     probe = folder / f".writable-{secrets.token_hex(4)}"
     create(probe)
@@ -112,7 +113,7 @@ def try_to_write(folder: pathlib.Path) -> None:
 
 
 def clear_temporary(folder: pathlib.Path) -> None:
-    """Removes what writers that were killed have left behind; none may be at work."""
+    """Removes temporary files of killed writers; nobody else may write meanwhile."""
     if not is_remote(folder):
         for path in folder.glob(f".*{_TEMPORARY}"):
             with contextlib.suppress(OSError):
@@ -120,7 +121,7 @@ def clear_temporary(folder: pathlib.Path) -> None:
 
 
 def move(path: pathlib.Path, to: pathlib.Path) -> None:
-    """Renames a file or folder; what has the name `to` is removed before."""
+    """Renames a file or folder; removes an existing `to` before."""
     remove(to)
     path.rename(to)
 

@@ -11,15 +11,15 @@ from jaxsplit.workdir import files
 def prepare_workdir(
     workdir: str | pathlib.Path, lock: Callable[[pathlib.Path], Any] | None = None
 ) -> pathlib.Path:
-    """Makes the workdir and makes sure that it can be written.
+    """Makes the workdir and checks that it is writable; returns its absolute path.
 
     `lock`: called with the folder before anything else is written there.
 
     Raises:
-      ConfigError: it cannot, or what `lock` raises.
+      ConfigError: the workdir cannot be made or written; also whatever `lock` raises.
     """
     path = files.path_of(workdir)
-    # Of a bucket any error of its library: no rights, no network, no such bucket.
+    # A bucket's library raises many kinds of errors: no rights, no network, no such bucket.
     errors = Exception if files.is_remote(path) else OSError
     try:
         path.mkdir(parents=True, exist_ok=True)

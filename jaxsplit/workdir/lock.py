@@ -1,16 +1,16 @@
 """One run at a time writes into a workdir: the file `.lock` says which.
 
-The file holds host, process and start of its owner, who touches it every `BEAT` seconds. A lock
-whose owner is gone is stale, and is taken over:
+The file holds host, process and start time of its owner, who touches it every `BEAT` seconds. A
+run takes over a stale lock, whose owner no longer exists:
 
-- An owner on this machine (the same boot, the same PID namespace) is looked up by its process id
-  and the time at which that process started.
-- Of an owner elsewhere nothing is known but the file: it is stale where nothing has changed in it
-  for `STALE` seconds. Only changes are looked at, so that clocks of hosts don't matter.
+- If the owner ran on this machine (same boot, same PID namespace), its process id and start time
+  tell whether it still runs.
+- If the owner ran elsewhere, the lock is stale when the file has not changed for `STALE` seconds.
+  Only changes count, so the clocks of the hosts do not matter.
 
-Files are created exclusively, so two runs cannot both take a lock, NFS included. In a bucket
-(`gs://`) that cannot be had: two runs that start within the same second may both go on, until one
-of them sees at its next beat that the file is not its own any more.
+Lock files are created exclusively, also on NFS, so two runs cannot both take a lock. A bucket
+(`gs://`) has no exclusive creation: two runs that start within the same second may both continue
+until one of them sees at its next beat that it no longer owns the file.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from jaxsplit.workdir import files
 
 FILE = ".lock"
 BEAT = 20.0  # seconds
-STALE = 120.0  # seconds: more than a few beats, and than NFS keeps what it has seen of a file
+STALE = 120.0  # seconds: more than a few beats, and longer than NFS caches a file
 _held: dict[str, "Lock"] = {}
 
 
 class Lock:
-    """A workdir that this process writes into; `take` makes one.
+    """The lock of a workdir that this process writes into; `take` makes one.
 
-    `lost`: by whom it was taken over, in words, as where this process stood still for long.
+    `lost`: who took the lock over, for instance while this process was suspended; '': nobody.
     """
 
     def __init__(self, folder: pathlib.Path, owner: dict[str, Any]):
@@ -47,7 +47,7 @@ class Lock:
         _held[str(folder)] = self
 
     def check(self) -> None:
-        """Raises SaveError where another run has taken the workdir over."""
+        """Raises SaveError if another run has taken the workdir over."""
         if not self._over.is_set():
             self._look()
         if self.lost:
@@ -57,23 +57,23 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Removes the file, if it is still this run's."""
+        """Removes the lock file if this run still owns it."""
         self._over.set()
         _held.pop(str(self._path.parent), None)
-        with contextlib.suppress(Exception):  # also where the disk is gone
+        with contextlib.suppress(Exception):  # the disk may be gone
             if _read(self._path) == self._owner:
                 self._path.unlink()
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
-            with contextlib.suppress(Exception):  # a file system that is away for a while
+            with contextlib.suppress(Exception):  # the file system may be away for a while
                 self._look()
                 if not self.lost:
                     _touch(self._path, self._owner)
 
     def _look(self) -> None:
         now = _read(self._path)
-        if now is None:  # removed by hand
+        if now is None:  # somebody removed it
             with contextlib.suppress(FileExistsError):
                 files.create(self._path, json.dumps(self._owner) + "\n")
         elif now and now != self._owner:
@@ -85,14 +85,17 @@ def take(
     say: Callable[[str], None] = print,
     make_room: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> Lock:
-    """Locks a workdir; nothing else in it is changed before.
+    """Locks a workdir before anything else in it changes.
 
-    Waits where the owner may be gone, for `STALE` seconds at most. `say` gets a line where it
-    waits, and one where it takes over. On a disk that is full `make_room` gets the folder, once
-    it is locked by a file that is empty as yet.
+    If the owner may no longer exist, it waits for at most `STALE` seconds.
+
+    Args:
+      folder: the workdir.
+      say: gets a line if it waits, and one if it takes over.
+      make_room: called with the folder if the disk is full, after an empty lock file is in place.
 
     Raises:
-      ConfigError: another run owns it: says who, since when, and how that is judged.
+      ConfigError: another run owns the workdir; says who, since when, and how it knows.
       OSError: the file cannot be created.
     """
     path = folder / FILE
@@ -117,18 +120,18 @@ def take(
 def held(
     at_end: contextlib.ExitStack, say: Callable[[str], None] = print
 ) -> Callable[[pathlib.Path], None]:
-    """A function for `config.prepare_workdir` that locks until `at_end` is left."""
+    """A function for `config.prepare_workdir` that locks until `at_end` closes."""
     return lambda folder: at_end.callback(take(folder, say).release) and None
 
 
 def check(folder: pathlib.Path) -> None:
-    """`Lock.check` of a workdir that this process has locked; nothing where another one has."""
+    """Calls `Lock.check` if this process has locked the workdir; otherwise does nothing."""
     if held := _held.get(str(folder)):
         held.check()
 
 
 def release_all() -> None:
-    """Before this process ends at once."""
+    """Releases all locks of this process, before it ends at once."""
     for lock in list(_held.values()):
         lock.release()
 
@@ -145,10 +148,10 @@ def _me() -> dict[str, Any]:
 
 
 def _take_over(path: pathlib.Path, say: Callable[[str], None]) -> None:
-    """Returns when the lock at `path` is gone.
+    """Removes a stale lock at `path`; returns when no lock is left.
 
     Raises:
-      ConfigError: its owner is alive.
+      ConfigError: its owner still runs.
     """
     owner = _read(path)
     if owner is None:
@@ -165,14 +168,14 @@ def _take_over(path: pathlib.Path, say: Callable[[str], None]) -> None:
             owner = _read(path) or owner
             raise _refusal(path, owner, f"it touches {FILE} every {BEAT:.0f} s")
         why = f"{FILE} has not changed for {STALE:.0f} s"
-    # Moved first, so that of two who judge it stale one takes it.
+    # Renamed first: if two runs find it stale, only one of them can take it.
     aside = path.with_name(f"{FILE}-{secrets.token_hex(4)}")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return
     if (moved := _read(aside)) != owner and moved:
-        with contextlib.suppress(FileExistsError):  # of one who was faster: give it back
+        with contextlib.suppress(FileExistsError):  # another run was faster: give it back
             files.create(path, json.dumps(moved) + "\n")
         files.remove(aside)
         raise _refusal(path, moved, "it has just started")
@@ -181,7 +184,7 @@ def _take_over(path: pathlib.Path, say: Callable[[str], None]) -> None:
 
 
 def _changes(path: pathlib.Path, seconds: float) -> bool:
-    """Whether a lock is touched, or replaced, within that time; False, too, if it is released."""
+    """Whether a lock is touched or replaced within that time; False if it is released."""
     first, until = _state(path), time.monotonic() + seconds
     while first is not None and time.monotonic() < until:
         time.sleep(min(1.0, STALE / 10))
@@ -191,7 +194,7 @@ def _changes(path: pathlib.Path, seconds: float) -> bool:
 
 
 def _remaining(path: pathlib.Path) -> float:
-    """Seconds until a lock that does not change is stale, by the file system's own clock."""
+    """Seconds until an unchanged lock is stale, by the file system's own clock."""
     probe = path.with_name(f"{FILE}-{secrets.token_hex(4)}")
     try:
         files.create(probe)
@@ -209,7 +212,7 @@ def _mtime(path: pathlib.Path) -> float:
 
 
 def _state(path: pathlib.Path) -> tuple | None:
-    """What a beat changes; the file is opened, for which NFS asks the server."""
+    """The state that a beat changes. Opens the file, so that NFS asks the server."""
     try:
         if files.is_remote(path):
             return path.read_text(), _mtime(path)
@@ -241,7 +244,7 @@ def _write(
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
-    """The owner; None: there is no file. {}: it cannot be read, as where it is being written."""
+    """The owner in a lock file; None: no file; {}: unreadable, as while it is being written."""
     try:
         owner = json.loads(path.read_text())
     except FileNotFoundError:
@@ -252,7 +255,7 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _machine() -> str | None:
-    """Boot and PID namespace, within which a process id names one process; None: not known."""
+    """Boot and PID namespace, within which a process id is unique; None: unknown."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -261,7 +264,7 @@ def _machine() -> str | None:
 
 
 def _started(pid: Any) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None: there is none."""
+    """Start time of a process of this machine, in the kernel's ticks; None: no such process."""
     try:
         text = pathlib.Path(f"/proc/{int(pid)}/stat").read_text()
     except (OSError, ValueError, TypeError):
