@@ -187,7 +187,10 @@ def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]
         train, test = holdout.test_part(train, data_config.test_share, name, names)
     if whole is None or not _resident(data_config, len(train), shape):
         return train, test
-    return tuple(prepared.read_all(part, data_config.threads) for part in (train, test))
+    return (
+        prepared.read_all(train, data_config.threads),
+        prepared.read_all(test, data_config.threads),
+    )
 
 
 def _resident(data_config: Any, count: int, shape: tuple[int, int, int]) -> bool:
@@ -273,7 +276,7 @@ def source(data_config: Any) -> Source:
     """
     name = data_config.name
     known = DATASETS[name] if name in DATASETS else _other_source(data_config)
-    given = {}
+    given: dict[str, tuple[float, ...]] = {}
     for field in ("mean", "std"):
         if values := tuple(data_config[field]):
             channels = known.image_shape[2]
@@ -286,7 +289,7 @@ def source(data_config: Any) -> Source:
                     f"{name!r}, or empty"
                 )
             given[field] = tuple(map(float, values))
-    return replace(known, **given)
+    return replace(known, mean=given.get("mean", known.mean), std=given.get("std", known.std))
 
 
 def _npz(name: str, data_dir: str) -> pathlib.Path | None:
@@ -311,18 +314,17 @@ def _other_source(data_config: Any) -> Source:
             f"data.dir={data_config.dir}; {prepared.how_to_prepare(name, data_config.dir)}, or put "
             f"a {name}.npz with the arrays {', '.join(NPZ_KEYS)} there"
         )
-    num_classes, shape = prepared.describe(builder, name)
-    one_size = None not in shape
+    num_classes, (height, width, channels) = prepared.describe(builder, name)
+    one_size = height is not None and width is not None
     if not one_size and size < _MIN_CROP:
         raise ConfigError(
             f"data.image_size={size}: must be at least {_MIN_CROP}, as the images of {name!r} vary "
             "in size"
         )
-    channels = shape[2]
     return Source(
         name,
         num_classes,
-        shape if one_size else (size, size, channels),
+        (height, width, channels) if one_size else (size, size, channels),
         _OTHER_MEAN[channels],
         _OTHER_STD[channels],
         _read_prepared,

@@ -196,14 +196,13 @@ def describe(builder: Any, name: str) -> tuple[int, tuple[int | None, int | None
             f"data.name={name!r}: has one class, must have at least two; is what was prepared one "
             "level too deep?"
         )
-    fine = (
+    if not (
         isinstance(image, tfds.features.Image)
         and image.np_dtype == np.uint8
         and image.shape[-1] in (1, 3)
         and isinstance(label, tfds.features.ClassLabel)
-        and bool(label.num_classes)
-    )
-    if not fine:
+        and label.num_classes
+    ):
         has = ", ".join(f"{key}: {value}" for key, value in sorted(features.items()))
         raise ConfigError(
             f"data.name={name!r}: has the features {has or 'none'}".replace("\n", " ")
@@ -273,9 +272,12 @@ def read_all(stream: Stream, threads: int) -> Arrays:
     Raises:
       BadRecordError: a record is bad and is not to be skipped; the first of them.
       ConfigError: no record is good.
+      ValueError: the images vary in shape.
     """
-    count, channels = len(stream), stream.shape[2]
-    images = np.zeros((count, *stream.shape), np.uint8)
+    if (shape := stream.shape) is None:
+        raise ValueError(f"{stream.name}: shape=None: must be that of every image")
+    count, channels = len(stream), shape[2]
+    images = np.zeros((count, *shape), np.uint8)
     labels = np.full(count, -1, np.int32)
 
     def read(some: range) -> dict[int, str]:
