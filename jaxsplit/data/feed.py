@@ -12,7 +12,7 @@ a stream: both give the same batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ORDER, _CROPS = 0, 1  # what a random generator is for
 # A batch as a thread makes it, and a line for each bad record.
 _Made = tuple[dict[str, np.ndarray], list[str]]
+Batches = Generator[dict[str, np.ndarray], None, None]
 _FOREVER = 2**62  # steps
 _BAD_IN_A_ROW = 100  # records; then it is not a record that is bad but the data
 
@@ -44,7 +45,7 @@ class TrainFeed:
     steps_per_epoch: int
     resident: Arrays | None
     cropped: bool
-    _make: Callable[[int], Iterator[dict[str, np.ndarray]]] = field(repr=False)
+    _make: Callable[[int], Batches] = field(repr=False)
     _skipped: Skipped = field(repr=False)
 
     @property
@@ -55,7 +56,7 @@ class TrainFeed:
         """
         return self._skipped.count
 
-    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, start_step: int) -> Batches:
         """Batches start_step, start_step + 1, ... without end (b = batch_size / process_count).
 
         Resident: {"index": int32[b]}. Cropped: {"images": uint8[S, b, H, W, C], "labels":
@@ -122,7 +123,7 @@ def train_feed(
         epoch, k = divmod(step, steps_per_epoch)
         return epoch, range(k * batch_size + rows.start, k * batch_size + rows.stop)
 
-    def array_batches(split: Arrays, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def array_batches(split: Arrays, start_step: int) -> Batches:
         step = start_step
         while True:
             epoch, where = positions(step)
@@ -293,7 +294,7 @@ def _in_threads(
     start: int,
     stop: int,
     threads: int,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """make(start), ..., make(stop - 1) in order, made ahead by threads of Grain.
 
     `skipped` counts the bad records of a batch when it is taken, so that how far the threads are

@@ -77,7 +77,7 @@ class Unfinished:
     It belongs to a source and options by `stamp`; with another stamp the work begins anew.
     """
 
-    def __init__(self, final: pathlib.Path, stamp: Any, num_classes: int):
+    def __init__(self, final: pathlib.Path, stamp: Any, num_classes: int) -> None:
         self.final, self.num_classes = final, num_classes
         self.folder = final.with_name(f"incomplete.{final.name}")
         self.progress = self.folder / "progress.json"
