@@ -13,8 +13,7 @@ from jaxsplit.methods.base import Method
 from jaxsplit.sharding import Sharding
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that changes from step to step, and the key that all randomness is folded from.
 
     `ema`: an exponential moving average of parameters and BatchNorm statistics over the steps, a
@@ -100,7 +99,7 @@ def shapes(
 def shardings(
     state: TrainState, optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
-    """Shardings of a state: the stack and its momenta over `net`, the rest everywhere."""
+    """A state of shardings: the stack and its momenta over `net`, the rest everywhere."""
     everywhere = sharding.named(sharding.replicated)
 
     def of_parts(tree: dict) -> dict:
@@ -111,11 +110,11 @@ def shardings(
         return out
 
     raw = {collection: of_parts(tree) for collection, tree in state.raw.items()}
-    return TrainState(
+    return state.replace(
         step=everywhere,
         **raw,
         opt_state=optax.tree_utils.tree_map_params(
-            optimizer,
+            optimizer.init,
             # What another group's optimizer keeps is masked.
             lambda x, s: x if isinstance(x, optax.MaskedNode) else s,
             state.opt_state,
