@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.schedules import Schedule
@@ -283,7 +284,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[s
 
 
 def build(
-    optim_config: Any,
+    optim_config: ConfigDict,
     lr_schedule: Schedule,
     params: PyTree,
     num_networks: int,

@@ -14,7 +14,8 @@ import math
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from jaxsplit.data import holdout, prepared
 from jaxsplit.data.arrays import (
@@ -106,7 +107,7 @@ class Source:
     test_splits: tuple[str, ...] = ("test",)
     may_lack_test: bool = False
 
-    def __call__(self, data_config: Any) -> Dataset:
+    def __call__(self, data_config: ConfigDict) -> Dataset:
         """The data set, nothing held out. <data.dir>/<name>.npz is used first where it exists."""
         npz = _npz(self.name, data_config.dir)
         if npz is not None:
@@ -143,15 +144,17 @@ class Source:
         )
 
 
-def _read_digits(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
+def _read_digits(source: Source, data_config: ConfigDict, shape: tuple[int, int, int]) -> _Splits:
     return read_digits()
 
 
-def _read_synthetic(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
+def _read_synthetic(
+    source: Source, data_config: ConfigDict, shape: tuple[int, int, int]
+) -> _Splits:
     return read_synthetic(shape[0])
 
 
-def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
+def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, int, int]) -> _Splits:
     """Data that tfds prepared: decoded into memory if it may lie on the device, else left there."""
     name = source.name
     builder = prepared.open_builder(name, data_config)
@@ -193,7 +196,7 @@ def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]
     )
 
 
-def _resident(data_config: Any, count: int, shape: tuple[int, int, int]) -> bool:
+def _resident(data_config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
     """Whether `count` images of `shape` lie on the device whole."""
     if data_config.resident == "auto":
         return count * math.prod(shape) <= data_config.resident_limit * 2**20
@@ -262,7 +265,7 @@ _OTHER_MEAN = {3: (0.485, 0.456, 0.406), 1: (0.5,)}
 _OTHER_STD = {3: (0.229, 0.224, 0.225), 1: (0.5,)}
 
 
-def source(data_config: Any) -> Source:
+def source(data_config: ConfigDict) -> Source:
     """What is known of the data set `data_config.name` without reading its examples.
 
     Of a name in DATASETS nothing is read at all; of another the labels and shapes of
@@ -300,7 +303,7 @@ def _npz(name: str, data_dir: str) -> pathlib.Path | None:
     return path if path.exists() else None
 
 
-def _other_source(data_config: Any) -> Source:
+def _other_source(data_config: ConfigDict) -> Source:
     name, size = data_config.name, data_config.image_size
     npz = _npz(name, data_config.dir)
     if npz is not None:
@@ -335,7 +338,7 @@ def _other_source(data_config: Any) -> Source:
     )
 
 
-def load(data_config: Any, *, seed_split: int = 0) -> Dataset:
+def load(data_config: ConfigDict, *, seed_split: int = 0) -> Dataset:
     """The data set `data_config.name`, with `data_config.validation` of its training part held out.
 
     Args:

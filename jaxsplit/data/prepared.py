@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxsplit.data import feature_classes
 from jaxsplit.data.arrays import NPZ_KEYS, Arrays
@@ -79,7 +80,7 @@ def find(name: str, data_dir: str) -> pathlib.Path | None:
     return None
 
 
-def find_builder(name: str, data_config: Any) -> Any:
+def find_builder(name: str, data_config: ConfigDict) -> Any:
     """The tfds builder of what is prepared in data.dir; None where nothing is.
 
     With data.download it is, where nothing is prepared, that of tfds's own data set `name`, not yet
@@ -125,7 +126,7 @@ def find_builder(name: str, data_config: Any) -> Any:
         raise _not_downloaded(name, data_dir, error) from error
 
 
-def open_builder(name: str, data_config: Any) -> Any:
+def open_builder(name: str, data_config: ConfigDict) -> Any:
     """The tfds builder of a prepared data set, downloaded first where data.download asks for it.
 
     Raises:
@@ -224,7 +225,7 @@ def class_names(name: str, data_dir: str, num_classes: int) -> tuple[str, ...]:
 def open_split(
     builder: Any,
     name: str,
-    data_config: Any,
+    data_config: ConfigDict,
     splits: tuple[str, ...],
     *,
     num_classes: int,

@@ -12,11 +12,11 @@ gradients are finite for any finite logits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from ml_collections import ConfigDict
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.models.layers import widen
@@ -171,7 +171,7 @@ class Distill:
         return self.weight * self.temperature**2 * own.mean(-1) / (networks - 1)
 
 
-def make(config: Any, default_temperature: float) -> Distill:
+def make(config: ConfigDict, default_temperature: float) -> Distill:
     """The loss that `config.distill` describes.
 
     Args:
