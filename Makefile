@@ -43,7 +43,7 @@ test-all: $(VENV)/.installed-test ## run every test
 lint: $(VENV)/.installed-test ## check style, format and types
 	$(venv_python) -m ruff check $(ARGS)
 	$(venv_python) -m ruff format --check
-	$(venv_python) -m pyrefly check
+	$(venv_python) -m pyrefly check --python-interpreter-path $(venv_python)
 
 format: $(VENV)/.installed-test ## repair style and format
 	$(venv_python) -m ruff check --fix $(ARGS)
