@@ -40,9 +40,10 @@ test: $(VENV)/.installed-test ## run the tests, without the slow ones
 test-all: $(VENV)/.installed-test ## run every test
 	$(venv_python) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "" $(ARGS)
 
-lint: $(VENV)/.installed-test ## check style and format
+lint: $(VENV)/.installed-test ## check style, format and types
 	$(venv_python) -m ruff check $(ARGS)
 	$(venv_python) -m ruff format --check
+	$(venv_python) -m pyrefly check --python-interpreter-path $(venv_python)
 
 format: $(VENV)/.installed-test ## repair style and format
 	$(venv_python) -m ruff check --fix $(ARGS)

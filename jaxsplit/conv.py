@@ -127,7 +127,8 @@ def _depthwise_sum(x, kernel, strides, padding) -> Array:
     wide = jnp.promote_types(jnp.float32, x.dtype)  # the sum is rounded once
     patches = _patches(x.astype(wide), kernel.shape[:2], strides, padding)
     taps = kernel.astype(wide).reshape(len(patches), 1, 1, 1, -1)
-    return sum(patch * tap for patch, tap in zip(patches, taps, strict=True)).astype(x.dtype)
+    products = (patch * tap for patch, tap in zip(patches, taps, strict=True))
+    return jnp.asarray(sum(products), x.dtype)
 
 
 def _patch_product(x, kernel, strides, padding, groups) -> Array:

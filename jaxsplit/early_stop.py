@@ -29,7 +29,7 @@ class EarlyStop:
       min_delta: by how much more than this a value must be better to count as such.
     """
 
-    def __init__(self, metric: str, patience: int, min_delta: float = 0.0):
+    def __init__(self, metric: str, patience: int, min_delta: float = 0.0) -> None:
         self.metric, self.patience, self.min_delta = metric, patience, min_delta
         self._sign = -1 if metric.rpartition("/")[2] in LOSSES else 1
         self._best: tuple[float, int] | None = None  # value, step

@@ -28,7 +28,7 @@ class Stopped(BaseException):
 
     together = True
 
-    def __init__(self, text: str, status: int):
+    def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
         self.status = status
 

@@ -130,8 +130,8 @@ def build(
     )
     method = methods.make(config, plan, networks)
     schedule = plan.schedule(config)
-    init = functools.partial(method.init, image_shape=dataset.image_shape)
-    params = jax.eval_shape(init, jax.random.key(0))["params"]
+    variables = jax.eval_shape(lambda key: method.init(key, dataset.image_shape), jax.random.key(0))
+    params = variables["params"]
     if devices is None:
         limits.check_weights(config, params, mesh)
     return Experiment(
@@ -157,7 +157,9 @@ def build(
     )
 
 
-def compile_step(exp: Experiment, train_state, resident: dict, batch: dict):
+def compile_step(
+    exp: Experiment, train_state: state.TrainState, resident: dict, batch: dict
+) -> tuple[jax.stages.Compiled, metrics.Totals]:
     """Compiles the training step; returns it and empty totals for its metrics."""
     lowered, shapes = lower_step(exp, train_state, resident, batch)
     totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
@@ -165,7 +167,9 @@ def compile_step(exp: Experiment, train_state, resident: dict, batch: dict):
     return lowered.compile(compiler_options=options), totals
 
 
-def lower_step(exp: Experiment, train_state, resident: dict, batch: dict):
+def lower_step(
+    exp: Experiment, train_state: state.TrainState, resident: dict, batch: dict
+) -> tuple[jax.stages.Lowered, metrics.Totals]:
     """Lowers the training step without compiling it; returns it and the shapes of its metrics.
 
     Arrays may be `ShapeDtypeStruct`s with shardings; nothing is put on a device.

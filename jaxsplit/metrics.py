@@ -7,14 +7,16 @@ import pathlib
 import struct
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxsplit.workdir import files
+
+if TYPE_CHECKING:
+    from clu import metric_writers
 
 JSONL = "metrics.jsonl"
 
@@ -59,10 +61,10 @@ def from_json(saved: dict | None, like: Totals) -> Totals:
     if saved is None or saved["sums"].keys() != like.sums.keys():
         return like
     sums = {
-        name: np.asarray(saved["sums"][name], x.dtype).reshape(x.shape)
+        name: jnp.asarray(saved["sums"][name], x.dtype).reshape(x.shape)
         for name, x in like.sums.items()
     }
-    return Totals(sums, np.int32(saved["count"]), np.int32(-1))
+    return empty()._replace(sums=sums, count=jnp.asarray(saved["count"], jnp.int32))
 
 
 def means(totals: Totals) -> dict[str, float]:
@@ -76,6 +78,13 @@ def means(totals: Totals) -> dict[str, float]:
         else:
             out[name] = float(mean)
     return out
+
+
+class _Board(NamedTuple):
+    """TensorBoard's files."""
+
+    writer: "metric_writers.MetricWriter"
+    events: Any  # TensorFlow's writer below it
 
 
 class Writer:
@@ -93,10 +102,12 @@ class Writer:
         start: int = 0,
         active: bool = True,
         say: Callable[[str], None] = print,
-    ):
-        self._file = self._board = None
-        self._active, self._path, self._lines = active, workdir / JSONL, []
-        self._start, self._known = start, set()  # the names that the file holds for that step
+    ) -> None:
+        self._file: TextIO | None = None
+        self._board: _Board | None = None
+        self._active, self._path, self._start = active, workdir / JSONL, start
+        self._lines: list[str] = []
+        self._known: set[str] = set()  # the names that the file holds for that step
         if not active:
             return
         kept = _kept(self._path, start, say)
@@ -122,7 +133,7 @@ class Writer:
             self._lines.append(text)
             files.write_text(self._path, "".join(self._lines))
         if self._board is not None:
-            self._board.write_scalars(step, dict(scalars))
+            self._board.writer.write_scalars(step, dict(scalars))
 
     def has(self, step: int, scalars: Mapping[str, float]) -> bool:
         """Whether the file held all of these when the run (re)started."""
@@ -132,8 +143,8 @@ class Writer:
         if self._file is not None:
             self._file.close()
         if self._board is not None:
-            self._board.flush()
-            self._board.close()
+            self._board.writer.flush()
+            self._board.writer.close()
 
 
 def _kept(path: pathlib.Path, step: int, say: Callable[[str], None]) -> list[tuple[str, dict]]:
@@ -176,7 +187,7 @@ def _parsed(text: bytes) -> dict | None:
     return line if isinstance(step, int) and not isinstance(step, bool) else None
 
 
-def _drop_later_events(workdir: pathlib.Path, board: Any, step: int) -> None:
+def _drop_later_events(workdir: pathlib.Path, board: _Board, step: int) -> None:
     """Removes what the event files of earlier starts hold of steps after this one.
 
     A TensorBoard that has read them is told so, too.
@@ -216,8 +227,8 @@ def _up_to(step: int, data: bytes, event_type: Any) -> bytes | None:
     return None if len(whole) == at else whole
 
 
-def _tensorboard(workdir: pathlib.Path):
-    """A clu writer; None, with one line that says so, where TensorFlow is not installed."""
+def _tensorboard(workdir: pathlib.Path) -> _Board | None:
+    """clu's writer; None, with one line that says so, where TensorFlow is not installed."""
     # TensorFlow prints notices at import unless told not to before.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -229,6 +240,4 @@ def _tensorboard(workdir: pathlib.Path):
         return None
     tf.config.set_visible_devices([], "GPU")  # it would take the memory that jax needs
     summaries = metric_writers.SummaryWriter(str(workdir))
-    board = metric_writers.AsyncWriter(summaries)
-    board.events = summaries._summary_writer
-    return board
+    return _Board(metric_writers.AsyncWriter(summaries), summaries._summary_writer)

@@ -6,12 +6,14 @@ leaf carries a leading network axis. Rates come from `schedules`.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.schedules import Schedule
@@ -77,7 +79,10 @@ def clip_by_network_norm(max_norm: float) -> optax.GradientTransformation:
 
         return jax.tree.map(scaled, tree)
 
-    return optax.stateless(lambda updates, _: {p: clip(p, tree) for p, tree in updates.items()})
+    def clipped(updates: PyTree, params: PyTree | None) -> PyTree:
+        return {part: clip(part, tree) for part, tree in updates.items()}
+
+    return optax.stateless(clipped)
 
 
 def sgd(
@@ -237,7 +242,10 @@ def _scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTran
         """1 - beta ** n, without cancellation."""
         return -jnp.expm1(n.astype(dtype) * (math.log(beta) if beta else -math.inf))
 
-    def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None):
+    # `state` is an optax.ScaleByAdamState; optax's type of an update takes any.
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.OptState]:
         n = state.count + 1
         mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
         nu = optax.tree.update_moment(updates, state.nu, beta2, 2)
@@ -276,7 +284,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[s
 
 
 def build(
-    optim_config: Any,
+    optim_config: ConfigDict,
     lr_schedule: Schedule,
     params: PyTree,
     num_networks: int,
@@ -307,14 +315,14 @@ def build(
     decay_mask(params, decay_norm=True)  # every parameter has a rule
 
     def of(changes: Mapping[str, Any]) -> optax.GradientTransformation:
-        fields = own | changes
+        fields = {**own, **changes}
         if not fields["divide_weight_decay"] and "weight_decay" not in changes:
             fields["weight_decay"] = weight_decay
         rate = lr_schedule
         if "lr" in changes:
             share = changes["lr"] / optim_config.lr
 
-            def rate(step):
+            def rate(step: ArrayLike) -> jax.Array:
                 return share * lr_schedule(step)
 
         factory, names = OPTIMIZERS[fields["name"]]
@@ -329,10 +337,12 @@ def build(
 
     optimizer = of({})
     if groups:
+        if group is None:
+            raise ValueError("groups: needs `group`")
         labels = jax.tree.map_with_path(lambda path, _: group(tuple(p.key for p in path)), params)
-        optimizer = optax.partition(
-            {"": optimizer} | {label: of(changes) for label, changes in groups.items()}, labels
-        )
+        parts: dict[Hashable, optax.GradientTransformation] = {"": optimizer}
+        parts |= {label: of(changes) for label, changes in groups.items()}
+        optimizer = optax.partition(parts, labels)
     if not own["clip_norm"]:
         return optimizer
     # The gradient of the loss is clipped; a decay that is part of the gradient comes after.

@@ -15,19 +15,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxsplit.errors import ConfigError
 
-Schedule = Callable[[jax.Array | int], jax.Array]
+Schedule = Callable[[ArrayLike], jax.Array]
 MOST_STAIRS = 1_000_000  # of a staircase, which is a table of them
 
 
 def _warmed(
-    after: Schedule, lr: float, warmup_steps: int, warmup_lr: float, end_lr: float
+    after: Callable[[jax.Array], jax.Array],
+    lr: float,
+    warmup_steps: int,
+    warmup_lr: float,
+    end_lr: float,
 ) -> Schedule:
     """`after` behind a linear warm-up, both never below `end_lr`."""
 
-    def schedule(step: jax.Array | int) -> jax.Array:
+    def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step)
         rate = after(step)
         if warmup_steps > 0:
@@ -83,7 +88,7 @@ def cosine(
 def step(
     *,
     lr: float,
-    milestones_steps: Sequence[int],
+    milestones_steps: Sequence[int] | np.ndarray,
     factor: float,
     warmup_steps: int = 0,
     warmup_lr: float = 0.0,

@@ -6,8 +6,9 @@ also on one device; losses run outside, on global arrays, and never see the mesh
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from jaxsplit import compiler
 from jaxsplit.errors import ConfigError
 
 DATA, NET = "data", "net"
+PyTree = Any
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Sharding:
     def named(self, spec: P) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
 
-    def put(self, tree, spec: P):
+    def put(self, tree: PyTree, spec: P) -> PyTree:
         """Global arrays from a tree that every process holds whole, equal on all processes."""
 
         def put(x):
@@ -76,7 +78,7 @@ class Sharding:
         rows, me = _rows_by_process(self.mesh), jax.process_index()
         return all(rows[p] != rows[me] for p in range(me) if p in rows)
 
-    def put_local(self, tree, spec: P):
+    def put_local(self, tree: PyTree, spec: P) -> PyTree:
         """Global arrays from a tree of which each process holds its `part` along the batch."""
         sharding, (_, parts) = self.named(spec), self.part
         axis = list(spec).index(DATA)
@@ -88,7 +90,9 @@ class Sharding:
 
         return jax.tree.map(put, tree)
 
-    def map(self, fn: Callable, in_specs, out_specs) -> Callable:
+    def map(
+        self, fn: Callable[..., PyTree], in_specs: PyTree, out_specs: PyTree
+    ) -> Callable[..., PyTree]:
         """`shard_map` of `fn`: it runs on each device's part of the arrays."""
 
         def local(*args):
@@ -99,7 +103,12 @@ class Sharding:
 
 
 def make(
-    data: int, net: int, *, num_networks: int, batch_size: int | None = None, devices=None
+    data: int,
+    net: int,
+    *,
+    num_networks: int,
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Sharding:
     """Makes the mesh data x net over the devices of all processes.
 
@@ -172,7 +181,7 @@ def first_example(local_batch: int) -> Array:
     return lax.axis_index(DATA) * local_batch
 
 
-def mean_over_batch(tree):
+def mean_over_batch(tree: PyTree) -> PyTree:
     """Mean over the devices along the batch; inside `Sharding.map`."""
     return lax.pmean(tree, DATA)
 

@@ -12,7 +12,9 @@ parameters and statistics without the network axis. If all networks see one view
 computed once, because `vmap` does not map over what does not depend on the network.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,14 +113,14 @@ class Stack:
         own = jax.tree.map(lambda x: x[i], self.of_networks(variables))
         return merge(own, self.of_trunk(variables))
 
-    def of_trunk(self, variables: dict) -> dict:
+    def of_trunk(self, variables: Mapping[str, Mapping[str, Any]]) -> dict:
         """The part of variables {collection: {layer: tree}} that lies in the trunk."""
         return {
             c: {k: v for k, v in layers.items() if models.in_trunk(k, self.trunk)}
             for c, layers in variables.items()
         }
 
-    def of_networks(self, variables: dict) -> dict:
+    def of_networks(self, variables: Mapping[str, Mapping[str, Any]]) -> dict:
         """The part of variables {collection: {layer: tree}} that lies beyond the trunk."""
         return {
             c: {k: v for k, v in layers.items() if not models.in_trunk(k, self.trunk)}
@@ -140,7 +142,7 @@ class Stack:
         keys = _network_keys(key, first_network(n), n)
         shared = images.shape[0] == 1
 
-        def one(variables, images, key):
+        def one(variables: dict, images: Array, key: Array) -> tuple[Array, tuple[Array, ...], Any]:
             mutable = ["batch_stats"] if train else False
             out = self.module.apply(
                 variables, images, train, example_ids, rngs={"dropout": key}, mutable=mutable
@@ -172,7 +174,7 @@ class Stack:
 
 
 def make(
-    spec,
+    spec: models.Spec,
     num_networks: int,
     num_classes: int,
     sharding: Sharding,
@@ -195,12 +197,12 @@ def make(
         raise ConfigError(f"batch_norm={batch_norm!r}: must be one of {', '.join(BATCH_NORMS)}")
     synced = batch_norm == "sync"
     # None computes in the input's dtype, so float64 stays float64.
-    dtype = None if dtype in (None, "float32") else jnp.dtype(dtype)
+    compute = None if dtype is None or dtype == "float32" else jnp.dtype(dtype)
     module = models.build(
         spec,
         num_classes,
         axis_name=DATA if synced else None,
-        dtype=dtype,
+        dtype=compute,
         remat=models.remat_stages(spec, remat),
     )
     trunk = models.trunk_stage(spec, trunk)

@@ -13,8 +13,7 @@ from jaxsplit.methods.base import Method
 from jaxsplit.sharding import Sharding
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that changes from step to step, and the key of all randomness.
 
     `ema`: the exponential moving average of parameters and BatchNorm statistics over the steps, a
@@ -111,11 +110,11 @@ def shardings(
         return out
 
     raw = {collection: of_parts(tree) for collection, tree in state.raw.items()}
-    return TrainState(
+    return state.replace(
         step=everywhere,
         **raw,
         opt_state=optax.tree_utils.tree_map_params(
-            optimizer,
+            optimizer.init,
             # Parameters of another optimizer's group are masked.
             lambda x, s: x if isinstance(x, optax.MaskedNode) else s,
             state.opt_state,

@@ -140,6 +140,9 @@ def make_train_step(
         return grads, stats, value, values
 
     def accumulated(params, stats, batch, key, progress):
+        if sharding is None:
+            raise ValueError(f"accumulate={accumulate}: needs `sharding`")
+
         def add(carry, micro):
             total, stats = carry
             i, batch = micro

@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(plain, value))
     if type(value) is ConfigDict:
-        return Fields(value)
+        return Fields(value)  # pyrefly: ignore[bad-argument-type]: its class says Mapping only
     return value
 
 

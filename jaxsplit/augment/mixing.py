@@ -60,7 +60,7 @@ def cutmix(
     was cut off at the border, not that of the draw. Arguments, results and errors as `mixup`, with
     the box drawn from `lam_key`, too.
     """
-    lam, keep = _kept_pixels(lam_key, views.shape[2:4], alpha)
+    lam, keep = _kept_pixels(lam_key, (views.shape[2], views.shape[3]), alpha)
     return (*mix(views, labels, keep, _permutation(perm_key, labels)), lam)
 
 
@@ -97,7 +97,7 @@ def mixup_or_cutmix(
         return cutmix(lam_key, perm_key, views, labels, cutmix_alpha)
     choice_key, mixup_key, cutmix_key = jax.random.split(lam_key, 3)
     lam = _lambda(mixup_key, mixup_alpha, "mixup")
-    kept, keep = _kept_pixels(cutmix_key, views.shape[2:4], cutmix_alpha)
+    kept, keep = _kept_pixels(cutmix_key, (views.shape[2], views.shape[3]), cutmix_alpha)
     cut = jax.random.bernoulli(choice_key, switch)
     weight = jnp.where(cut, keep, lam)  # one blend serves both
     permutation = _permutation(perm_key, labels)

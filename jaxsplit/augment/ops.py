@@ -15,6 +15,7 @@ import numpy as np
 from jaxsplit.errors import ConfigError
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
+KeylessOp = Callable[[jax.Array | None, jax.Array], jax.Array]  # an Op that draws nothing
 
 _EXACT = dict(precision=jax.lax.Precision.HIGHEST)  # else TPUs and GPUs round pixels to bfloat16
 
@@ -130,7 +131,7 @@ def random_flip() -> Op:
     return op
 
 
-def normalize(mean: Sequence[float], std: Sequence[float]) -> Op:
+def normalize(mean: Sequence[float], std: Sequence[float]) -> KeylessOp:
     """(image / 255 - mean) / std in float32, as one multiply-add a pixel; the key is ignored.
 
     Args:
@@ -149,7 +150,7 @@ def normalize(mean: Sequence[float], std: Sequence[float]) -> Op:
     scale = (1 / (255 * std64)).astype(np.float32)
     shift = (-mean64 / std64).astype(np.float32)
 
-    def op(key: jax.Array, image: jax.Array) -> jax.Array:
+    def op(key: jax.Array | None, image: jax.Array) -> jax.Array:
         del key
         if image.shape[-1] != len(scale):
             raise ValueError(f"normalize: {len(scale)} channels of mean, image is {image.shape}")

@@ -104,7 +104,7 @@ def select(
 def apply(
     image: jax.Array,
     p: Params,
-    fill: Sequence[int],
+    fill: Sequence[int] | np.ndarray,
     branches: Collection[int] = range(6),
     choose: Choose = select,
 ) -> jax.Array:
@@ -122,11 +122,11 @@ def apply(
     """
     if image.shape[-1] not in (1, 3):
         raise ValueError(f"augment.pixels: image is {image.shape}, needs 1 or 3 channels")
-    fill = np.asarray(fill, np.uint8).reshape(1, 1, -1)
+    colour = np.asarray(fill, np.uint8).reshape(1, 1, -1)
     calls = {
         POINT: _point,
-        NEAREST: functools.partial(_nearest, fill=fill),
-        FILTERED: functools.partial(_filtered, fill=fill),
+        NEAREST: functools.partial(_nearest, fill=colour),
+        FILTERED: functools.partial(_filtered, fill=colour),
         BLEND: functools.partial(_blend, choose=choose),
         LOOKUP: functools.partial(_lookup, choose=choose),
     }

@@ -202,7 +202,7 @@ def autoaugment(name: str, *, channels: int = 3, nearest: bool = False) -> Op:
     probs = np.asarray([[p for _, p, _ in pair] for pair in subpolicies(name)], np.float32)
 
     def op(key: jax.Array, image: jax.Array) -> jax.Array:
-        table = autoaugment_table(name, image.shape[:2], nearest=nearest)
+        table = autoaugment_table(name, (image.shape[0], image.shape[1]), nearest=nearest)
         u = jax.random.uniform(key, (5,))
         chosen = (u[0] * len(probs)).astype(jnp.int32)
         applied = u[1:3] < jnp.asarray(probs)[chosen]
@@ -322,7 +322,7 @@ def randaugment(settings: RandAugment, mean: Sequence[float], *, nearest: bool =
                 chosen,
                 level,
                 jnp.where(sign < 0.5, 1, -1),
-                image.shape[:2],
+                (image.shape[0], image.shape[1]),
                 interpolation=None if nearest else (cubic < 0.5).astype(jnp.int32),
                 increasing=settings.increasing,
             )
@@ -390,7 +390,7 @@ def randaugment_params(
 
 
 def _apply_all(
-    image: jax.Array, drawn: Params, fill: Sequence[int], branches: Sequence[int]
+    image: jax.Array, drawn: Params, fill: Sequence[int] | np.ndarray, branches: Sequence[int]
 ) -> jax.Array:
     """Runs the ops of `drawn`, whose leaves have a leading axis, one after the other."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxsplit.checkpoints import checksums, orbax_log
 from jaxsplit.errors import ConfigError, DamagedError
@@ -43,7 +44,7 @@ def named_errors(path: pathlib.Path) -> Iterator[None]:
 def text(path: pathlib.Path, item: str) -> dict:
     """An item that is kept as JSON."""
     file = "metrics" if item == "metrics" else None
-    return ocp.JsonCheckpointHandler(file).restore(path / item)
+    return dict(ocp.JsonCheckpointHandler(file).restore(epath.Path(path / item)))
 
 
 def sums_of(arrays: dict[str, Any], texts: dict[str, dict]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import math
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from jaxsplit.data import holdout, prepared
 from jaxsplit.data.arrays import (
@@ -106,7 +107,7 @@ class Source:
     test_splits: tuple[str, ...] = ("test",)
     may_lack_test: bool = False
 
-    def __call__(self, data_config: Any) -> Dataset:
+    def __call__(self, data_config: ConfigDict) -> Dataset:
         """The data set, nothing held out. <data.dir>/<name>.npz is used first where it exists."""
         npz = _npz(self.name, data_config.dir)
         if npz is not None:
@@ -143,15 +144,17 @@ class Source:
         )
 
 
-def _read_digits(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
+def _read_digits(source: Source, data_config: ConfigDict, shape: tuple[int, int, int]) -> _Splits:
     return read_digits()
 
 
-def _read_synthetic(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
+def _read_synthetic(
+    source: Source, data_config: ConfigDict, shape: tuple[int, int, int]
+) -> _Splits:
     return read_synthetic(shape[0])
 
 
-def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]) -> _Splits:
+def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, int, int]) -> _Splits:
     """Data that tfds prepared: decoded into memory if it may lie on the device, else left there."""
     name = source.name
     builder = prepared.open_builder(name, data_config)
@@ -187,10 +190,13 @@ def _read_prepared(source: Source, data_config: Any, shape: tuple[int, int, int]
         train, test = holdout.test_part(train, data_config.test_share, name, names)
     if whole is None or not _resident(data_config, len(train), shape):
         return train, test
-    return tuple(prepared.read_all(part, data_config.threads) for part in (train, test))
+    return (
+        prepared.read_all(train, data_config.threads),
+        prepared.read_all(test, data_config.threads),
+    )
 
 
-def _resident(data_config: Any, count: int, shape: tuple[int, int, int]) -> bool:
+def _resident(data_config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
     """Whether `count` images of `shape` lie on the device whole."""
     if data_config.resident == "auto":
         return count * math.prod(shape) <= data_config.resident_limit * 2**20
@@ -259,7 +265,7 @@ _OTHER_MEAN = {3: (0.485, 0.456, 0.406), 1: (0.5,)}
 _OTHER_STD = {3: (0.229, 0.224, 0.225), 1: (0.5,)}
 
 
-def source(data_config: Any) -> Source:
+def source(data_config: ConfigDict) -> Source:
     """What is known of the data set `data_config.name` without reading its examples.
 
     Of a name in DATASETS nothing is read at all; of another the labels and shapes of
@@ -273,7 +279,7 @@ def source(data_config: Any) -> Source:
     """
     name = data_config.name
     known = DATASETS[name] if name in DATASETS else _other_source(data_config)
-    given = {}
+    given: dict[str, tuple[float, ...]] = {}
     for field in ("mean", "std"):
         if values := tuple(data_config[field]):
             channels = known.image_shape[2]
@@ -286,7 +292,7 @@ def source(data_config: Any) -> Source:
                     f"{name!r}, or empty"
                 )
             given[field] = tuple(map(float, values))
-    return replace(known, **given)
+    return replace(known, mean=given.get("mean", known.mean), std=given.get("std", known.std))
 
 
 def _npz(name: str, data_dir: str) -> pathlib.Path | None:
@@ -297,7 +303,7 @@ def _npz(name: str, data_dir: str) -> pathlib.Path | None:
     return path if path.exists() else None
 
 
-def _other_source(data_config: Any) -> Source:
+def _other_source(data_config: ConfigDict) -> Source:
     name, size = data_config.name, data_config.image_size
     npz = _npz(name, data_config.dir)
     if npz is not None:
@@ -311,18 +317,17 @@ def _other_source(data_config: Any) -> Source:
             f"data.dir={data_config.dir}; {prepared.how_to_prepare(name, data_config.dir)}, or put "
             f"a {name}.npz with the arrays {', '.join(NPZ_KEYS)} there"
         )
-    num_classes, shape = prepared.describe(builder, name)
-    one_size = None not in shape
+    num_classes, (height, width, channels) = prepared.describe(builder, name)
+    one_size = height is not None and width is not None
     if not one_size and size < _MIN_CROP:
         raise ConfigError(
             f"data.image_size={size}: must be at least {_MIN_CROP}, as the images of {name!r} vary "
             "in size"
         )
-    channels = shape[2]
     return Source(
         name,
         num_classes,
-        shape if one_size else (size, size, channels),
+        (height, width, channels) if one_size else (size, size, channels),
         _OTHER_MEAN[channels],
         _OTHER_STD[channels],
         _read_prepared,
@@ -333,7 +338,7 @@ def _other_source(data_config: Any) -> Source:
     )
 
 
-def load(data_config: Any, *, seed_split: int = 0) -> Dataset:
+def load(data_config: ConfigDict, *, seed_split: int = 0) -> Dataset:
     """The data set `data_config.name`, with `data_config.validation` of its training part held out.
 
     Args:

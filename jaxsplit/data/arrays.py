@@ -112,7 +112,7 @@ def read_digits() -> tuple[Arrays, Arrays]:
             "data.name='digits': needs scikit-learn, or a digits.npz in data.dir with the arrays "
             + ", ".join(NPZ_KEYS)
         ) from error
-    bunch = load_digits()
+    bunch: Any = load_digits()  # its fields have no types
     images = np.round(bunch.images * 255 / 16).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
     train, test = train_test_split(

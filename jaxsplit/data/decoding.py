@@ -48,7 +48,7 @@ def _by_format(data: bytes, channels: int) -> np.ndarray | None:
 
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_claim(width, height)
+            _check_claim(int(width), int(height))
             # CMYK is left to Pillow, which knows that Adobe stores it inverted.
             if colours not in ("CMYK", "YCCK"):
                 return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
@@ -109,13 +109,14 @@ def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int
     Raises:
       Exception: as `decode`.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             (width, height), form = image.size, image.format
             turned = orientation(data, image)
-            if form == "TIFF":  # of which some versions of Pillow give the turned size
+            # Of a TIFF some versions of Pillow give the turned size.
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
                 width, height = image.tag_v2[256], image.tag_v2[257]
             channels = 1 if image.mode in GRAY_MODES else 3
             check_mode(image)
@@ -126,7 +127,7 @@ def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int
     if decode_all:
         decode(data, channels)
     else:
-        end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form, b"")
+        end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form or "", b"")
         if end not in data:
             raise ValueError("ends too early")
     return (height, width, channels), turned > 1
@@ -160,7 +161,7 @@ def orientation(data: bytes, image: Any = None) -> int:
         exif = image.info.get("exif") or b""
         exif = exif.removeprefix(b"Exif\0\0")
         found = _of_tiff(exif, 0, len(exif))
-    return found if found in range(1, 9) else 1
+    return found if found is not None and found in range(1, 9) else 1
 
 
 def _jpeg_exif(data: bytes) -> tuple[bytes, int, int]:

@@ -12,7 +12,7 @@ a stream: both give the same batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from jaxsplit.data import Dataset
 
 _ORDER, _CROPS = 0, 1  # what a random generator is for
-_BAD = "bad"  # in a batch on its way out of a thread: a line for each bad record
+# A batch as a thread makes it, and a line for each bad record.
+_Made = tuple[dict[str, np.ndarray], list[str]]
+Batches = Generator[dict[str, np.ndarray], None, None]
 _FOREVER = 2**62  # steps
 _BAD_IN_A_ROW = 100  # records; then it is not a record that is bad but the data
 
@@ -43,7 +45,7 @@ class TrainFeed:
     steps_per_epoch: int
     resident: Arrays | None
     cropped: bool
-    _make: Callable[[int], Iterator[dict[str, np.ndarray]]] = field(repr=False)
+    _make: Callable[[int], Batches] = field(repr=False)
     _skipped: Skipped = field(repr=False)
 
     @property
@@ -54,7 +56,7 @@ class TrainFeed:
         """
         return self._skipped.count
 
-    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, start_step: int) -> Batches:
         """Batches start_step, start_step + 1, ... without end (b = batch_size / process_count).
 
         Resident: {"index": int32[b]}. Cropped: {"images": uint8[S, b, H, W, C], "labels":
@@ -121,7 +123,7 @@ def train_feed(
         epoch, k = divmod(step, steps_per_epoch)
         return epoch, range(k * batch_size + rows.start, k * batch_size + rows.stop)
 
-    def array_batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def array_batches(split: Arrays, start_step: int) -> Batches:
         step = start_step
         while True:
             epoch, where = positions(step)
@@ -136,11 +138,9 @@ def train_feed(
                 yield {"images": split.images[index], "labels": split.labels[index]}
             step += 1
 
-    def read(i: int) -> tuple[np.ndarray, int]:
-        return split.read(i, dataset.image_shape[2])
-
-    def image_batch(step: int) -> dict[str, np.ndarray]:
+    def image_batch(split: Stream, step: int) -> _Made:
         height, width, channels = dataset.image_shape
+        read = functools.partial(split.read, channels=channels)
         epoch, where = positions(step)
         views = (num_views,) if cropped else ()
         images = np.empty((*views, len(where), height, width, channels), np.uint8)
@@ -153,16 +153,18 @@ def train_feed(
                 random_crops(image, images[:, b], rng, scale_min)
             else:
                 images[b] = image
-        return {"images": images, "labels": labels, _BAD: bad}
+        return {"images": images, "labels": labels}, bad
 
     if isinstance(split, Arrays):
         resident = split if dataset.resident else None
-        return TrainFeed(steps_per_epoch, resident, False, array_batches, skipped)
+        batches = functools.partial(array_batches, split)
+        return TrainFeed(steps_per_epoch, resident, False, batches, skipped)
+    make = functools.partial(image_batch, split)
     return TrainFeed(
         steps_per_epoch,
         None,
         cropped,
-        lambda start: _in_threads(image_batch, skipped, start, _FOREVER, threads),
+        lambda start: _in_threads(make, skipped, start, _FOREVER, threads),
         skipped,
     )
 
@@ -244,45 +246,55 @@ def eval_batches(
         raise ConfigError(f"image_shape={image_shape}: must be {own}")
     height, width, channels = image_shape
 
-    def batch(k: int) -> dict[str, np.ndarray]:
-        images = np.zeros((len(rows), height, width, channels), np.uint8)
-        labels, mask = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
+    def empty(k: int) -> tuple[dict[str, np.ndarray], int, int]:
+        """(batch k of padding only, its first example here, its examples here)."""
         first = k * batch_size + rows.start
-        count = max(0, min(len(rows), len(split) - first))
-        if isinstance(split, Arrays):
-            images[:count] = split.images[first : first + count]
-            labels[:count] = split.labels[first : first + count]
-            mask[:count] = 1
-            bad_rows = [b for b in range(count) if first + b in split.bad] if split.bad else []
-            for array in (images, labels, mask):
-                array[bad_rows] = 0
-            if bad_rows:
-                split.skipped.add([split.bad[first + b] for b in bad_rows])
-            return {"images": images, "labels": labels, "mask": mask}
+        batch = {
+            "images": np.zeros((len(rows), height, width, channels), np.uint8),
+            "labels": np.zeros(len(rows), np.int32),
+            "mask": np.zeros(len(rows), np.float32),
+        }
+        return batch, first, max(0, min(len(rows), len(split) - first))
+
+    def of_arrays(split: Arrays, k: int) -> dict[str, np.ndarray]:
+        batch, first, count = empty(k)
+        batch["images"][:count] = split.images[first : first + count]
+        batch["labels"][:count] = split.labels[first : first + count]
+        batch["mask"][:count] = 1
+        bad_rows = [b for b in range(count) if first + b in split.bad] if split.bad else []
+        for array in batch.values():
+            array[bad_rows] = 0
+        if bad_rows and split.skipped is not None:
+            split.skipped.add([split.bad[first + b] for b in bad_rows])
+        return batch
+
+    def of_stream(split: Stream, k: int) -> _Made:
+        batch, first, count = empty(k)
         bad: list[str] = []
         for b in range(count):
             try:
-                images[b], labels[b] = split.read_eval(first + b, image_shape)
-                mask[b] = 1
+                image, label = split.read_eval(first + b, image_shape)
+                batch["images"][b], batch["labels"][b], batch["mask"][b] = image, label, 1
             except BadRecordError as error:
                 if split.skipped is None:
                     raise
                 bad.append(str(error))
-        return {"images": images, "labels": labels, "mask": mask, _BAD: bad}
+        return batch, bad
 
     total = num_eval_batches(split, batch_size=batch_size)
     if isinstance(split, Arrays):
-        return map(batch, range(total))
-    return _in_threads(batch, split.skipped, 0, total, threads)
+        return map(functools.partial(of_arrays, split), range(total))
+    make = functools.partial(of_stream, split)
+    return _in_threads(make, split.skipped, 0, total, threads)
 
 
 def _in_threads(
-    make: Callable[[int], dict[str, Any]],
+    make: Callable[[int], _Made],
     skipped: Skipped | None,
     start: int,
     stop: int,
     threads: int,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """make(start), ..., make(stop - 1) in order, made ahead by threads of Grain.
 
     `skipped` counts the bad records of a batch when it is taken, so that how far the threads are
@@ -290,7 +302,7 @@ def _in_threads(
     """
     import grain
 
-    def attempt(k: int) -> dict[str, Any] | ConfigError:
+    def attempt(k: int) -> _Made | ConfigError:
         try:
             return make(k)
         except ConfigError as error:
@@ -299,10 +311,11 @@ def _in_threads(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     made = iter(grain.MapDataset.range(start, stop).map(attempt).to_iter_dataset(options))
     try:
-        for batch in made:
-            if isinstance(batch, ConfigError):
-                raise batch
-            if bad := batch.pop(_BAD):
+        for result in made:
+            if isinstance(result, ConfigError):
+                raise result
+            batch, bad = result
+            if bad and skipped is not None:
                 skipped.add(bad)
             yield batch
     finally:

@@ -52,14 +52,14 @@ def validation_part(
     """
     cropped = isinstance(train, Stream) and train.shape is None
     labels = None
-    if not (cropped and known):
-        labels = train.labels() if isinstance(train, Stream) else train.labels
-    if cropped:
+    if cropped and known:
         kept, held = _random(len(train), share, seed)
-        if labels is not None:
-            kept, held = _give_back(labels, kept, held)
     else:
-        kept, held = stratified_holdout(labels, share, seed)
+        labels = train.labels() if isinstance(train, Stream) else train.labels
+        if cropped:
+            kept, held = _give_back(labels, *_random(len(train), share, seed))
+        else:
+            kept, held = stratified_holdout(labels, share, seed)
     if not len(kept) or not len(held):
         raise ConfigError(
             f"data.validation={share}: holds out {len(held)} of {len(train)} training examples, "

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxsplit.data import feature_classes
 from jaxsplit.data.arrays import NPZ_KEYS, Arrays
@@ -79,7 +80,7 @@ def find(name: str, data_dir: str) -> pathlib.Path | None:
     return None
 
 
-def find_builder(name: str, data_config: Any) -> Any:
+def find_builder(name: str, data_config: ConfigDict) -> Any:
     """The tfds builder of what is prepared in data.dir; None where nothing is.
 
     With data.download it is, where nothing is prepared, that of tfds's own data set `name`, not yet
@@ -125,7 +126,7 @@ def find_builder(name: str, data_config: Any) -> Any:
         raise _not_downloaded(name, data_dir, error) from error
 
 
-def open_builder(name: str, data_config: Any) -> Any:
+def open_builder(name: str, data_config: ConfigDict) -> Any:
     """The tfds builder of a prepared data set, downloaded first where data.download asks for it.
 
     Raises:
@@ -196,14 +197,13 @@ def describe(builder: Any, name: str) -> tuple[int, tuple[int | None, int | None
             f"data.name={name!r}: has one class, must have at least two; is what was prepared one "
             "level too deep?"
         )
-    fine = (
+    if not (
         isinstance(image, tfds.features.Image)
         and image.np_dtype == np.uint8
         and image.shape[-1] in (1, 3)
         and isinstance(label, tfds.features.ClassLabel)
-        and bool(label.num_classes)
-    )
-    if not fine:
+        and label.num_classes
+    ):
         has = ", ".join(f"{key}: {value}" for key, value in sorted(features.items()))
         raise ConfigError(
             f"data.name={name!r}: has the features {has or 'none'}".replace("\n", " ")
@@ -225,7 +225,7 @@ def class_names(name: str, data_dir: str, num_classes: int) -> tuple[str, ...]:
 def open_split(
     builder: Any,
     name: str,
-    data_config: Any,
+    data_config: ConfigDict,
     splits: tuple[str, ...],
     *,
     num_classes: int,
@@ -273,9 +273,12 @@ def read_all(stream: Stream, threads: int) -> Arrays:
     Raises:
       BadRecordError: a record is bad and is not to be skipped; the first of them.
       ConfigError: no record is good.
+      ValueError: the images vary in shape.
     """
-    count, channels = len(stream), stream.shape[2]
-    images = np.zeros((count, *stream.shape), np.uint8)
+    if (shape := stream.shape) is None:
+        raise ValueError(f"{stream.name}: shape=None: must be that of every image")
+    count, channels = len(stream), shape[2]
+    images = np.zeros((count, *shape), np.uint8)
     labels = np.full(count, -1, np.int32)
 
     def read(some: range) -> dict[int, str]:

@@ -110,7 +110,7 @@ class Stream:
                 raise
             except Exception:  # one of them is bad; which, is seen one by one
                 pass
-        found = []
+        found: list[dict | BadRecordError] = []
         for i in positions:
             try:
                 found.append(self._example(i))
@@ -131,8 +131,10 @@ class Stream:
             )
         return label
 
-    def image(self, i: int, example: dict, channels: int) -> np.ndarray:
+    def image(self, i: int, example: "dict | BadRecordError", channels: int) -> np.ndarray:
         """uint8[H, W, channels] of example i, which is `example`; raises as `read`."""
+        if isinstance(example, BadRecordError):
+            raise example
         with self._must(i, example, "cannot be decoded", "an image"):
             image = decode(example["image"], channels)
         if self.shape is not None and image.shape != self.shape:
@@ -244,7 +246,7 @@ def random_crops(
     cv2 = decoding.cv2()
     size = (out.shape[2], out.shape[1])
     for view in out:
-        top, left, h, w = random_box(rng, *image.shape[:2], scale_min)
+        top, left, h, w = random_box(rng, image.shape[0], image.shape[1], scale_min)
         shrink = math.sqrt(h * w / (size[0] * size[1]))
         crop = image[top : top + h, left : left + w]
         if shrink <= _CUBIC_UP_TO:

@@ -51,7 +51,7 @@ def evaluate(
         process_count=parts,
         threads=threads,
     )
-    totals: dict[str, np.ndarray] = {}
+    totals: dict[str, np.float64] = {}
     pending = None
     for batch in batches:
         sums = eval_step(variables, sharding.put_local(batch, sharding.batch))
@@ -71,6 +71,6 @@ def evaluate(
     return {name: float(total) / count for name, total in totals.items()} | {"count": count}
 
 
-def _add(totals: dict[str, np.ndarray], sums: dict[str, jax.Array] | None) -> None:
+def _add(totals: dict[str, np.float64], sums: dict[str, jax.Array] | None) -> None:
     for name, value in jax.device_get(sums or {}).items():
         totals[name] = totals.get(name, np.float64(0.0)) + np.float64(value)

@@ -4,6 +4,7 @@ Every process calls `initialize` before any computation. All other functions als
 one process.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -73,12 +74,11 @@ def initialize(
             return _initialize_in_cluster(timeout)
         if given["num_processes"] is None and given["process_id"] is None:
             return  # an address alone does not describe a run of several processes
-    _check(given)
-    count, index = int(given["num_processes"]), int(given["process_id"])
-    rendezvous.meet(given["coordinator"], count, index, timeout)
+    address, count, index = _checked(given)
+    rendezvous.meet(address, count, index, timeout)
     _meet(
-        f"process {index}: waiting for all {count} processes at {given['coordinator']}",
-        coordinator_address=given["coordinator"],
+        f"process {index}: waiting for all {count} processes at {address}",
+        coordinator_address=address,
         num_processes=count,
         process_id=index,
         cluster_detection_method="deactivate",
@@ -164,26 +164,32 @@ def _meet(notice: str, **options) -> None:
         line.cancel()
 
 
-def _check(given: Mapping[str, str | int | None]) -> None:
+def _checked(given: Mapping[str, str | int | None]) -> tuple[str, int, int]:
+    """(address of the coordinator, number of processes, number of this one)."""
     missing = [name for name, value in given.items() if value is None]
     if missing:
         have = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
         raise ConfigError(f"{missing[0]}: must be given, too, with {have}")
-    for name, least in (("num_processes", 1), ("process_id", 0)):
-        try:
-            fine = int(given[name]) >= least
-        except ValueError:
-            fine = False
-        if not fine:
-            raise ConfigError(f"{name}={given[name]}: must be a number from {least}")
-    count = int(given["num_processes"])
-    if int(given["process_id"]) >= count:
+    count, index = (
+        _number(name, given[name], least)
+        for name, least in (("num_processes", 1), ("process_id", 0))
+    )
+    if index >= count:
         raise ConfigError(
             f"process_id={given['process_id']}: must be 0 to {count - 1} with num_processes={count}"
         )
-    host, _, port = given["coordinator"].rpartition(":")
+    address = str(given["coordinator"])
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(f"coordinator={given['coordinator']!r}: must be host:port, as node1:1234")
+    return address, count, index
+
+
+def _number(name: str, value: str | int | None, least: int) -> int:
+    with contextlib.suppress(ValueError):
+        if value is not None and int(value) >= least:
+            return int(value)
+    raise ConfigError(f"{name}={value}: must be a number from {least}")
 
 
 def check_same(values: Mapping[str, object]) -> None:
@@ -260,7 +266,7 @@ def _mark(path: pathlib.Path, token: int) -> pathlib.Path:
     return path / f".seen-{token:x}"
 
 
-def broadcast(value):
+def broadcast(value: Any) -> Any:
     """Broadcasts process 0's JSON value. Collective."""
     if jax.process_count() == 1:
         return value

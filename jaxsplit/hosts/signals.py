@@ -15,12 +15,15 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn, Self
 
 from jaxsplit.errors import Stopped
 
 # 75 is EX_TEMPFAIL, "try again", on which schedulers requeue; 130 is what shells give to Ctrl-C.
 # SIGHUP means a closed terminal or connection: handled as SIGTERM, but ignored under nohup.
+_Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` gives it
 STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGHUP: 75}
 AGAIN = "the same command resumes from there"
 _early: list[socket.socket] = []  # kept open
@@ -63,7 +66,7 @@ class Stop:
         self._asked: signal.Signals | None = None
         self._requested = False
         self._held = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
@@ -78,7 +81,7 @@ class Stop:
         self._watcher.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._before:
             return
         signal.set_wakeup_fd(self._wakeup)
@@ -126,7 +129,7 @@ class Stop:
         self._asked = signal.SIGINT if interrupted else signal.SIGTERM
         return True
 
-    def stopped(self, text: str) -> BaseException:
+    def stopped(self, text: str) -> Stopped | KeyboardInterrupt:
         """The exception to raise when everything is saved; `text` says what is saved."""
         if self._requested and self._asked is None:
             return Stopped(f"stopped by request: {text}", STATUS[signal.SIGTERM])
@@ -135,10 +138,11 @@ class Stop:
     def _raise_if_asked(self) -> None:
         if self._asked is not None or self._requested:
             stopped = self.stopped(f"nothing was under way that is not saved; {AGAIN}")
-            stopped.together = False  # other processes may not know of the signal
+            if isinstance(stopped, Stopped):
+                stopped.together = False  # other processes may not know of the signal
             raise stopped
 
-    def _handle(self, signum: int, _) -> None:
+    def _handle(self, signum: int, _: FrameType | None) -> None:
         if signum == signal.SIGHUP:
             _survive_a_closed_terminal()
         first, self._asked = self._asked is None, self._asked or signal.Signals(signum)
@@ -152,7 +156,7 @@ class Stop:
         while True:
             ready, _, _ = select.select([self._reader], [], [], timeout)
             if not ready:
-                if not self._held:
+                if asked is not None and not self._held:
                     _end(asked)
                 timeout = None
                 continue
@@ -217,11 +221,11 @@ class Interrupt(Stop):
                 self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._handle)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
-    def stopped(self, text: str) -> BaseException:
+    def stopped(self, text: str) -> Stopped | KeyboardInterrupt:
         # In a run of several processes jax reports SIGTERM, and this object handles nothing.
         return KeyboardInterrupt(text) if self._before else super().stopped(text)
 
@@ -229,7 +233,7 @@ class Interrupt(Stop):
         if self._asked is not None:
             raise KeyboardInterrupt
 
-    def _handle(self, signum: int, _) -> None:
+    def _handle(self, signum: int, _: FrameType | None) -> None:
         first, self._asked = self._asked is None, signal.Signals(signum)
         if not (first and self._held):
             raise KeyboardInterrupt

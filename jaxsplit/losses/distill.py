@@ -12,11 +12,11 @@ gradients are finite for any finite logits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from ml_collections import ConfigDict
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.models.layers import widen
@@ -159,7 +159,7 @@ class Distill:
             return jnp.zeros(1, widen(logits).dtype)
         if self.loss != "kl":
             rolled = [self(logits, jnp.roll(logits, -i, 0), labels) for i in range(1, networks)]
-            return sum(rolled) / (networks - 1)
+            return jnp.asarray(sum(rolled)) / (networks - 1)
         if self.standardize:
             logits = standardize(logits)
         # For one network the targets enter linearly: their sum replaces the loop over pairs.
@@ -171,7 +171,7 @@ class Distill:
         return self.weight * self.temperature**2 * own.mean(-1) / (networks - 1)
 
 
-def make(config: Any, default_temperature: float) -> Distill:
+def make(config: ConfigDict, default_temperature: float) -> Distill:
     """The loss that `config.distill` describes.
 
     Args:
@@ -248,7 +248,7 @@ def _to_each(distance: Callable[[Array], Array], logits: Array) -> Array:
         return jnp.zeros((), p.dtype)
     fixed = jax.lax.stop_gradient(p)
     rolled = (distance(p - jnp.roll(fixed, -i, 0)) for i in range(1, networks))
-    return sum(rolled).mean((1, 2)).sum() / (networks - 1)
+    return jnp.asarray(sum(rolled)).mean((1, 2)).sum() / (networks - 1)
 
 
 def _to_mean(distance: Callable[[Array], Array], logits: Array) -> Array:

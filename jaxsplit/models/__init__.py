@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import (
@@ -24,9 +25,9 @@ from jaxsplit.models import (
     senet,
     shake_shake,
 )
-from jaxsplit.models.family import Family
+from jaxsplit.models.family import AnySpec, Family, ModuleFields, Spec
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, Family[Any]] = {
     "resnet": resnet.FAMILY,
     "senet": senet.FAMILY,
     "resnest": resnest.FAMILY,
@@ -42,8 +43,8 @@ FAMILIES: dict[str, Family] = {
 
 
 def register(
-    spec: Any,
-    divide: Callable[[Any, int], Any],
+    spec: AnySpec,
+    divide: Callable[[AnySpec, int], AnySpec],
     build: Callable[..., nn.Module],
     *,
     num_stages: int = 0,
@@ -71,7 +72,7 @@ def register(
         raise ValueError(f"arch={spec.arch!r}: splits={spec.splits} must hold 1, the undivided")
     key = f"own/{spec.arch}"  # arch may be called as a family is
     # Registering again is what running a notebook's cell again does.
-    if key not in FAMILIES and _find(spec.arch)[1] is not None:
+    if key not in FAMILIES and _find(spec.arch) is not None:
         raise ValueError(f"arch={spec.arch!r}: there is one of that name already")
     FAMILIES[key] = Family({spec.arch: spec}, divide, build, num_stages=lambda _: num_stages)
 
@@ -83,7 +84,7 @@ def names() -> list[str]:
     ]
 
 
-def divided(arch: str, num_networks: int):
+def divided(arch: str, num_networks: int) -> Spec:
     """The Spec of one of the S networks that replace `arch`.
 
     Raises:
@@ -97,23 +98,30 @@ def divided(arch: str, num_networks: int):
 
 
 def build(
-    spec, num_classes: int, *, axis_name: str | None = None, dtype=None, remat: tuple[str, ...] = ()
+    spec: Spec,
+    num_classes: int,
+    *,
+    axis_name: str | None = None,
+    dtype: DTypeLike | None = None,
+    remat: tuple[str, ...] = (),
 ) -> nn.Module:
     """The Linen module of a Spec: images float[B, H, W, C] -> (logits float[B, K], features).
 
     `remat`: of `remat_stages`; a backbone that has not heard of it is built without.
     """
     family, _ = known(spec.arch)
-    fields = dict(remat=remat) if remat else {}
-    return family.build(spec, num_classes, axis_name=axis_name, dtype=dtype, **fields)
+    fields: ModuleFields = {"axis_name": axis_name, "dtype": dtype}
+    if remat:
+        fields["remat"] = remat
+    return family.build(spec, num_classes, **fields)
 
 
-def _stages(spec: Any) -> tuple[str, ...]:
+def _stages(spec: Spec) -> tuple[str, ...]:
     family, _ = known(spec.arch)
     return tuple(f"stage{i + 1}" for i in range(family.num_stages(spec)))
 
 
-def remat_stages(spec, text: str) -> tuple[str, ...]:
+def remat_stages(spec: Spec, text: str) -> tuple[str, ...]:
     """Names of the stages to recompute: '' none, 'all', or some of them, as 'stage1,stage2'.
 
     Raises:
@@ -135,7 +143,7 @@ def remat_stages(spec, text: str) -> tuple[str, ...]:
     return tuple(stage for stage in stages if stage in chosen)
 
 
-def trunk_stage(spec, text: str, *, default: bool = False) -> str:
+def trunk_stage(spec: Spec, text: str, *, default: bool = False) -> str:
     """The last stage of a trunk that several networks of a Spec share; '' where they share none.
 
     Args:
@@ -175,24 +183,23 @@ def in_trunk(layer: str, stage: str) -> bool:
     return int(match[1]) + (match[2] == "transition") <= last
 
 
-def _find(arch: str) -> tuple[Family | None, Any]:
+def _find(arch: str) -> tuple[Family[Any], Spec] | None:
     for family in FAMILIES.values():
         if (spec := family.find(arch)) is not None:
             return family, spec
-    return None, None
+    return None
 
 
-def known(arch: str) -> tuple[Family, Any]:
+def known(arch: str) -> tuple[Family[Any], Spec]:
     """(family, undivided Spec) of a name.
 
     Raises:
       ConfigError: there is none; names the nearest three.
     """
-    family, spec = _find(arch)
-    if spec is None:
+    if (found := _find(arch)) is None:
         near = sorted(names(), key=lambda name: _distance(name, arch))[:3]
         raise ConfigError(f"arch={arch!r}: unknown; nearest are {', '.join(near)}")
-    return family, spec
+    return found
 
 
 def _distance(name: str, wanted: str) -> tuple[float, bool, float]:

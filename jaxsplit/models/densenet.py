@@ -7,16 +7,18 @@ those of divide and co-training (2011.14660), appendix.
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family
+from jaxsplit.models.family import Family, ModuleFields
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
     Dtype,
+    Norm,
     avg_pool_2x2,
     block_class,
     classify,
@@ -91,7 +93,7 @@ class DenseLayer(nn.Module):
     growth: int
     bottleneck: bool
     shake_drop: float
-    norm: type[BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
@@ -109,7 +111,7 @@ class Transition(nn.Module):
     """BN, ReLU, 1x1, 2x2 mean: float[B, H, W, C] -> float[B, H // 2, W // 2, features]."""
 
     features: int
-    norm: type[BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
@@ -139,7 +141,7 @@ class DenseNet(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         spec = self.spec
 
-        def norm(name):
+        def norm(name: str) -> BatchNorm:
             return BatchNorm(self.axis_name, dtype=self.dtype, name=name)
 
         large = spec.stem == "imagenet"
@@ -208,7 +210,7 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     }[first]
 
 
-def build(spec: Spec, num_classes: int, **fields) -> DenseNet:
+def build(spec: Spec, num_classes: int, **fields: Unpack[ModuleFields]) -> DenseNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return DenseNet(spec, num_classes, **fields)
 

@@ -12,21 +12,23 @@ same; both are kept because their outputs, and so their published weights, diffe
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Unpack
 
 from flax import linen as nn
 from jax import Array
 
 from jaxsplit.conv import Padding
-from jaxsplit.models.family import Family
+from jaxsplit.models.family import Family, ModuleFields
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
     Dtype,
+    Norm,
     SqueezeExcite,
     block_class,
-    block_place,
     classify,
+    find_block,
+    he_normal,
 )
 from jaxsplit.models.stochastic import Dropout
 
@@ -162,7 +164,7 @@ def divide(spec: Spec, num_networks: int) -> Spec:
 class ConvNorm(nn.Module):
     """Convolution, BatchNorm and, where `swish`, swish."""
 
-    norm: type[BatchNorm]
+    norm: Norm
     features: int
     kernel_size: int = 1
     stride: int = 1
@@ -180,7 +182,7 @@ class ConvNorm(nn.Module):
             groups=self.features if self.depthwise else 1,
             padding=self.padding,
             dtype=self.dtype,
-            **(dict(kernel_init=depthwise_init) if self.depthwise else {}),
+            kernel_init=depthwise_init if self.depthwise else he_normal,
             name="conv",
         )(x)
         x = self.norm(name="bn")(x, train)
@@ -190,14 +192,14 @@ class ConvNorm(nn.Module):
 class Block(nn.Module):
     """Inverted residual: 1x1 to `expansion` x channels, depthwise, squeeze-excite, 1x1 back."""
 
-    norm: type[BatchNorm]
+    norm: Norm
     features: int
     expansion: int
     kernel_size: int
     stride: int
     padding: Padding | None
     drop_path: float
-    drop_unit: str
+    drop_unit: Literal["example", "channel"]
     dtype: Dtype | None = None
 
     @nn.compact
@@ -245,7 +247,7 @@ class EfficientNet(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         spec = self.spec
 
-        def norm(name):
+        def norm(name: str) -> BatchNorm:
             # PyTorch's momentum is 0.01 in both variants.
             return BatchNorm(self.axis_name, 0.99, 1e-3, self.dtype, name=name)
 
@@ -308,7 +310,7 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     (stage2_block1, project, bn) -> _blocks.1._bn2 or mod3.block1.point_wise.norm
     """
     symmetric = spec.padding == "symmetric"
-    place = block_place(module[0])
+    place = find_block(module[0])
     if place is None:
         return TORCH_NAMES[".".join(module)][symmetric]
     stage, block = place
@@ -318,7 +320,7 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     return f"_blocks.{sum(spec.blocks[: stage - 1]) + block - 1}.{name}"
 
 
-def build(spec: Spec, num_classes: int, **fields) -> EfficientNet:
+def build(spec: Spec, num_classes: int, **fields: Unpack[ModuleFields]) -> EfficientNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return EfficientNet(spec, num_classes, **fields)
 

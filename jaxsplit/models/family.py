@@ -2,9 +2,40 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from flax import linen as nn
+from jax.typing import DTypeLike
+
+
+class Spec(Protocol):
+    """What the frozen Spec of every architecture has."""
+
+    @property
+    def arch(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """The S it can be divided in; 1, the undivided, is among them."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that it was made for, in pixels."""
+        ...
+
+
+class ModuleFields(TypedDict, total=False):
+    """What `Family.build` takes besides the Spec and the number of classes."""
+
+    axis_name: str | None  # mesh axis of synchronised BatchNorm
+    dtype: DTypeLike | None  # of computation; None: that of the images
+    remat: tuple[str, ...]  # stages to recompute in the backward pass
+
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 def _stages(spec: Any) -> int:
@@ -12,7 +43,7 @@ def _stages(spec: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(Generic[AnySpec]):
     """A family of backbones; each file of `jaxsplit/models` ends in one.
 
     specs: architecture -> the frozen Spec of the undivided network. A Spec has `arch`, `splits`
@@ -29,15 +60,15 @@ class Family:
     torch_dead: patterns of tensors there that no computation reads.
     """
 
-    specs: Mapping[str, Any]
-    divide: Callable[[Any, int], Any]
+    specs: Mapping[str, AnySpec]
+    divide: Callable[[AnySpec, int], AnySpec]
     build: Callable[..., nn.Module]
     pattern: str = ""
-    parse: Callable[[str], Any] = lambda arch: None
-    num_stages: Callable[[Any], int] = _stages
-    torch_name: Callable[[Any, tuple[str, ...]], str] | None = None
+    parse: Callable[[str], AnySpec | None] = lambda arch: None
+    num_stages: Callable[[AnySpec], int] = _stages
+    torch_name: Callable[[AnySpec, tuple[str, ...]], str] | None = None
     torch_dead: tuple[str, ...] = ()
 
-    def find(self, arch: str) -> Any:
+    def find(self, arch: str) -> AnySpec | None:
         """The undivided Spec of an architecture; None where the family has none of that name."""
         return self.specs[arch] if arch in self.specs else self.parse(arch)

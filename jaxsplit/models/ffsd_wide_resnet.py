@@ -7,12 +7,13 @@ does not divide them; here they are divided as the other Wide-ResNets.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Unpack
 
 from flax import linen as nn
 from jax import Array
 
 from jaxsplit.models import resnet
-from jaxsplit.models.family import Family
+from jaxsplit.models.family import Family, ModuleFields
 from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, block_place, classify
 from jaxsplit.models.stochastic import Dropout
 
@@ -30,16 +31,20 @@ class Spec:
     num_stages: int = 3  # whose outputs are the features `stage1` ...
 
 
-def _named(arch: str) -> Spec | None:
-    """The undivided network of that name, for any n and k of the pattern; else None."""
-    if (found := resnet.wide_name(arch, "ffsd_wide_resnet")) is None:
-        return None
-    n, k = found
+def _undivided(n: int, k: int) -> Spec:
+    arch = f"ffsd_wide_resnet{6 * n + 4}_{k}"
     return Spec(arch, n, k, dropout=0.3 if arch == "ffsd_wide_resnet28_10" else 0.0)
 
 
-_NAMES = ("16_2", "40_2", "28_10")
-SPECS: dict[str, Spec] = {s.arch: s for s in (_named(f"ffsd_wide_resnet{n}") for n in _NAMES)}
+def _named(arch: str) -> Spec | None:
+    """The undivided network of that name, for any n and k of the pattern; else None."""
+    found = resnet.wide_name(arch, "ffsd_wide_resnet")
+    return None if found is None else _undivided(*found)
+
+
+SPECS: dict[str, Spec] = {
+    spec.arch: spec for spec in (_undivided(2, 2), _undivided(6, 2), _undivided(4, 10))
+}
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
@@ -63,8 +68,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
-        def conv(name, *args):
-            return Conv(self.features, *args, use_bias=True, dtype=self.dtype, name=name)
+        def conv(name: str, kernel: int, stride: int = 1) -> Conv:
+            return Conv(self.features, kernel, stride, use_bias=True, dtype=self.dtype, name=name)
 
         y = nn.relu(BatchNorm(self.axis_name, dtype=self.dtype, name="bn1")(x, train))
         y = conv("conv1", 3)(y)
@@ -128,7 +133,7 @@ def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
     return ".".join([f"layer{stage}", str(block - 1), *rest])
 
 
-def build(spec: Spec, num_classes: int, **fields) -> WideResNet:
+def build(spec: Spec, num_classes: int, **fields: Unpack[ModuleFields]) -> WideResNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return WideResNet(spec, num_classes, **fields)
 

@@ -5,19 +5,19 @@ every convolution, two 3x3 in place of a 5x5, no auxiliary classifiers.
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family
+from jaxsplit.models.family import Family, ModuleFields
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
     Dtype,
+    Norm,
     block_class,
     block_place,
     classify,
@@ -94,7 +94,7 @@ class Inception(nn.Module):
     """Four branches side by side: float[B, H, W, C] -> float[B, H, W, sum of their widths]."""
 
     widths: Widths
-    norm: type[BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
@@ -135,7 +135,7 @@ class GoogLeNet(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, example_ids: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        def norm(name):
+        def norm(name: str) -> BatchNorm:
             return BatchNorm(self.axis_name, dtype=self.dtype, name=name)
 
         x = Conv(self.spec.stem, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
@@ -162,15 +162,15 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     stage, block = block_place(first)
     # The paper numbers its stages from 3, counting both poolings of its stem.
     inception = f"inception_{'abcde'[block - 1]}{stage + 2}"
-    branch, kind, i = re.fullmatch(r"(\w+)_(conv|bn)(\d)", rest[0]).groups()
-    index = 3 * (int(i) - 1) + (kind == "bn")  # a Sequential of conv, bn, relu ...
+    branch, layer = rest[0].split("_")
+    index = 3 * (int(layer[-1]) - 1) + layer.startswith("bn")  # a Sequential of conv, bn, relu ...
     if branch == "pool":
         return f"{inception}.branch_pool.{index + 1}"  # the pool is number 0
     size = branch.removeprefix("branch")
     return f"{inception}.branch{size}x{size}.{index}"
 
 
-def build(spec: Spec, num_classes: int, **fields) -> GoogLeNet:
+def build(spec: Spec, num_classes: int, **fields: Unpack[ModuleFields]) -> GoogLeNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return GoogLeNet(spec, num_classes, **fields)
 

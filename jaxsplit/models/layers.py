@@ -9,20 +9,22 @@ CPU backend adds bfloat16 numbers in bfloat16, which stops at a few hundred.
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxsplit import compiler
 from jaxsplit.conv import Padding, conv
 from jaxsplit.models.stochastic import Dropout
 from jaxsplit.sharding import same_axes
 
-Dtype = Any
+Dtype = DTypeLike
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 # He et al. 2015, fan-out, as both reference systems.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -138,6 +140,12 @@ class BatchNorm(nn.Module):
         return y
 
 
+class Norm(Protocol):
+    """Makes the BatchNorm of a layer of that name."""
+
+    def __call__(self, *, name: str) -> BatchNorm: ...
+
+
 def _wide(v: Array, x: Array) -> Array:
     """float[C] as an array of as many axes as `x` has: rank promotion is an error in our tests."""
     return v.reshape((1,) * (x.ndim - 1) + v.shape)
@@ -220,13 +228,13 @@ class SplitAttention(nn.Module):
 
     A 3x3 convolution makes `radix` splits of `features` channels, which are added with weights that
     sum to one: a softmax, per channel, of what two 1x1 convolutions in `groups` ("cardinality")
-    make of the mean over the map. `norm` makes a BatchNorm: (name=) -> module.
+    make of the mean over the map.
     """
 
     features: int
     radix: int
     groups: int
-    norm: Callable[..., BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
@@ -246,13 +254,24 @@ class SplitAttention(nn.Module):
         return (widen(splits) * weights).sum(3).astype(splits.dtype)
 
 
-def block_place(name: str) -> tuple[int, int] | None:
+def find_block(name: str) -> tuple[int, int] | None:
     """(stage, number in it), both from 1, of a module `stage<i>_block<j>`; None: another name."""
     match = re.fullmatch(r"stage(\d+)_block(\d+)", name)
     return (int(match[1]), int(match[2])) if match else None
 
 
-def block_class(block: type[nn.Module], stage: int, remat: Sequence[str]) -> type[nn.Module]:
+def block_place(name: str) -> tuple[int, int]:
+    """(stage, number in it), both from 1, of a module `stage<i>_block<j>`.
+
+    Raises:
+      ValueError: another name.
+    """
+    if (place := find_block(name)) is None:
+        raise ValueError(f"{name!r}: must have the form stage<i>_block<j>")
+    return place
+
+
+def block_class(block: type[AnyModule], stage: int, remat: Sequence[str]) -> type[AnyModule]:
     """`block`, called as (x, train, ...); one that recomputes where `remat` names its stage.
 
     It keeps its input only and computes the rest again in the backward pass (Chen et al. 2016,

@@ -6,16 +6,18 @@ Widths and rates after dividing: divide and co-training (2011.14660), appendix.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family
+from jaxsplit.models.family import Family, ModuleFields
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
     Dtype,
+    Norm,
     avg_pool_2x2,
     block_class,
     block_place,
@@ -75,7 +77,7 @@ class Block(nn.Module):
     width: int  # nominal
     stride: int
     rate: float
-    norm: type[BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
@@ -114,7 +116,7 @@ class PyramidNet(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         spec = self.spec
 
-        def norm(name):
+        def norm(name: str) -> BatchNorm:
             return BatchNorm(self.axis_name, dtype=self.dtype, name=name)
 
         x = Conv(spec.stem, dtype=self.dtype, name="stem_conv")(x)
@@ -145,7 +147,7 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     return f"layer{stage}.{block - 1}.{rest[0]}"
 
 
-def build(spec: Spec, num_classes: int, **fields) -> PyramidNet:
+def build(spec: Spec, num_classes: int, **fields: Unpack[ModuleFields]) -> PyramidNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return PyramidNet(spec, num_classes, **fields)
 

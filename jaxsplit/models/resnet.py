@@ -10,15 +10,17 @@ import dataclasses
 import functools
 import re
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family
+from jaxsplit.models.family import Family, ModuleFields
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
     Dtype,
+    Norm,
     SplitAttention,
     SqueezeExcite,
     avg_pool_2x2,
@@ -79,9 +81,9 @@ def _cifar_resnet(depth: int) -> Spec:
     return Spec(f"resnet{depth}", (n, n, n), 16, stem=(16,), splits=(1, 2, 4, 8, 16))
 
 
-def _imagenet_resnet(arch: str, blocks: tuple[int, ...], **fields) -> Spec:
-    fields = dict(stem=(64, 64, 128), stem_pool="padded", splits=(1, 2, 4, 8)) | fields
-    return Spec(arch, blocks, 64, **fields)
+def _imagenet_resnet(arch: str, blocks: tuple[int, ...], **fields: Any) -> Spec:
+    spec = Spec(arch, blocks, 64, stem=(64, 64, 128), stem_pool="padded", splits=(1, 2, 4, 8))
+    return dataclasses.replace(spec, **fields)
 
 
 def _cifar_resnext(groups: int, splits: tuple[int, ...]) -> Spec:
@@ -123,18 +125,22 @@ def wide_name(arch: str, prefix: str = "wide_resnet") -> tuple[int, int] | None:
     return None if n < 1 or rest else (n, int(match[2]))
 
 
-def _wide_resnet(arch: str) -> Spec | None:
-    """The undivided network `wide_resnet{6n+4}_{k}`, for any n and k; None: it is no such name."""
-    if (found := wide_name(arch)) is None:
-        return None
-    n, k = found
+def _wide_resnet(n: int, k: int) -> Spec:
+    """The undivided network `wide_resnet{6n+4}_{k}`."""
+    arch = f"wide_resnet{6 * n + 4}_{k}"
     dropout = 0.1 if arch == "wide_resnet40_10" else 0.0
     return Spec(arch, (n, n, n), 16 * k, block="basic", dropout=dropout, splits=(1, 2, 4, 8, 16))
 
 
+def _named(arch: str) -> Spec | None:
+    """`_wide_resnet` by its name, for any n and k; None: it is no such name."""
+    found = wide_name(arch)
+    return None if found is None else _wide_resnet(*found)
+
+
 SPECS |= {
-    f"wide_resnet{name}": _wide_resnet(f"wide_resnet{name}")
-    for name in ("16_8", "16_12", "28_10", "40_10", "52_8")
+    spec.arch: spec
+    for spec in (_wide_resnet(*nk) for nk in ((2, 8), (2, 12), (4, 10), (6, 10), (8, 8)))
 }
 
 # Nominal widths after dividing in S.
@@ -142,7 +148,7 @@ CIFAR_WIDTHS = {1: 16, 2: 12, 4: 8, 8: 6, 16: 4}
 IMAGENET_WIDTHS = {1: 64, 2: 44, 4: 32, 8: 24}
 
 # Published exceptions to the rules below, checked first.
-EXCEPTIONS: dict[tuple[str, int], dict] = {
+EXCEPTIONS: dict[tuple[str, int], dict[str, Any]] = {
     ("wide_resnet50_2", 2): dict(base_width=64),
     ("wide_resnet50_3", 2): dict(base_width=128),
 }
@@ -191,7 +197,7 @@ class Shortcut(nn.Module):
     kind: str  # Spec.shortcut
     features: int
     stride: int
-    norm: type[BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
@@ -327,7 +333,7 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     return ".".join((prefix, *rest))
 
 
-def build(spec: Spec, num_classes: int, **fields) -> ResNet:
+def build(spec: Spec, num_classes: int, **fields: Unpack[ModuleFields]) -> ResNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return ResNet(spec, num_classes, **fields)
 
@@ -337,6 +343,6 @@ FAMILY = Family(
     divide=divide,
     build=build,
     pattern="wide_resnet{6n+4}_{k}",
-    parse=_wide_resnet,
+    parse=_named,
     torch_name=torch_name,
 )

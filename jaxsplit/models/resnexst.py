@@ -14,7 +14,9 @@ from jaxsplit.models.senet import torch_name
 __all__ = ["SPECS", "build", "divide", "torch_name"]
 
 
-def _spec(depth: int, blocks: tuple[int, ...], groups: int, base_width: int, **fields) -> Spec:
+def _spec(
+    depth: int, blocks: tuple[int, ...], groups: int, base_width: int, dropout: float = 0.0
+) -> Spec:
     return Spec(
         f"resnexst{depth}_{groups}x{base_width}d",
         blocks,
@@ -27,7 +29,7 @@ def _spec(depth: int, blocks: tuple[int, ...], groups: int, base_width: int, **f
         pool_every=True,
         zero_init=False,
         splits=tuple(s for s in (1, 2, 4, 8) if s <= groups),
-        **fields,
+        dropout=dropout,
     )
 
 

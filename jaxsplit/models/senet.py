@@ -10,6 +10,7 @@ do not start at zero. SENet-154 and SENet-113 have a 3x3 twice as wide as a ResN
 
 import dataclasses
 import re
+from typing import Any
 
 from jaxsplit.models import resnet
 from jaxsplit.models.family import Family
@@ -25,8 +26,10 @@ def _cifar(depth: int) -> Spec:
     )
 
 
-def _imagenet(arch: str, blocks: tuple[int, ...], **fields) -> Spec:
-    defaults = dict(
+def _imagenet(arch: str, blocks: tuple[int, ...], **fields: Any) -> Spec:
+    spec = Spec(
+        arch,
+        blocks,
         width=64,
         stem=(64, 64, 64),
         stem_pool="ceil",
@@ -35,7 +38,7 @@ def _imagenet(arch: str, blocks: tuple[int, ...], **fields) -> Spec:
         zero_init=False,
         splits=(1, 2, 4, 8),
     )
-    return Spec(arch, blocks, **(defaults | fields))
+    return dataclasses.replace(spec, **fields)
 
 
 _D50, _D101 = (3, 4, 6, 3), (3, 4, 23, 3)

@@ -6,13 +6,14 @@ Widths after dividing: divide and co-training (2011.14660), appendix.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family
-from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, block_place, classify
+from jaxsplit.models.family import Family, ModuleFields
+from jaxsplit.models.layers import BatchNorm, Conv, Dtype, Norm, block_class, block_place, classify
 from jaxsplit.models.stochastic import ShakeShake
 
 
@@ -58,7 +59,7 @@ class Branch(nn.Module):
 
     features: int
     stride: int
-    norm: type[BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
@@ -77,7 +78,7 @@ class Shortcut(nn.Module):
 
     features: int
     stride: int
-    norm: type[BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
@@ -95,17 +96,17 @@ class Block(nn.Module):
 
     features: int
     stride: int
-    norm: type[BatchNorm]
+    norm: Norm
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
         args = (self.features, self.stride, self.norm, self.dtype)
         active = nn.relu(x)
-        branches = [Branch(*args, name=f"branch{i}")(active, train) for i in (1, 2)]
+        y1, y2 = (Branch(*args, name=f"branch{i}")(active, train) for i in (1, 2))
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Shortcut(*args, name="shortcut")(active, train)
-        return x + ShakeShake(name="shake")(*branches, train, example_ids)
+        return x + ShakeShake(name="shake")(y1, y2, train, example_ids)
 
 
 class ShakeResNet(nn.Module):
@@ -127,7 +128,7 @@ class ShakeResNet(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         spec = self.spec
 
-        def norm(name):
+        def norm(name: str) -> BatchNorm:
             return BatchNorm(self.axis_name, dtype=self.dtype, name=name)
 
         x = Conv(spec.stem, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
@@ -160,7 +161,7 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     return f"stage_{stage}.{block - 1}.{part}.{index}"
 
 
-def build(spec: Spec, num_classes: int, **fields) -> ShakeResNet:
+def build(spec: Spec, num_classes: int, **fields: Unpack[ModuleFields]) -> ShakeResNet:
     """The module of a Spec; `fields`: axis_name, dtype, remat."""
     return ShakeResNet(spec, num_classes, **fields)
 

@@ -6,6 +6,7 @@ depend on how the batch is cut over devices. The arithmetic stands in functions 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -15,7 +16,9 @@ from flax import linen as nn
 from jax import Array, lax
 
 
-def per_example(key: Array, example_ids: Array | None, x: Array, draw) -> Array:
+def per_example(
+    key: Array, example_ids: Array | None, x: Array, draw: Callable[[Array], Array]
+) -> Array:
     """[B, ...]: `draw(key)` of every example of float[B, ...], keyed by its id."""
     ids = jnp.arange(x.shape[0]) if example_ids is None else example_ids
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
@@ -78,7 +81,7 @@ class DropBlock(nn.Module):
     def __call__(self, x: Array, train: bool, example_ids: Array | None) -> Array:
         if not train or self.rate == 0.0:
             return x
-        gamma = drop_block_gamma(self.rate, self.block_size, x.shape[1:3])
+        gamma = drop_block_gamma(self.rate, self.block_size, (x.shape[1], x.shape[2]))
         seeds = per_example(
             self.make_rng("dropout"),
             example_ids,

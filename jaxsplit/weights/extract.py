@@ -121,7 +121,7 @@ def _read(
     if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     best = config_lib.best_metric(config)
-    checkpoints = store.Checkpoints(workdir, best_metric=best, read_only=True)
+    checkpoints = store.Checkpoints(files.path_of(workdir), best_metric=best, read_only=True)
     step = checkpoints.find(which)
     shapes = checkpoints.model_shapes(step)
     parts = {integrity.part_of(path) for path in shapes}
@@ -139,12 +139,13 @@ def _read(
         for path, shape in shapes.items()
         if integrity.part_of(path) in wanted
     }
-    arrays = jax.device_get(checkpoints.restore_some(step, unflatten_dict(like, sep="/")))
+    tree = jax.device_get(checkpoints.restore_some(step, unflatten_dict(like, sep="/")))
+    arrays: dict[str, Any] = flatten_dict(tree, sep="/")
     metrics = checkpoints.metrics(step)
     checkpoints.close()
     index = config.split - 1 if name == "leader" else int(name[3:])
     found = {"params": {}, "batch_stats": {}}
-    for path, value in flatten_dict(arrays, sep="/").items():
+    for path, value in arrays.items():
         collection, part, rest = path.split("/", 2)
         found[collection][rest] = value[index] if part == "stack" else value
     return {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}, step, metrics

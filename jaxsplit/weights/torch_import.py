@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
@@ -51,7 +52,7 @@ _STATS = {"mean": "running_mean", "var": "running_var"}
 # ---- One network: names and layouts of its tensors
 
 
-def state_dict_names(spec, variables: Mapping[str, Any]) -> Any:
+def state_dict_names(spec: models.Spec, variables: Mapping[str, Any]) -> Any:
     """A tree like `variables` whose leaves are the PyTorch names of its leaves."""
     family, _ = models.known(spec.arch)
     if family.torch_name is None:
@@ -68,7 +69,7 @@ def _names(torch_name: Callable[[tuple[str, ...]], str], variables: Mapping[str,
     return jax.tree.map_with_path(name, variables)
 
 
-def to_jax(value: np.ndarray, path) -> np.ndarray:
+def to_jax(value: np.ndarray, path: Sequence[jax.tree_util.DictKey]) -> np.ndarray:
     """Converts PyTorch's layout (OIHW, [out, in]) to ours (HWIO, [in, out])."""
     if path[-1].key != "kernel":
         return value
@@ -76,7 +77,12 @@ def to_jax(value: np.ndarray, path) -> np.ndarray:
 
 
 def from_state_dict(
-    spec, state: State, num_classes: int, dtype=np.float32, *, channels: int = 3
+    spec: models.Spec,
+    state: State,
+    num_classes: int,
+    dtype: DTypeLike = np.float32,
+    *,
+    channels: int = 3,
 ) -> dict:
     """Variables {'params', 'batch_stats'} of one network from its PyTorch `state_dict`.
 
@@ -88,10 +94,10 @@ def from_state_dict(
 
 
 def from_state_dicts(
-    spec,
+    spec: models.Spec,
     states: Sequence[State],
     num_classes: int,
-    dtype=np.float32,
+    dtype: DTypeLike = np.float32,
     *,
     channels: int = 3,
     any_channels: bool = False,
@@ -115,7 +121,7 @@ def from_state_dicts(
     return [_take(what, names, shapes, state, dead, dtype) for state in states]
 
 
-def trans_fusion(state: State, dtype=np.float32) -> dict:
+def trans_fusion(state: State, dtype: DTypeLike = np.float32) -> dict:
     """Variables of FFSD's trans-fusion module from the leader's tensors of that module.
 
     Raises:

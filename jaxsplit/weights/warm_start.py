@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,12 +88,13 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     step = checkpoints.find(which)
     have = checkpoints.model_shapes(step)
     fit = _fitting(have, like)
-    wanted = flatten_dict(like, sep="/")
+    wanted: dict[str, Any] = flatten_dict(like, sep="/")
     some = {
         name: jax.ShapeDtypeStruct(have[name], wanted[name].dtype, sharding=wanted[name].sharding)
         for name in fit.names
     }
-    arrays = flatten_dict(checkpoints.restore_some(step, unflatten_dict(some, sep="/")), sep="/")
+    tree = checkpoints.restore_some(step, unflatten_dict(some, sep="/"))
+    arrays: dict[str, Any] = flatten_dict(tree, sep="/")
     checkpoints.close()
     return _start([f"checkpoint {step} of {path}"], like, arrays, fit)
 
@@ -107,9 +108,10 @@ def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: 
     weights = torch_files.read(paths, ema=ema)
     variables = torch_import.to_variables(config, weights, any_channels=True)
     fit = _fitting(integrity.shapes(variables), like)
-    have, wanted = (flatten_dict(tree, sep="/") for tree in (variables, like))
+    have: dict[str, Any] = flatten_dict(variables, sep="/")
+    wanted: dict[str, Any] = flatten_dict(like, sep="/")
 
-    def put(value: np.ndarray, sharding) -> jax.Array:
+    def put(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.make_array_from_callback(value.shape, sharding, lambda i: value[i])
 
     arrays = {name: put(have[name], wanted[name].sharding) for name in fit.names}

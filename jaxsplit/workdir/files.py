@@ -10,6 +10,7 @@ import os
 import pathlib
 import secrets
 import shutil
+from typing import TextIO
 
 from jaxsplit.errors import ConfigError
 
@@ -35,7 +36,8 @@ def path_of(workdir: str | os.PathLike) -> pathlib.Path:
         raise ConfigError(f"workdir={text!r}: needs {missing}; pip install it")
     from etils import epath
 
-    return epath.Path(text)
+    # It has the methods of pathlib.Path that are used here, but does not inherit from it.
+    return epath.Path(text)  # pyrefly: ignore[bad-return]
 
 
 def _missing() -> str:
@@ -96,7 +98,7 @@ def _create(path: pathlib.Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def open_to_append(path: pathlib.Path):
+def open_to_append(path: pathlib.Path) -> TextIO:
     """Opens a text file on a local disk to append to it; does not follow a link."""
     return os.fdopen(os.open(path, _FLAGS | os.O_APPEND, 0o666), "a", encoding="utf-8")
 
@@ -130,7 +132,9 @@ def remove(path: pathlib.Path) -> None:
     """Removes a file or folder, if there is one."""
     if is_remote(path):
         if path.exists():
-            path.rmtree()
+            from etils import epath
+
+            epath.Path(path).rmtree()
     elif path.is_symlink() or path.is_file():
         path.unlink(missing_ok=True)
     else:

@@ -39,7 +39,7 @@ class Lock:
     `lost`: who took the lock over, for instance while this process was suspended; '': nobody.
     """
 
-    def __init__(self, folder: pathlib.Path, owner: dict[str, Any]):
+    def __init__(self, folder: pathlib.Path, owner: dict[str, Any]) -> None:
         self._path, self._owner, self.lost = folder / FILE, owner, ""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="workdir lock")
@@ -121,7 +121,11 @@ def held(
     at_end: contextlib.ExitStack, say: Callable[[str], None] = print
 ) -> Callable[[pathlib.Path], None]:
     """A function for `config.prepare_workdir` that locks until `at_end` closes."""
-    return lambda folder: at_end.callback(take(folder, say).release) and None
+
+    def lock(folder: pathlib.Path) -> None:
+        at_end.callback(take(folder, say).release)
+
+    return lock
 
 
 def check(folder: pathlib.Path) -> None:
@@ -208,7 +212,11 @@ def _remaining(path: pathlib.Path) -> float:
 
 
 def _mtime(path: pathlib.Path) -> float:
-    return path.stat().mtime if files.is_remote(path) else path.stat().st_mtime
+    if not files.is_remote(path):
+        return path.stat().st_mtime
+    from etils import epath
+
+    return epath.Path(path).stat().mtime
 
 
 def _state(path: pathlib.Path) -> tuple | None:

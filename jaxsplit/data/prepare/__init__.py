@@ -327,7 +327,7 @@ class _Progress:
     def __init__(self, split: str, total: int | None, done: int):
         self.split, self.total, self.done = split, total, done
 
-    def __enter__(self) -> Callable[[Iterable], Iterator]:
+    def __enter__(self) -> Callable[[Iterable[Any]], Iterable[Any]]:
         if not sys.stderr.isatty():
             return self._lines
         from tqdm import tqdm

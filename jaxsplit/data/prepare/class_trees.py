@@ -58,7 +58,7 @@ class Tree:
     stamp: changes with any of the images.
     """
 
-    def __init__(self, folder: pathlib.Path, folders: Sequence[str] | None = None):
+    def __init__(self, folder: pathlib.Path, folders: Sequence[str] | None = None) -> None:
         """folders: of the classes, "" for `folder` itself; None: all that could be one."""
         self.folder = folder
         given = folders is not None

@@ -2,16 +2,25 @@
 
 import dataclasses
 import hashlib
+import io
 import pathlib
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import numpy as np
 
 from jaxsplit.data.prepare.class_trees import Tree, list_trees, subfolders
 from jaxsplit.data.prepare.junk import is_junk
-from jaxsplit.data.prepare.readers import Example, Found, file_stamp, not_found, reading
+from jaxsplit.data.prepare.readers import (
+    Example,
+    Found,
+    extracted,
+    file_stamp,
+    not_found,
+    reading,
+)
 from jaxsplit.errors import ConfigError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -59,7 +68,7 @@ def imagenet(source: pathlib.Path) -> Found:
             labels = _validation_labels(source, names)
             stamp.append(hashlib.sha256(repr(labels).encode()).hexdigest())
             splits[split] = lambda tree=tree, labels=labels: (
-                dataclasses.replace(e, label=_label(e.image, labels))
+                dataclasses.replace(e, label=_label(pathlib.PurePath(e.where), labels))
                 for e in tree.examples({"": 0})
             )
         else:
@@ -82,7 +91,7 @@ def _train_tar(path: pathlib.Path, label_of: dict[str, int]) -> Iterator[Example
                 raise ValueError(f"holds {member.name!r}, must hold <wnid>.tar only")
             with (
                 reading(f"{path}: {member.name}"),
-                tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner,
+                tarfile.open(fileobj=extracted(outer, member), mode="r:") as inner,
             ):
                 for image in inner:
                     if _is_file(image):
@@ -105,7 +114,7 @@ def _is_file(info: tarfile.TarInfo) -> bool:
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
     def read() -> bytes:
-        data = tar.extractfile(info).read()
+        data = extracted(tar, info).read()
         if len(data) != info.size:
             raise EOFError("ends too early")
         return data
@@ -150,19 +159,16 @@ def _validation_labels(source: pathlib.Path, names: tuple[str, ...]) -> list[int
             for info in tar:
                 name = pathlib.PurePosixPath(info.name).name
                 if info.isfile() and name in (_TRUTH, "meta.mat"):
-                    files[name] = tar.extractfile(info)
-                    if name == _TRUTH:
-                        text = files[name].read().decode()
-                    else:
-                        wnids = _wnids(files[name])
+                    files[name] = extracted(tar, info).read()
             if len(files) != 2:
                 raise ValueError(f"holds no {_TRUTH} or no meta.mat")
-            return _devkit_labels(text, wnids, names)
+            wnids = _wnids(io.BytesIO(files["meta.mat"]))
+            return _devkit_labels(files[_TRUTH].decode(), wnids, names)
     label_of = {name: label for label, name in enumerate(names)}
     return [label_of[wnid] for wnid in _tfds_list("validation_labels.txt")]
 
 
-def _wnids(meta) -> dict[int, str]:
+def _wnids(meta: pathlib.Path | IO[bytes]) -> dict[int, str]:
     """{ILSVRC2012_ID: wnid} of the development kit's meta.mat, a path or file."""
     from scipy.io import loadmat  # comes with jax
 

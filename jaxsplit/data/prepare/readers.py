@@ -4,6 +4,7 @@ A reader looks into a folder and gives `Found`; `jaxsplit.data.prepare` writes t
 """
 
 import contextlib
+import functools
 import gzip
 import io
 import math
@@ -16,7 +17,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -76,6 +77,18 @@ def reading(path: pathlib.Path | str) -> Iterator[None]:
         raise _damaged(path, error) from error
     except (tarfile.TarError, zlib.error, pickle.UnpicklingError, struct.error) as error:
         raise _damaged(path, error) from error
+
+
+def extracted(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    """A regular file of a tar, open for reading.
+
+    Raises:
+      ValueError: `info` is a folder or another entry without contents.
+    """
+    file = tar.extractfile(info)
+    if file is None:
+        raise ValueError(f"{info.name}: not a regular file")
+    return file
 
 
 def _damaged(path: pathlib.Path | str, error: Exception) -> ConfigError:
@@ -181,7 +194,7 @@ class Cifar:
                 for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                     yield Example(f"{place}{member}, image {i}", int(label), image)
 
-        splits = {s: lambda m=m: examples(m) for s, m in self.batches.items()}
+        splits = {s: functools.partial(examples, m) for s, m in self.batches.items()}
         return Found(splits, names, {}, file_stamp(*files))
 
     def _open(self, source: pathlib.Path) -> tuple[Callable[[str], bytes], str, list[pathlib.Path]]:
@@ -204,7 +217,7 @@ class Cifar:
             with tarfile.open(path) as tar:
                 for info in tar:
                     if info.isfile() and info.name.removeprefix("./") == f"{self.folder}/{member}":
-                        return tar.extractfile(info).read()
+                        return extracted(tar, info).read()
             raise ValueError(f"holds no {self.folder}/{member}")
 
         return read, f"{path}: ", [path]
@@ -247,7 +260,7 @@ def svhn(source: pathlib.Path) -> Found:
             # The file has the digit 0 as class 10.
             yield Example(f"{path}, image {i}", 0 if label == 10 else int(label), images[..., i])
 
-    splits = {split: lambda path=path: examples(path) for split, path in paths.items()}
+    splits = {split: functools.partial(examples, path) for split, path in paths.items()}
     return Found(splits, tuple("0123456789"), {}, file_stamp(*paths.values()))
 
 
@@ -338,7 +351,7 @@ def idx(source: pathlib.Path, names: tuple[str, ...] | None = None) -> Found:
                 raise ValueError("more bytes than its header says")
 
     return Found(
-        splits={part: lambda part=part: examples(part) for part in labels},
+        splits={part: functools.partial(examples, part) for part in labels},
         names=names,
         totals={part: len(values) for part, values in labels.items()},
         stamp=file_stamp(*files.values()),
@@ -355,7 +368,7 @@ def mnist(source: pathlib.Path) -> Found:
 
 
 @contextlib.contextmanager
-def _open_idx(path: pathlib.Path) -> Iterator[tuple[BinaryIO, tuple[int, ...]]]:
+def _open_idx(path: pathlib.Path) -> Iterator[tuple[io.BufferedIOBase, tuple[int, ...]]]:
     """(file behind the header, its dimensions); what is inside are bytes."""
     with open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
@@ -378,7 +391,7 @@ def _idx_labels(path: pathlib.Path) -> np.ndarray:
     return labels
 
 
-def _read_exactly(file: BinaryIO, count: int) -> bytes:
+def _read_exactly(file: io.BufferedIOBase, count: int) -> bytes:
     data = file.read(count)
     if len(data) != count:
         raise EOFError("ends too early")

@@ -77,7 +77,7 @@ class Unfinished:
     It belongs to a source and options by `stamp`; with another stamp the work begins anew.
     """
 
-    def __init__(self, final: pathlib.Path, stamp: Any, num_classes: int):
+    def __init__(self, final: pathlib.Path, stamp: Any, num_classes: int) -> None:
         self.final, self.num_classes = final, num_classes
         self.folder = final.with_name(f"incomplete.{final.name}")
         self.progress = self.folder / "progress.json"
@@ -208,7 +208,7 @@ class Unfinished:
         """The file with the digests of a shard's images."""
         return self.folder / f"{split}.{i:05}.digests"
 
-    def _write_digests(self, split: str, i: int, digests: bytes) -> None:
+    def _write_digests(self, split: str, i: int, digests: bytes | bytearray) -> None:
         path = self._digests(split, i)
         path.unlink(missing_ok=True)
         with open(path, "xb") as file:
@@ -311,6 +311,7 @@ def _write_metadata(
     description: str,
 ) -> None:
     import tensorflow_datasets as tfds
+    from etils import epath
     from tensorflow_datasets.core import dataset_info, file_adapters, naming
     from tensorflow_datasets.core.splits import SplitDict
 
@@ -335,7 +336,7 @@ def _write_metadata(
             num_bytes=sum(shard[1] for shard in state.shards),
             filename_template=naming.ShardedFileTemplate(
                 dataset_name=final.parent.name,
-                data_dir=str(folder),
+                data_dir=epath.Path(folder),
                 split=split,
                 filetype_suffix="array_record",
             ),
