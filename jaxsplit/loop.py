@@ -106,8 +106,9 @@ def evaluate_checkpoint(
     best = checkpoints.best()
     if jax.process_index() == 0:
         kind = which if which in ("latest", "best") else "chosen"
-        imported = store.weights_only(workdir)
-        line = _best_line(exp, best, tables.imported_line if imported else tables.best_line)
+        line = _best_line(exp, best)
+        if best and store.weights_only(workdir):
+            line = tables.imported_line(exp, best[1][exp.best_metric])
         print(tables.tables(exp, results, f"step {found}, the {kind}", line), flush=True)
     return {"step": float(found)} | evaluation.flatten(results) | _flat_best(exp, best)
 
@@ -272,7 +273,7 @@ def _finish(run: Run, now: Now) -> dict[str, float]:
     if run.chief:
         if share := advice.share_of_start(exp.config, now.step):
             print(share)
-        line = _best_line(exp, best, tables.best_line)
+        line = _best_line(exp, best)
         print(tables.tables(exp, results, f"step {now.step}, the last", line), flush=True)
     return flat | _flat_best(exp, best)
 
@@ -307,11 +308,9 @@ def _check_saved(run: Run, now: Now) -> None:
         raise SaveError(f"step {now.step}, the last, is not saved; there are {others}")
 
 
-def _best_line(
-    exp: Experiment, best: tuple[int, dict] | None, text: Callable[[Experiment, int, float], str]
-) -> str:
+def _best_line(exp: Experiment, best: tuple[int, dict] | None) -> str:
     """The line on the best checkpoint; '' if none was evaluated."""
-    return text(exp, best[0], best[1][exp.best_metric]) if best else ""
+    return tables.best_line(exp, best[0], best[1][exp.best_metric]) if best else ""
 
 
 def _flat_best(exp: Experiment, best: tuple[int, dict] | None) -> dict[str, float]:

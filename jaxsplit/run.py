@@ -71,8 +71,8 @@ class Now:
     """What changes from step to step.
 
     step: the last step that was dispatched.
-    batch: of the next step, on the devices.
-    totals: sums of metrics since the last log point.
+    batch: of the next step, on the devices; there is none before the step is compiled.
+    totals: sums of metrics since the last log point; as `batch`.
     bad_here: records that this process has left out up to `step`; the next batch is taken ahead.
     bad_records: records that all processes have left out, as of the last log point or save.
     """
@@ -80,8 +80,8 @@ class Now:
     step: int
     state: TrainState
     clock: Clock
-    batch: dict | None = None
-    totals: metrics.Totals | None = None
+    batch: dict = dataclasses.field(init=False)
+    totals: metrics.Totals = dataclasses.field(init=False)
     bad_here: int = 0
     bad_records: int = 0
 

@@ -146,7 +146,7 @@ def restore_model(path: pathlib.Path, like: TrainState) -> dict:
     """
     with integrity.named_errors(path):
         sums = integrity.checked(path)
-        integrity.check_fits(path, "model", like.variables, sums, parts=True)
+        integrity.check_parts_fit(path, "model", like.variables, sums)
     return restore_some(path, like.variables)
 
 

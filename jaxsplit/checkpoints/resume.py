@@ -58,7 +58,8 @@ def newest(
             found = Resumed(step, read.restore(checkpoints.path(step), like), position)
         except DamagedError as caught:
             error = caught
-        if not processes.total(error is not None):  # else all try the one before
+        failed = processes.total(error is not None)
+        if found and not failed:  # else all try the one before
             _set_aside(checkpoints, damaged)
             return found
         error = error or DamagedError(f"checkpoint={step}: another process cannot read it")

@@ -91,7 +91,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        position = {"step": step, "train_examples": train_examples}
+        position: dict[str, Any] = {"step": step, "train_examples": train_examples}
         if bad_records:
             position["bad_records"] = bad_records
         if totals and totals["count"]:
