@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from bench import made_by
 from configs import digits_wrn16_4_x4
 from jaxsplit import experiment, loop, metrics
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read, store
 from jaxsplit.cli import run_flags
 from jaxsplit.hosts import signals
 
@@ -98,10 +98,9 @@ def compare(config: ConfigDict, a: pathlib.Path, b: pathlib.Path) -> None:
     exp = experiment.build(config)
     states, lines = [], []
     for workdir in (a, b):
-        checkpoints = store.Checkpoints(workdir, best_metric=exp.best_metric, read_only=True)
+        checkpoints = read.Reader(workdir, exp.best_metric)
         steps = checkpoints.latest(), checkpoints.best()
-        states.append((steps, checkpoints.restore(steps[0], exp.state_shapes())))
-        checkpoints.close()
+        states.append((steps, read.restore(checkpoints.path(steps[0]), exp.state_shapes())))
         lines.append([line | {"images_per_second": 0} for line in _lines(workdir)])
     (steps, state), (other_steps, other) = states
     if steps != other_steps:

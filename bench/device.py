@@ -410,7 +410,7 @@ def accuracy(run: Run) -> None:
                     "mask": (np.arange(1000) < len(images)).astype(np.float32),
                 }
                 sums = exp.eval_step(current.variables, whole)
-                hits += float(sums[f"{answer}/top1"])
+                hits += float(sums[answer]["top1"])
             right = hits / len(test)
             run.results.add(
                 "accuracy",

@@ -1,7 +1,7 @@
-"""Early stopping: a run ends where its evaluations have not become better for long enough.
+"""Early stopping: a run ends when its evaluations have not improved for long enough.
 
-What was evaluated before is read from metrics.jsonl, so that a run that is resumed stops where an
-undisturbed one would, and one that has stopped is known to have, also by another `config.stop`.
+Earlier evaluations are read from metrics.jsonl, so that a resumed run stops where an undisturbed
+one would, and a run that has stopped is recognized, also under another `config.stop`.
 """
 
 import json
@@ -12,21 +12,22 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from jaxsplit import metrics
+from jaxsplit import evaluation, metrics
 from jaxsplit.errors import ConfigError
+from jaxsplit.evaluation import Results
 from jaxsplit.experiment import Experiment
 from jaxsplit.hosts import processes
 
-LOSSES = ("nll",)  # the last part of metrics of which less is better; the others are in 0..1
+LOSSES = ("nll",)  # metrics whose lower value is better; the others are in 0..1
 
 
 class EarlyStop:
     """Counts the evaluations that were not better than the best before.
 
     Args:
-      metric: the name of an evaluated metric; less of `LOSSES` is better, more of the others.
-      patience: after so many the run ends; 0: never.
-      min_delta: by how much more than this a value must be better to count as such.
+      metric: the flat name of an evaluated metric, as 'test/net0/top1'.
+      patience: the number of such evaluations after which the run ends; 0: never.
+      min_delta: a value must be better by more than this.
     """
 
     def __init__(self, metric: str, patience: int, min_delta: float = 0.0) -> None:
@@ -36,7 +37,7 @@ class EarlyStop:
         self._waited = 0
 
     def seen(self, step: int, value: float | None) -> None:
-        """One evaluation; None or NaN is better than nothing."""
+        """Counts one evaluation; None and NaN are never better."""
         value = math.nan if value is None else value
         if self._best is None and not math.isnan(value):
             self._best = value, step
@@ -51,7 +52,7 @@ class EarlyStop:
 
     @property
     def why(self) -> str:
-        """A line, where it has `ended`."""
+        """One line on why the run has `ended`."""
         than = "no number"
         if self._best:
             by = f" by more than {self.min_delta:g}" if self.min_delta else ""
@@ -62,31 +63,30 @@ class EarlyStop:
         )
 
     def resume(self, workdir: pathlib.Path, start: int) -> bool:
-        """Takes what was evaluated up to step `start`; whether the run has ended with that.
+        """Counts the evaluations up to step `start`; whether the run has ended by then.
 
-        Process 0 reads; each has to call it.
+        Process 0 reads. Collective.
         """
         if not self.patience:
             return False
         if jax.process_index() == 0 and start:
-            for step, value in _evaluated(workdir / metrics.JSONL, self.metric, start):
+            for step, value in evaluated(workdir / metrics.JSONL, self.metric, start):
                 self.seen(step, value)
         return processes.broadcast(self.ended)
 
-    def after(self, step: int, results: dict[str, float]) -> bool:
-        """Whether the run ends after this evaluation; each process has to call it."""
+    def after(self, step: int, results: Results) -> bool:
+        """Whether the run ends after this evaluation. Collective."""
         if not self.patience:
             return False
-        self.seen(step, results[self.metric])
+        self.seen(step, evaluation.flatten(results)[self.metric])
         return processes.broadcast(self.ended)
 
 
 def make(exp: Experiment) -> EarlyStop:
-    """As `config.stop` says.
+    """The early stopping that `config.stop` asks for.
 
     Raises:
-      ConfigError: no metric of that name is evaluated, and names those that are; or none can become
-        better by `min_delta`.
+      ConfigError: no metric of that name is evaluated, or no value can be better by `min_delta`.
     """
     its = exp.config.stop
     if its.metric and its.metric not in (names := _names(exp)):
@@ -98,7 +98,7 @@ def make(exp: Experiment) -> EarlyStop:
 
 
 def _names(exp: Experiment) -> list[str]:
-    """Those that are evaluated while it trains, and are the better the higher or lower."""
+    """Flat names of the metrics that are evaluated during training and have a best value."""
     images = jax.ShapeDtypeStruct(
         (exp.sharding.data_devices, *exp.dataset.image_shape), jnp.float32
     )
@@ -108,9 +108,8 @@ def _names(exp: Experiment) -> list[str]:
     return names + ([f"{split}/oracle"] if exp.config.split > 1 else [])
 
 
-def _evaluated(file: pathlib.Path, metric: str, upto: int) -> Iterable[tuple[int, float | None]]:
-    """(step, value) of every evaluation in metrics.jsonl, one a step; what is no such line is
-    passed over."""
+def evaluated(file: pathlib.Path, metric: str, upto: int) -> Iterable[tuple[int, float | None]]:
+    """(step, value) of every evaluation in metrics.jsonl, one a step; skips other lines."""
     found = {}
     try:
         text = file.read_text(errors="replace")

@@ -43,7 +43,7 @@ class Experiment:
     method: methods.Method
     optimizer: optax.GradientTransformation
     schedule: schedules.Schedule
-    eval_step: Callable[[dict, dict], dict[str, jax.Array]]
+    eval_step: Callable[[dict, dict], dict[str, dict[str, jax.Array]]]
 
     @property
     def eval_split(self) -> tuple[str, Any]:

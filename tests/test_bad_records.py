@@ -11,7 +11,7 @@ from data_helpers import data_config, message_of, take, tiny
 from tfds_fixtures import encode, picture, write_image_dataset
 
 from configs.common import get_config
-from jaxsplit import data, evaluation, loop, sharding
+from jaxsplit import data, evaluation, experiment, loop, sharding
 from jaxsplit.data import Stream, eval_batches, load, train_feed
 from jaxsplit.data.stream import Skipped
 from jaxsplit.report import views as show
@@ -130,7 +130,7 @@ def test_evaluation_of_only_bad_records():
     fields = dict(image_shape=(16, 16, 3), batch_size=4, sharding=mesh, threads=1)
 
     def eval_step(variables, batch):
-        return {"count": batch["mask"].sum()}
+        return {evaluation.EXAMPLES: {"count": batch["mask"].sum()}}
 
     message = message_of(lambda: evaluation.evaluate(eval_step, {}, stream, **fields))
     assert message == "data.on_bad_record='skip': leaves no example to evaluate; all are bad"
@@ -445,7 +445,7 @@ def test_metrics_of_bad_records_are_a_function_of_the_step(leaves, tmp_path, mon
         _, want = train_batches_of(dataset, step)
         assert counted[step] == want
     # Broken off in the middle of the second epoch.
-    put = loop.experiment.put_batch
+    put = experiment.put_batch
 
     def stop(exp, batch, calls=[]):  # noqa: B006
         calls.append(1)
@@ -454,7 +454,7 @@ def test_metrics_of_bad_records_are_a_function_of_the_step(leaves, tmp_path, mon
         return put(exp, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.experiment, "put_batch", stop)
+        patch.setattr(experiment, "put_batch", stop)
         loop.train_and_evaluate(made, tmp_path / "resumed")
     loop.train_and_evaluate(made, tmp_path / "resumed")
     assert "resumed at step 3" in capsys.readouterr().out

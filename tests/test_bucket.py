@@ -12,7 +12,7 @@ from test_end_to_end import lines_of, state_at, tiny, untimed
 from configs import common
 from jaxsplit import config as config_lib
 from jaxsplit import loop, metrics
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read, resume, store
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.hosts import signals
 from jaxsplit.workdir import files, lock
@@ -122,17 +122,16 @@ def test_checkpoints(bucket):
     checkpoints.close()
     (bucket.at(RUN) / store.FOLDER / "3" / "model").mkdir(parents=True)
     assert store.exists(RUN) and sorted(store.steps_in(folder / "checkpoints")) == [1, 2]
-    reader = store.Checkpoints(folder, best_metric=METRIC, read_only=True)
+    reader = read.Reader(folder, METRIC)
     assert reader.steps() == [1, 2] and reader.best() == (2, {METRIC: 0.75})
-    assert_same(reader.restore(2, like(make_state(2))), make_state(2))
-    reader.close()
+    assert_same(read.restore(reader.path(2), like(make_state(2))), make_state(2))
     checkpoints = store.Checkpoints(folder, best_metric=METRIC)
     model = bucket.at(RUN) / store.FOLDER / "2" / "model"
     for path in model.rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     said = []
-    step, state, _ = checkpoints.resume(like(make_state(1)), 100, say=said.append)
+    step, state, _ = resume.newest(checkpoints, like(make_state(1)), 100, say=said.append)
     assert step == 1 and "set aside as damaged-2" in said[0]
     assert_same(state, make_state(1))
     assert (bucket.at(RUN) / store.FOLDER / "damaged-2").is_dir()

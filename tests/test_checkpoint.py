@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from jaxsplit.checkpoints import folder as checkpoint_folder
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read, resume, store
 from jaxsplit.errors import ConfigError
 from jaxsplit.state import TrainState
 
@@ -78,10 +78,10 @@ def test_a_state_comes_back_bit_by_bit(opened, tmp_path):
     first = opened()
     first.save(state, common.get_config(), 100)
     first.wait()
-    for checkpoints in (first, opened(), opened(read_only=True)):
+    for checkpoints in (first, opened(), read.Reader(tmp_path, METRIC)):
         assert checkpoints.latest() == 5
-        assert_same(checkpoints.restore(5, like(state)), state)
-        variables = checkpoints.restore_model(5, like(state))
+        assert_same(read.restore(checkpoints.path(5), like(state)), state)
+        variables = read.restore_model(checkpoints.path(5), like(state))
         assert variables.keys() == {"params", "batch_stats"}
         assert_same(variables, state.variables)
 
@@ -108,7 +108,7 @@ def test_saving_copies_the_arrays(opened):
     for _ in range(20):
         state = overwrite(state)
     checkpoints.wait()
-    assert_same(checkpoints.restore(1, like(make_state(1))), numbers)
+    assert_same(read.restore(checkpoints.path(1), like(make_state(1))), numbers)
 
 
 def test_the_newest_and_the_best_are_kept(opened):
@@ -151,7 +151,7 @@ def test_a_saved_step_is_never_overwritten(opened):
     other = make_state(1).replace(step=jnp.int32(2))
     checkpoints.save(other, common.get_config(), 100, {METRIC: 0.9})
     checkpoints.wait()
-    assert_same(checkpoints.restore(2, like(other)), make_state(2))
+    assert_same(read.restore(checkpoints.path(2), like(other)), make_state(2))
     assert checkpoints.best()[1][METRIC] == 0.5
 
 
@@ -159,12 +159,13 @@ def test_find(opened, tmp_path):
     checkpoints = opened(keep=3)
     for step, top1 in ((10, 0.7), (20, 0.1), (30, None)):
         save(checkpoints, step, top1)
-    assert checkpoints.find("latest") == 30
-    assert checkpoints.find("best") == 10
-    assert checkpoints.find("20") == checkpoints.find(20) == 20
+    reader = read.Reader(tmp_path, METRIC)
+    assert reader.find("latest") == 30
+    assert reader.find("best") == 10
+    assert reader.find("20") == reader.find(20) == 20
     for which in ("999", 999, "-10", "newest", ""):
         with pytest.raises(ConfigError) as caught:
-            checkpoints.find(which)
+            reader.find(which)
         assert str(caught.value) == (
             f"checkpoint={which!r}: not in {tmp_path / 'checkpoints'}; "
             "must be latest, best or one of: 10, 20, 30"
@@ -172,13 +173,13 @@ def test_find(opened, tmp_path):
 
 
 def test_find_where_nothing_was_evaluated(opened, tmp_path):
-    checkpoints = opened()
+    checkpoints, reader = opened(), read.Reader(tmp_path, METRIC)
     for which in ("latest", "best", "1"):
         with pytest.raises(ConfigError, match="one of: none"):
-            checkpoints.find(which)
+            reader.find(which)
     save(checkpoints, 1)
     with pytest.raises(ConfigError) as caught:
-        checkpoints.find("best")
+        reader.find("best")
     assert str(caught.value) == (
         f"checkpoint='best': none in {tmp_path / 'checkpoints'} was evaluated, so none is best; "
         "must be latest or one of: 1"
@@ -205,7 +206,7 @@ def test_a_state_of_another_architecture(opened, tmp_path, other, reason):
     checkpoints = opened()
     save(checkpoints, 1)
     with pytest.raises(ConfigError) as caught:
-        checkpoints.restore(1, like(other))
+        read.restore(checkpoints.path(1), like(other))
     message = str(caught.value)
     assert message.startswith(
         f"checkpoint=1 in {tmp_path / 'checkpoints'}: is damaged or of another architecture"
@@ -221,19 +222,19 @@ def test_evaluation_leaves_parts_of_other_methods_alone(opened, tmp_path):
     checkpoints.save(state, common.get_config(), 100)
     checkpoints.wait()
     stack = make_state(1)
-    got = checkpoints.restore_model(1, like(stack))
+    got = read.restore_model(checkpoints.path(1), like(stack))
     assert got.keys() == stack.variables.keys()
     for collection, parts in got.items():
         assert parts.keys() == {"stack"}
         assert_same(parts["stack"], state.variables[collection]["stack"])
     with pytest.raises(ConfigError, match="batch_stats/fusion/mean has shape"):
-        checkpoints.restore(1, like(stack))  # training needs all
+        read.restore(checkpoints.path(1), like(stack))  # training needs all
     narrow = make_state(1, features=3)
     with pytest.raises(ConfigError, match="batch_stats/stack/mean has shape"):
-        checkpoints.restore_model(1, like(narrow))
+        read.restore_model(checkpoints.path(1), like(narrow))
     del stack.params["stack"]["bias"]
     with pytest.raises(ConfigError, match="params/stack/bias has shape .* should be None"):
-        checkpoints.restore_model(1, like(stack))
+        read.restore_model(checkpoints.path(1), like(stack))
 
 
 def test_weights_only(opened, tmp_path):
@@ -243,15 +244,16 @@ def test_weights_only(opened, tmp_path):
     checkpoints.save_weights(variables, common.get_config(), {"files": ["a"]}, {METRIC: 0.25})
     checkpoints.wait()
     assert store.weights_only(tmp_path)
-    assert checkpoints.find("latest") == checkpoints.find("best") == 0
+    reader = read.Reader(tmp_path, METRIC)
+    assert reader.find("latest") == reader.find("best") == 0
     assert checkpoints.best() == (0, {METRIC: 0.25})
-    assert_same(checkpoints.restore_model(0, like(state)), variables)
+    assert_same(read.restore_model(checkpoints.path(0), like(state)), variables)
     saved = json.loads((tmp_path / "checkpoints" / "0" / "data" / "metadata").read_text())
     assert saved == {"step": 0, "origin": {"files": ["a"]}, "format": 2}
-    sizes = checkpoints.model_shapes(0)
+    sizes = read.model_shapes(checkpoints.path(0))
     assert sizes["params/stack/kernel"] == (2, 3, 4) and len(sizes) == 3
     part = like(state).params["stack"]["bias"]
-    got = checkpoints.restore_some(0, {"params": {"stack": {"bias": part}}})
+    got = read.restore_some(checkpoints.path(0), {"params": {"stack": {"bias": part}}})
     assert_same(got, {"params": {"stack": {"bias": variables["params"]["stack"]["bias"]}}})
     save(checkpoints, 10)
     assert not store.weights_only(tmp_path)  # the newest counts, by number
@@ -263,8 +265,8 @@ def test_a_damaged_checkpoint(opened, tmp_path):
     save(checkpoints, 2)
     (tmp_path / "checkpoints" / "2" / "model" / "_METADATA").unlink()
     with pytest.raises(ConfigError, match="checkpoint=2 .*: is damaged"):
-        checkpoints.restore_model(2, like(make_state(2)))
-    assert_same(checkpoints.restore(1, like(make_state(1))), make_state(1))
+        read.restore_model(checkpoints.path(2), like(make_state(2)))
+    assert_same(read.restore(checkpoints.path(1), like(make_state(1))), make_state(1))
 
 
 def test_reading_leaves_an_unfinished_save_alone(opened, tmp_path):
@@ -272,9 +274,9 @@ def test_reading_leaves_an_unfinished_save_alone(opened, tmp_path):
     save(opened(), 1)
     unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
-    reader = opened(read_only=True)
+    reader = read.Reader(tmp_path, METRIC)
     assert reader.steps() == [1]
-    assert_same(reader.restore(1, like(make_state(1))), make_state(1))
+    assert_same(read.restore(reader.path(1), like(make_state(1))), make_state(1))
     assert unfinished.exists()
     resumed = opened()  # a run that is resumed cleans up, at the latest before it saves
     assert resumed.steps() == [1]
@@ -285,9 +287,9 @@ def test_reading_leaves_an_unfinished_save_alone(opened, tmp_path):
 def test_another_training_set_is_refused(opened):
     checkpoints = opened()
     save(checkpoints, 2)
-    checkpoints.check_data(2, 100)
+    read.position(checkpoints.path(2), 100)
     with pytest.raises(ConfigError, match="data.dir: the training set has 99 .* must have 100"):
-        checkpoints.check_data(2, 99)
+        read.position(checkpoints.path(2), 99)
 
 
 def test_exists(opened, tmp_path, monkeypatch):
@@ -311,14 +313,14 @@ def test_metrics_of_an_evaluation_after_the_save(opened, tmp_path):
         assert checkpoints.metrics(step) == {METRIC: top1}
     assert checkpoints.steps() == [2, 3] and checkpoints.best() == (2, {METRIC: 0.75})
     assert store.steps_in(tmp_path / "checkpoints") in ([2, 3], [3, 2])
-    other = opened(read_only=True)
+    other = read.Reader(tmp_path, METRIC)
     assert other.best() == (2, {METRIC: 0.75})
-    assert_same(other.restore(2, like(make_state(2))), make_state(2))
+    assert_same(read.restore(other.path(2), like(make_state(2))), make_state(2))
     path = tmp_path / "checkpoints" / "3" / "metrics" / "metrics"
     assert json.loads(path.read_text()) == {METRIC: 0.5}
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(ConfigError, match="checkpoint=3 .*damaged .metrics: its checksum differs"):
-        other.restore(3, like(make_state(3)))
+        read.restore(other.path(3), like(make_state(3)))
 
 
 def test_a_rated_checkpoint_that_is_not_the_best_makes_no_room(opened):
@@ -343,15 +345,15 @@ def test_a_folder_that_was_renamed(opened, tmp_path, to):
         f"to {folder / '30'}"
     )
     state = like(make_state(30))
-    for read in (
-        lambda: checkpoints.resume(state, 100),
-        lambda: checkpoints.restore(to, state),
-        lambda: checkpoints.restore_model(to, state),
-        lambda: checkpoints.restore_some(to, state.variables),
-        lambda: checkpoints.model_shapes(to),
+    for reading in (
+        lambda: resume.newest(checkpoints, state, 100),
+        lambda: read.restore(checkpoints.path(to), state),
+        lambda: read.restore_model(checkpoints.path(to), state),
+        lambda: read.restore_some(checkpoints.path(to), state.variables),
+        lambda: read.model_shapes(checkpoints.path(to)),
     ):
         with pytest.raises(ConfigError) as caught:
-            read()
+            reading()
         assert str(caught.value) == line
     assert checkpoints.steps() == [to]  # not set aside, as damage is
 

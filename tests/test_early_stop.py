@@ -39,7 +39,8 @@ from jaxsplit.hosts.signals import Stop
 )
 def test_the_evaluation_that_ends_the_run(metric, min_delta, values, ended_at):
     early = EarlyStop(metric, 2, min_delta)
-    ends = [early.after(n, {metric: v}) for n, v in enumerate(values, 1)]
+    split, name, kind = metric.split("/")
+    ends = [early.after(n, {split: {name: {kind: v}}}) for n, v in enumerate(values, 1)]
     assert ends == [n == ended_at for n in range(1, len(values) + 1)]
 
 
@@ -75,16 +76,19 @@ def test_what_the_log_tells(tmp_path):
     ]
     text = "\n".join(json.dumps(line) for line in log) + '\n{"step": 2, "m'
     (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b"\xff\xfe\n")
-    read = list(early_stop._evaluated(tmp_path / "metrics.jsonl", "m", 3))
+    read = list(early_stop.evaluated(tmp_path / "metrics.jsonl", "m", 3))
     assert read == [(1, 0.5), (2, 0.5), (3, None)]
-    assert list(early_stop._evaluated(tmp_path, "m", 3)) == []  # a directory
+    assert list(early_stop.evaluated(tmp_path, "m", 3)) == []  # a directory
     assert EarlyStop("m", 2).resume(tmp_path, 3) and not EarlyStop("m", 2).resume(tmp_path, 2)
 
 
 def test_process_0_decides(monkeypatch):
     monkeypatch.setattr(processes, "broadcast", lambda mine: not mine)
-    early = EarlyStop("m", 1)
-    assert [early.after(n, {"m": v}) for n, v in enumerate((1.0, 0.5))] == [True, False]
+    early = EarlyStop("test/net0/top1", 1)
+    assert [early.after(n, {"test": {"net0": {"top1": v}}}) for n, v in enumerate((1.0, 0.5))] == [
+        True,
+        False,
+    ]
 
 
 # ---- The config
@@ -127,19 +131,20 @@ def stopping(**fields):
 @pytest.fixture
 def scripted(monkeypatch, no_board):  # noqa: F811
     """Evaluations give VALUES."""
-    evaluate, steps = rating.evaluation, []
+    evaluate, steps = rating.evaluate_split, []
     after = Stop.after
 
     def known(stop, step):
         steps.append(step)
         return after(stop, step)
 
-    def values(*args, first_only=False):
-        found = evaluate(*args, first_only=first_only)
-        return found if first_only else found | {ENSEMBLE: VALUES[steps[-1]]}
+    def values(*args):
+        found = evaluate(*args)
+        found["ensemble"]["top1"] = VALUES[steps[-1]]
+        return found
 
     monkeypatch.setattr(Stop, "after", known)
-    monkeypatch.setattr(rating, "evaluation", values)
+    monkeypatch.setattr(rating, "evaluate_split", values)
     return steps
 
 

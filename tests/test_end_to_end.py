@@ -27,10 +27,10 @@ from jaxsplit import (
     step,
 )
 from jaxsplit import config as config_lib
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read, store
 from jaxsplit.errors import ConfigError, NonFiniteLossError
 from jaxsplit.hosts import signals
-from jaxsplit.report import tables
+from jaxsplit.report.progress import Progress
 
 ENSEMBLE = "test/ensemble/top1"
 
@@ -68,9 +68,8 @@ def files_of(folder) -> dict[str, bytes]:
 
 
 def state_at(config, workdir, step: int):
-    checkpoints = store.Checkpoints(workdir, best_metric=ENSEMBLE, read_only=True)
-    state = checkpoints.restore(step, experiment.build(config).state_shapes())
-    checkpoints.close()
+    checkpoints = read.Reader(workdir, ENSEMBLE)
+    state = read.restore(checkpoints.path(step), experiment.build(config).state_shapes())
     return state
 
 
@@ -300,7 +299,7 @@ class Stopped(BaseException):
 
 def run_until(done: int, config, workdir, monkeypatch) -> None:
     """Starts a run and stops it after step `done` was dispatched and `done - 1` was handled."""
-    advance = tables.Progress.advance
+    advance = Progress.advance
     count = 0
 
     def counting(self):
@@ -311,7 +310,7 @@ def run_until(done: int, config, workdir, monkeypatch) -> None:
         advance(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tables.Progress, "advance", counting)
+        patch.setattr(Progress, "advance", counting)
         with pytest.raises(Stopped):
             loop.train_and_evaluate(config, workdir)
 
@@ -420,15 +419,15 @@ def test_nothing_of_the_metrics_is_lost_by_a_stop(tmp_path, monkeypatch, no_boar
 
     with pytest.raises(errors.Stopped, match="step 2 of 4 is saved"):
         loop.train_and_evaluate(config, tmp_path / "run", StopsAfterTwo())
-    evaluate = rating.evaluation
+    evaluate = rating.evaluate_split
 
-    def stop(exp, variables, split, first_only=False):
-        if split[0] == "test" and not first_only:
+    def stop(exp, variables, split):
+        if split == "test":
             raise errors.Stopped("now", 75)
-        return evaluate(exp, variables, split, first_only)
+        return evaluate(exp, variables, split)
 
     with monkeypatch.context() as patch, pytest.raises(errors.Stopped, match="now"):
-        patch.setattr(rating, "evaluation", stop)
+        patch.setattr(rating, "evaluate_split", stop)
         loop.train_and_evaluate(config, tmp_path / "run")
     assert steps_in(tmp_path / "run") == [2, 4]
     assert loop.train_and_evaluate(config, tmp_path / "run") == whole

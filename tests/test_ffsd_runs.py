@@ -16,7 +16,7 @@ from configs import digits_ffsd_resnet20
 from configs import ffsd as ffsd_config
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, methods, models, stack, state
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read, store
 from jaxsplit.errors import ConfigError
 from jaxsplit.losses import attention
 from jaxsplit.models import fusion
@@ -414,13 +414,12 @@ def test_exported_leader(run, tmp_path, capsys):
         assert evaluated[f"test/net0/{metric}"] == pytest.approx(
             results[f"test/leader/{metric}"], rel=1e-6
         )
-    checkpoints = store.Checkpoints(to, read_only=True)
-    assert not any("trans_fusion" in name for name in checkpoints.model_shapes(0))
-    checkpoints.close()
+    checkpoints = read.Reader(to)
+    assert not any("trans_fusion" in name for name in read.model_shapes(checkpoints.path(0)))
     # Plain apply, from either workdir.
     exp = experiment.build(config)
     images = jax.random.normal(jax.random.key(0), (3, *exp.dataset.image_shape))
-    variables = store.Checkpoints(workdir, read_only=True).restore_model(4, exp.state_shapes())
+    variables = read.restore_model(read.Reader(workdir).path(4), exp.state_shapes())
     wanted = jax.jit(exp.method.predict)(variables, images)["leader"]
     for place, name in ((to, "net0"), (workdir, "leader")):
         module, alone_variables = extract.network(place, name)

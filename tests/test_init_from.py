@@ -11,7 +11,7 @@ from torch_states import numbered, random_variables, state_of
 from configs import digits_wrn16_4_x4
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, models, state
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError
 from jaxsplit.weights import torch_import, warm_start
 
@@ -140,9 +140,8 @@ def test_the_source_is_recorded_and_not_read_again(tuned, capsys, tmp_path):
 def test_training_starts_from_what_was_taken(source, tuned):
     """Two steps moved the weights a little from the source's, far from drawn ones."""
     exp, _ = like(make_config())
-    checkpoints = store.Checkpoints(tuned, read_only=True)
-    after = leaves(checkpoints.restore_model(2, exp.state_shapes()))
-    checkpoints.close()
+    checkpoints = read.Reader(tuned)
+    after = leaves(read.restore_model(checkpoints.path(2), exp.state_shapes()))
     for name, before in leaves(source[2]["params"]).items():
         if f"params/{name}" not in HEAD:
             moved = np.abs(after[f"params/{name}"] - before).mean()

@@ -15,7 +15,7 @@ from test_checkpoint import METRIC, assert_same, like, make_state, opened, save 
 
 from configs import common
 from jaxsplit import sharding
-from jaxsplit.checkpoints import checksums, integrity, store
+from jaxsplit.checkpoints import checksums, integrity, read, resume, store
 from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
 
 # Where one of its reads or writes fails, orbax leaves the others alone, to end as they may.
@@ -26,9 +26,9 @@ pytestmark = [
 EXAMPLES = 100  # in the training set that `save` tells of
 
 
-def resume(checkpoints, **fields):
+def resumed(checkpoints, **fields):
     said = []
-    found = checkpoints.resume(like(make_state(1)), EXAMPLES, say=said.append, **fields)
+    found = resume.newest(checkpoints, like(make_state(1)), EXAMPLES, say=said.append, **fields)
     return *found, said
 
 
@@ -108,15 +108,15 @@ def test_a_flipped_byte_of_an_array_is_found_and_named(opened, tmp_path):  # noq
     other.close()
     shutil.rmtree(folder_of(tmp_path, 1) / "model")
     shutil.copytree(folder_of(tmp_path / "other", 1) / "model", folder_of(tmp_path, 1) / "model")
-    for read in (checkpoints.restore, checkpoints.restore_model):
+    for restore in (read.restore, read.restore_model):
         with pytest.raises(DamagedError) as caught:
-            read(1, like(state))
+            restore(checkpoints.path(1), like(state))
         assert str(caught.value) == (
             f"checkpoint=1 in {tmp_path / 'checkpoints'}: is damaged "
             "(model: params/stack/kernel: checksum differs)"
         )
     with pytest.raises(DamagedError, match="params/stack/kernel: checksum differs"):
-        checkpoints.restore_some(1, like(state).variables)
+        read.restore_some(checkpoints.path(1), like(state).variables)
 
 
 def test_any_flipped_byte_is_found_or_does_no_harm(opened, tmp_path):  # noqa: F811
@@ -130,13 +130,13 @@ def test_any_flipped_byte_is_found_or_does_no_harm(opened, tmp_path):  # noqa: F
         place, bit = rng.integers(path.stat().st_size), int(rng.integers(8))
         flip(workdir / path.relative_to(tmp_path), place, bit)
         checkpoints = store.Checkpoints(workdir, best_metric=METRIC)
-        step, got, _, said = resume(checkpoints)
+        step, got, _, said = resumed(checkpoints)
         checkpoints.close()
         assert_same(got, make_state(step))
         assert step == (1 if said else 2), path
         found += bool(said)
     assert found >= 5
-    assert_same(opened().restore(2, like(state)), state)
+    assert_same(read.restore(opened().path(2), like(state)), state)
 
 
 def cut(path):
@@ -168,9 +168,9 @@ def test_the_checkpoint_before_a_damaged_one(opened, tmp_path, damage):  # noqa:
     assert not store.weights_only(tmp_path)
     checkpoints = opened()
     with pytest.raises(DamagedError, match="checkpoint=4 .*on_corrupt='previous' .* from step 2$"):
-        resume(checkpoints, on_corrupt="error")
+        resumed(checkpoints, on_corrupt="error")
     assert checkpoints.steps() == [2, 4]
-    step, state, _, (said,) = resume(checkpoints)
+    step, state, _, (said,) = resumed(checkpoints)
     assert step == 2
     assert_same(state, make_state(2))
     assert said.startswith(f"checkpoint=4 in {tmp_path / 'checkpoints'}: is damaged (")
@@ -181,10 +181,10 @@ def test_the_checkpoint_before_a_damaged_one(opened, tmp_path, damage):  # noqa:
     assert (tmp_path / "checkpoints" / "damaged-4").is_dir()
     save(checkpoints, 4, 0.5)
     assert opened().steps() == [2, 4]
-    assert_same(opened().restore(4, like(state)), make_state(4))
+    assert_same(read.restore(opened().path(4), like(state)), make_state(4))
     # A second time, where one was set aside before.
     DAMAGES["empty folder"](folder_of(tmp_path, 4))
-    assert resume(opened())[0] == 2
+    assert resumed(opened())[0] == 2
 
 
 def test_where_none_is_whole(opened, tmp_path):  # noqa: F811
@@ -193,7 +193,7 @@ def test_where_none_is_whole(opened, tmp_path):  # noqa: F811
         save(checkpoints, step)
         DAMAGES["no model"](folder_of(tmp_path, step))
     with pytest.raises(DamagedError, match="checkpoint=2 .*; none is whole, train anew in another"):
-        resume(checkpoints)
+        resumed(checkpoints)
     # Left as they are: without any, the same command would start the run anew, over its metrics.
     assert checkpoints.steps() == opened().steps() == [2, 4]
 
@@ -203,9 +203,9 @@ def test_what_does_not_fit_is_not_damage(opened):  # noqa: F811
     save(checkpoints, 2)
     save(checkpoints, 4)
     with pytest.raises(ConfigError, match="training set has 99 examples"):
-        checkpoints.resume(like(make_state(1)), EXAMPLES - 1)
+        resume.newest(checkpoints, like(make_state(1)), EXAMPLES - 1)
     with pytest.raises(ConfigError, match="checkpoint=4 .* should be") as caught:
-        checkpoints.resume(like(make_state(1, features=5)), EXAMPLES)
+        resume.newest(checkpoints, like(make_state(1, features=5)), EXAMPLES)
     assert not isinstance(caught.value, DamagedError)
     assert checkpoints.steps() == [2, 4]
 
@@ -233,14 +233,14 @@ def test_format_1_is_read_as_ever(opened, tmp_path):  # noqa: F811
     save(opened(), 2)
     set_format(tmp_path, 2, 1)
     checkpoints = opened()
-    step, state, _, said = resume(checkpoints)
+    step, state, _, said = resumed(checkpoints)
     assert (step, said) == (2, [])
     assert_same(state, make_state(2))
-    assert_same(checkpoints.restore_model(2, like(state)), state.variables)
+    assert_same(read.restore_model(checkpoints.path(2), like(state)), state.variables)
     with pytest.raises(ConfigError, match="is damaged or of another architecture"):
-        checkpoints.restore(2, like(make_state(1, features=5)))
+        read.restore(checkpoints.path(2), like(make_state(1, features=5)))
     save(checkpoints, 4)  # one of today beside it
-    assert resume(opened())[0] == 4
+    assert resumed(opened())[0] == 4
 
 
 @pytest.mark.parametrize("form", [integrity.FORMAT + 1, 99, "3", None])
@@ -249,14 +249,14 @@ def test_an_unknown_format_says_what_to_do(opened, tmp_path, form):  # noqa: F81
     save(opened(), 4)
     set_format(tmp_path, 4, form)
     checkpoints, state = opened(), make_state(4)
-    for read in (
-        lambda: resume(checkpoints),  # not the one before: that would undo what was done
-        lambda: checkpoints.restore(4, like(state)),
-        lambda: checkpoints.restore_model(4, like(state)),
-        lambda: checkpoints.model_shapes(4),
+    for reading in (
+        lambda: resumed(checkpoints),  # not the one before: that would undo what was done
+        lambda: read.restore(checkpoints.path(4), like(state)),
+        lambda: read.restore_model(checkpoints.path(4), like(state)),
+        lambda: read.model_shapes(checkpoints.path(4)),
     ):
         with pytest.raises(ConfigError) as caught:
-            read()
+            reading()
         assert str(caught.value) == (
             f"checkpoint=4 in {tmp_path / 'checkpoints'}: has format {form!r}, must be at most "
             f"{integrity.FORMAT}; use the version of jaxsplit that saved it, or a newer one"
@@ -285,7 +285,7 @@ def test_a_disk_that_is_full(opened, tmp_path, monkeypatch):  # noqa: F811
     )
     checkpoints.close()  # says it once only
     assert opened().steps() == [2]  # and what was begun of 4 is removed
-    assert_same(opened().restore(2, like(make_state(2))), make_state(2))
+    assert_same(read.restore(opened().path(2), like(make_state(2))), make_state(2))
 
 
 def test_a_write_that_fails_in_the_middle(opened, tmp_path):  # noqa: F811
@@ -303,7 +303,7 @@ def test_a_write_that_fails_in_the_middle(opened, tmp_path):  # noqa: F811
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     checkpoints.close()
     assert opened().steps() == [1]
-    assert_same(opened().restore(1, like(make_state(1))), make_state(1))
+    assert_same(read.restore(opened().path(1), like(make_state(1))), make_state(1))
 
 
 def test_what_says_that_a_disk_is_full():

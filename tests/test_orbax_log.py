@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import digits_wrn16_4_x4
-from jaxsplit.checkpoints import orbax_log, store
+from jaxsplit.checkpoints import orbax_log, read, store
 
 
 def test_only_the_known_and_only_meanwhile(caplog):
@@ -67,14 +67,13 @@ def test_a_checkpoint_is_saved_and_read_without_warnings(tmp_path, caplog):
         checkpoints = store.Checkpoints(workdir, best_metric="test/ensemble/top1")
         checkpoints.save_weights(variables, config, {"files": []}, metrics)
         checkpoints.close()
-        checkpoints = store.Checkpoints(workdir, read_only=True)
-        assert checkpoints.model_shapes(0) == {"params/stack/bias": (3,)}
+        checkpoints = read.Reader(workdir)
+        assert read.model_shapes(checkpoints.path(0)) == {"params/stack/bias": (3,)}
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = {
             "params": {"stack": {"bias": jax.ShapeDtypeStruct((3,), np.float32, sharding=here)}}
         }
-        got = checkpoints.restore_some(0, like)
+        got = read.restore_some(checkpoints.path(0), like)
         np.testing.assert_array_equal(got["params"]["stack"]["bias"], [0, 1, 2])
         assert checkpoints.metrics(0) == metrics
-        checkpoints.close()
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []

@@ -1,108 +1,21 @@
-"""report.tables: one progress bar on a terminal, plain lines elsewhere, the final table."""
+"""report.tables: the tables at the end of a run."""
 
-import io
-import sys
 from types import SimpleNamespace
 
 import pytest
 
 from configs import cifar100
 from jaxsplit.costs import Cost
+from jaxsplit.evaluation import EXAMPLES, NETWORKS, SplitResults
 from jaxsplit.recipes import published
 from jaxsplit.report import tables
 
-VALUES = {
-    "train/loss": 1.23456,
-    "train/ensemble/top1": 0.5,
-    "train/cotrain/weight": 0.25,
-    "lr": 0.0125,
-    "images_per_second": 1234.5,
-}
 
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_plain_lines_where_there_is_no_terminal(capsys):
-    progress = tables.Progress(total=10, start=0)
-    for step in range(1, 11):
-        progress.advance()
-        if step % 5 == 0:
-            progress.training(step, step / 4, VALUES)
-    progress.line("done")
-    progress.close()
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.splitlines() == [
-        "step 5/10, epoch 1.25: loss 1.2346, ensemble 50.00%, cotrain weight 0.250, lr 0.0125, "
-        "1,234 images/s",
-        "step 10/10, epoch 2.50: loss 1.2346, ensemble 50.00%, cotrain weight 0.250, lr 0.0125, "
-        "1,234 images/s",
-        "done",
-    ]
-
-
-def test_a_single_network_has_no_ensemble_to_tell(capsys):
-    progress = tables.Progress(total=2, start=0)
-    progress.training(1, 0.5, {"train/loss": 2.0, "lr": 0.1, "images_per_second": 10.0})
-    assert capsys.readouterr().out == "step 1/2, epoch 0.50: loss 2.0000, lr 0.1, 10 images/s\n"
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({}, "loss 2.1250 a network"),
-        ({"train/leader/loss": 3.0}, "loss 8.5000 in all"),  # FFSD: of modules and a leader, too
-    ],
-)
-def test_the_loss_does_not_grow_with_the_networks(more, said, capsys):
-    progress = tables.Progress(total=2, start=0, num_networks=4)
-    values = {"train/loss": 8.5, "lr": 0.1, "images_per_second": 10.0} | more
-    progress.training(1, 0.5, values)
-    assert capsys.readouterr().out == f"step 1/2, epoch 0.50: {said}, lr 0.1, 10 images/s\n"
-
-
-def test_one_bar_on_a_terminal(monkeypatch, capsys):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    progress = tables.Progress(total=10, start=4)
-    for step in range(5, 11):
-        progress.advance()
-        progress.training(step, step / 4, VALUES)
-    progress.line("a line of its own")
-    progress.close()
-    drawn = terminal.getvalue()
-    assert "4/10" in drawn  # a resumed run starts where it was
-    assert "10/10" in drawn
-    assert "loss 1.2346" in drawn
-    assert "\n" not in drawn.rstrip("\n")  # one bar, drawn over and over
-    assert capsys.readouterr().out.splitlines() == ["a line of its own"]
-
-
-def test_other_processes_are_silent(monkeypatch, capsys):
-    for stream in (sys.stderr, Terminal()):
-        monkeypatch.setattr(sys, "stderr", stream)
-        progress = tables.Progress(total=3, start=0, active=False)
-        progress.advance()
-        progress.training(1, 1.0, VALUES)
-        progress.line("quiet")
-        progress.close()
-    assert stream.getvalue() == ""
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "")
-
-
-def results(*names: str, **others: float) -> dict[str, float]:
-    values = {}
-    for i, name in enumerate(names):
-        values |= {
-            f"{name}/top1": 0.9 + i / 100,
-            f"{name}/top5": 0.99,
-            f"{name}/nll": 0.25 + i,
-        }
-    return values | others
+def results(*names: str, count: float = 8.0, **of_networks: float) -> SplitResults:
+    values = {
+        name: {"top1": 0.9 + i / 100, "top5": 0.99, "nll": 0.25 + i} for i, name in enumerate(names)
+    }
+    return values | {NETWORKS: of_networks, EXAMPLES: {"count": count}}
 
 
 SMALL, LARGE = Cost(1000, 10, 50_000, {}), Cost(4100, 20, 210_000, {})
@@ -171,19 +84,18 @@ def test_published_results_stand_below():
 
 def test_tables_of_an_experiment(monkeypatch):
     """The published figure stands under that of the test set of the same experiment only."""
-    monkeypatch.setattr(tables.summary, "stack_cost", lambda *_, **__: (SMALL, LARGE))
+    monkeypatch.setattr(tables, "stack_cost", lambda *_, **__: (SMALL, LARGE))
     config = cifar100.get_config("arch=resnet110,split=2")
     exp = SimpleNamespace(
         config=config,
         dataset=SimpleNamespace(num_classes=100, image_shape=(32, 32, 3)),
         eval_split=("validation", None),
         method=SimpleNamespace(answer="ensemble"),
-        best_metric="validation/ensemble/top1",
     )
     values = results("net0", "ensemble", count=10.0)
-    both = {f"{split}/{k}": v for split in ("validation", "test") for k, v in values.items()}
-    both |= {"best/step": 7.0, "best/validation/ensemble/top1": 0.75}
-    validation, test, best = tables.tables(exp, both, "step 9, the last").split("\n\n")
+    both = {"validation": values, "test": values}
+    text = tables.tables(exp, both, "step 9, the last", tables.best_line(exp, 7, 0.75))
+    validation, test, best = text.split("\n\n")
     assert validation.startswith("cifar100 validation (10 images), resnet110 divided in 2, cotrain")
     assert test.startswith("cifar100 test (10 images), resnet110 divided in 2, cotrain; checkpoint")
     assert "published" not in validation

@@ -12,7 +12,7 @@ from xla_options import USUAL
 
 from configs import common
 from jaxsplit import averaging, compiler, experiment, loop, metrics, rating, state, step
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 
@@ -41,9 +41,8 @@ def assert_same_bits(a, b) -> None:
 
 
 def state_at(config, workdir, at: int) -> state.TrainState:
-    checkpoints = store.Checkpoints(workdir, read_only=True)
-    restored = checkpoints.restore(at, experiment.build(config).state_shapes())
-    checkpoints.close()
+    checkpoints = read.Reader(workdir)
+    restored = read.restore(checkpoints.path(at), experiment.build(config).state_shapes())
     return restored
 
 
@@ -171,10 +170,9 @@ def local_arrays(tree) -> list[jax.Array]:
 def test_what_a_checkpoint_holds(whole):
     """The average is the model, so that whoever reads the networks gets it; weights are beside."""
     workdir, _ = whole
-    checkpoints = store.Checkpoints(workdir, read_only=True)
+    checkpoints = read.Reader(workdir)
     exp = experiment.build(tiny())  # knows nothing of an average
-    model = checkpoints.restore_model(4, exp.state_shapes())
-    checkpoints.close()
+    model = read.restore_model(checkpoints.path(4), exp.state_shapes())
     full = state_at(tiny(ema=DECAY), workdir, 4)
     assert_same_bits(model, full.ema)
     kernels = [t["params"]["stack"]["head"]["kernel"] for t in (full.ema, full.raw)]
@@ -187,8 +185,8 @@ def test_the_average_is_what_is_evaluated(whole, capsys):
     nll = "test/net0/nll"
     assert again[nll] == pytest.approx(results[nll], rel=1e-6)
     exp = experiment.build(tiny(ema=DECAY))
-    raw = rating.evaluation(exp, state_at(tiny(ema=DECAY), workdir, 4).raw, exp.eval_split)
-    assert abs(raw[nll] - results[nll]) > 1e-4
+    raw = rating.evaluate_split(exp, state_at(tiny(ema=DECAY), workdir, 4).raw, "test")
+    assert abs(raw["net0"]["nll"] - results[nll]) > 1e-4
 
 
 def test_a_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys):

@@ -24,7 +24,8 @@ def sums_of(named, labels, mask):
         "labels": jnp.asarray(labels),
         "mask": jnp.asarray(mask, jnp.float32),
     }
-    return {k: float(v) for k, v in evaluation.make_eval_step(method, MEAN, STD)({}, batch).items()}
+    sums = evaluation.make_eval_step(method, MEAN, STD)({}, batch)
+    return {k.removeprefix("x/"): float(v) for k, v in evaluation.flatten({"x": sums}).items()}
 
 
 def test_sums_by_hand():

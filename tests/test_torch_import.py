@@ -23,7 +23,7 @@ from torch_states import numbered, random_variables, state_of
 from configs import digits_wrn16_4_x4
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, models
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read
 from jaxsplit.cli import import_torch, run_flags
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion, resnet, senet
@@ -301,17 +301,16 @@ def test_leader(save, tmp_path, capsys):
     wanted, module = leader()
     path = save("modelleader_best.pth", {"weight": state | module})
     torch_import.import_checkpoint(config, [path], tmp_path / "run")
-    with_module = store.Checkpoints(tmp_path / "run", read_only=True)
-    names = with_module.model_shapes(0)
+    with_module = read.Reader(tmp_path / "run")
+    names = read.model_shapes(with_module.path(0))
     assert names["params/trans_fusion/conv2/kernel"] == (1, 1, 32, 96)
     assert names["params/stack/head/kernel"] == (1, 64, 10)
     like = {k: {"trans_fusion": v} for k, v in wanted.items()}
-    got = with_module.restore_some(0, like)
+    got = read.restore_some(with_module.path(0), like)
     jax.tree.map(np.testing.assert_array_equal, got, like)
     exp = experiment.build(config)
-    variables = with_module.restore_model(0, exp.state_shapes())
+    variables = read.restore_model(with_module.path(0), exp.state_shapes())
     assert variables["params"].keys() == variables["batch_stats"].keys() == {"stack"}
-    with_module.close()
     torch_import.import_checkpoint(
         config, [save("student.pth", {"weight": state})], tmp_path / "without"
     )
@@ -467,9 +466,8 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
     config = tiny()
     results = loop.train_and_evaluate(config, workdir)
-    checkpoints = store.Checkpoints(workdir, read_only=True)
-    variables = checkpoints.restore_model(2, experiment.build(config).state_shapes())
-    checkpoints.close()
+    checkpoints = read.Reader(workdir)
+    variables = read.restore_model(checkpoints.path(2), experiment.build(config).state_shapes())
     stack = {collection: parts["stack"] for collection, parts in variables.items()}
     states = []
     for i in range(2):
@@ -540,7 +538,7 @@ def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run
     assert got["step"] == 0
     if facts:
         assert loop.evaluate_checkpoint(config, workdir, "best")["best/test/ensemble/top1"] == 0.125
-        assert "said where it comes from: ensemble top-1 12.50%" in capsys.readouterr().out
+        assert "reported by its source: ensemble top-1 12.50%" in capsys.readouterr().out
     else:
         with pytest.raises(ConfigError, match="checkpoint='best'.* one of: 0"):
             loop.evaluate_checkpoint(config, workdir, "best")
@@ -559,8 +557,8 @@ def test_the_average_by_the_command(run, save, tmp_path, capsys):
         run(str(path), *OVERRIDES, f"--workdir={workdir}", *flags_)
         said = capsys.readouterr().out.splitlines()
         assert said[0].startswith(f"{path}: {line}") and said[1].startswith("imported ")
-        checkpoints = store.Checkpoints(workdir, read_only=True)
-        shape = checkpoints.model_shapes(0)["params/stack/head/bias"]
+        checkpoints = read.Reader(workdir)
+        shape = read.model_shapes(checkpoints.path(0))["params/stack/head/bias"]
         like = {
             "params": {
                 "stack": {
@@ -574,8 +572,7 @@ def test_the_average_by_the_command(run, save, tmp_path, capsys):
                 }
             }
         }
-        bias = checkpoints.restore_some(0, like)["params"]["stack"]["head"]["bias"]
-        checkpoints.close()
+        bias = read.restore_some(checkpoints.path(0), like)["params"]["stack"]["head"]["bias"]
         np.testing.assert_array_equal(bias, np.stack([state["fc.bias"] for state in wanted]))
 
 

@@ -6,7 +6,7 @@ import pytest
 from test_end_to_end import assert_same_bits, files_of, state_at, steps_in, tiny, untimed
 
 from jaxsplit import evaluation, loop, metrics, rating
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import read, store
 from jaxsplit.errors import ConfigError, SaveError
 from jaxsplit.workdir import lock
 
@@ -62,26 +62,29 @@ def test_a_run_that_was_taken_over_saves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("every", ["2 steps", "4 steps"], ids=["saved", "not to be saved"])
 def test_an_evaluation_that_fails_costs_no_checkpoint(whole, tmp_path, monkeypatch, every):
     """Neither where the step is to be saved, too, nor where not; the rerun evaluates it first."""
-    real, calls = rating.evaluation, []
+    tries, calls = evaluation.try_first, []
 
-    def bad(exp, variables, split, first_only=False):
-        calls.append(first_only)
-        if first_only:
-            return real(exp, variables, split, first_only)
+    def tried(*args, **fields):
+        calls.append("a trial")
+        return tries(*args, **fields)
+
+    def bad(exp, variables, split):
+        calls.append("whole")
         raise ConfigError("data.dir: record 7 of test is damaged")
 
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="record 7"):
-        patch.setattr(rating, "evaluation", bad)
+        patch.setattr(evaluation, "try_first", tried)
+        patch.setattr(rating, "evaluate_split", bad)
         loop.train_and_evaluate(tiny(checkpoint__every=every), tmp_path)
-    assert calls == [True, False]
+    assert calls == ["a trial", "whole"]
     assert steps_in(tmp_path) == [2] and not (tmp_path / lock.FILE).exists()
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="record 7"):
-        patch.setattr(rating, "evaluation", bad)
+        patch.setattr(rating, "evaluate_split", bad)
         loop.train_and_evaluate(tiny(checkpoint__every=every), tmp_path)  # before it trains
     assert loop.train_and_evaluate(tiny(checkpoint__every=every), tmp_path) == whole[1]
     assert untimed(tmp_path) == untimed(whole[0])
     assert_same_bits(state_at(tiny(), tmp_path, 4), whole[2])
-    assert store.Checkpoints(tmp_path, read_only=True).metrics(2)
+    assert read.Reader(tmp_path).metrics(2)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), None], ids=["of this machine", "of the device"])
@@ -92,11 +95,10 @@ def test_an_evaluation_without_memory_is_found_before_training(
 
     error = error or jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    def full(*_, **fields):
-        assert fields["first_only"]
+    def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(evaluation, "evaluate", full)
+    monkeypatch.setattr(evaluation, "try_first", full)
     with pytest.raises(ConfigError) as caught:
         loop.train_and_evaluate(tiny(eval__batch_size=10**6), tmp_path)
     assert str(caught.value) == "eval.batch_size=1000000: is too large for the memory here"

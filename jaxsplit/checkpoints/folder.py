@@ -1,4 +1,4 @@
-"""The folder of a workdir that its checkpoints lie in, as far as it is looked at without orbax."""
+"""The folder <workdir>/checkpoints: which steps it holds, whether it can be written."""
 
 import pathlib
 
@@ -14,16 +14,16 @@ def exists(workdir: str | pathlib.Path) -> bool:
 
 
 def weights_only(workdir: str | pathlib.Path) -> bool:
-    """Whether the newest checkpoint of a workdir lacks what training goes on from."""
+    """Whether the newest checkpoint of a workdir holds weights, but no state to resume from."""
     folder = files.path_of(workdir) / FOLDER
     # No training saves a step 0; the optimizer's item alone may be missing by damage.
     return max(steps_in(folder), default=None) == 0 and not (folder / "0" / "opt").is_dir()
 
 
 def make_room(workdir: pathlib.Path) -> None:
-    """Removes what saves that were interrupted have left in a workdir that no run writes into.
+    """Removes what interrupted saves have left in a workdir that no run writes into.
 
-    Orbax does the same, but later: on a disk that is full nothing else can be written before.
+    Orbax does the same, but later: on a full disk nothing else can be written before.
     """
     folder = workdir / FOLDER
     if not files.is_remote(folder) and folder.is_dir():
@@ -32,10 +32,10 @@ def make_room(workdir: pathlib.Path) -> None:
 
 
 def check(workdir: pathlib.Path) -> None:
-    """Makes the folder of the checkpoints, and makes sure that it can be written.
+    """Makes the folder of the checkpoints, and checks that it can be written.
 
     Raises:
-      ConfigError: it cannot.
+      ConfigError: it cannot be written.
     """
     folder = workdir / FOLDER
     errors = Exception if files.is_remote(folder) else OSError
@@ -50,7 +50,7 @@ def check(workdir: pathlib.Path) -> None:
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
-    """Those that lie in a folder as whole checkpoints."""
+    """Steps of the finished checkpoints in a folder."""
     if not folder.is_dir():
         return []
     steps = [path for path in folder.iterdir() if path.name.isdecimal()]

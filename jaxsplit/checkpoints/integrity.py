@@ -1,13 +1,13 @@
-"""Whether a checkpoint on disk is what was saved, and fits what is wanted of it.
+"""Whether a checkpoint on disk is what was saved, and fits the state that it is restored into.
 
-Format 1 had the items model, opt, config and data alone. Format 2 says so in the item data, and has
-a fifth item, `checksums`, of all that the others and the metrics hold.
+Format 1 had the items model, opt, config and data alone. Format 2 names itself in the
+item data, and adds the item `checksums` over all other items and the metrics.
 """
 
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,12 +22,12 @@ FORMAT = 2
 
 
 class _UnfitError(Exception):
-    """What is saved has other arrays than are wanted."""
+    """The saved arrays are not those that are wanted."""
 
 
 @contextlib.contextmanager
 def named_errors(path: pathlib.Path) -> Iterator[None]:
-    """What goes wrong with the checkpoint `path`, as a DamagedError or ConfigError of one line."""
+    """Turns errors of reading `path` into a DamagedError or ConfigError of one line."""
     try:
         yield
     except _UnfitError as error:
@@ -42,24 +42,24 @@ def named_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 def text(path: pathlib.Path, item: str) -> dict:
-    """An item that is kept as JSON."""
+    """An item that is stored as JSON."""
     file = "metrics" if item == "metrics" else None
     return dict(ocp.JsonCheckpointHandler(file).restore(epath.Path(path / item)))
 
 
 def sums_of(arrays: dict[str, Any], texts: dict[str, dict]) -> dict[str, Any]:
-    """The item `checksums`: of trees and of what becomes JSON, by item, and of itself."""
+    """The item `checksums`: of array trees and of JSON texts, by item, and of itself."""
     sums: dict[str, Any] = {item: checksums.of_arrays(tree) for item, tree in arrays.items()}
     sums |= {item: checksums.of_json(text) for item, text in texts.items()}
     return sums | {"checksums": checksums.of_json(sums)}
 
 
 def checked(path: pathlib.Path) -> dict[str, Any] | None:
-    """The checksums of a checkpoint, those of its texts compared; None: it has none, format 1.
+    """Compares the checksums of the JSON items; returns those of the arrays, None for format 1.
 
     Raises:
-      ConfigError: it is of a format that is not known here, or its folder was renamed.
-      Exception: of many kinds, it is damaged.
+      ConfigError: its format is unknown, or its folder was renamed.
+      Exception: of many kinds, if it is damaged.
     """
     position = text(path, "data")
     form = position.get("format", 1)
@@ -85,9 +85,9 @@ def checked(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def add_metrics(path: pathlib.Path, metrics: dict) -> None:
-    """Puts the metrics of an evaluation into a checkpoint that was saved without.
+    """Adds the metrics of an evaluation to a checkpoint that was saved without.
 
-    Where it is interrupted, the checkpoint has them without a checksum, or none.
+    If this is interrupted, the checkpoint has metrics without a checksum, or none.
     """
     folder = path / "metrics"
     folder.mkdir(exist_ok=True)
@@ -100,23 +100,34 @@ def add_metrics(path: pathlib.Path, metrics: dict) -> None:
     files.write_text(path / "checksums" / "metadata", json.dumps(sums))
 
 
-def check_fits(
-    path: pathlib.Path, item: str, like: Any, sums: dict[str, Any] | None, parts: bool = False
-) -> None:
-    """Compares the shapes of what is saved with those of `like`; reads no array.
-
-    `parts`: what is saved may hold more parts (params/<part>/...) than `like`.
+def check_fits(path: pathlib.Path, item: str, like: Any, sums: dict[str, Any] | None) -> None:
+    """Compares the shapes of a saved item with those of `like`; reads no array.
 
     Raises:
       Exception: they differ; in `named_errors` it becomes a ConfigError.
     """
+    _check_fits(path, item, like, sums, lambda name: True)
+
+
+def check_parts_fit(path: pathlib.Path, item: str, like: Any, sums: dict[str, Any] | None) -> None:
+    """As `check_fits`; the item may hold more parts (params/<part>/...) than `like`."""
+    wanted = {part_of(name) for name in shapes(like)}
+    _check_fits(path, item, like, sums, lambda name: part_of(name) in wanted)
+
+
+def _check_fits(
+    path: pathlib.Path,
+    item: str,
+    like: Any,
+    sums: dict[str, Any] | None,
+    counts: Callable[[str], bool],
+) -> None:
     need = shapes(like)
-    wanted = {part_of(path) for path in need} if parts else set()
 
     def same(have: dict[str, tuple[int, ...]], error: type[Exception]) -> None:
         for name in sorted(have.keys() | need.keys()):
             here, should = have.get(name), need.get(name)
-            if here != should and (not parts or part_of(name) in wanted):
+            if here != should and counts(name):
                 raise error(f"{name} has shape {here}, should be {should}")
 
     if sums is None:
@@ -126,7 +137,7 @@ def check_fits(
 
 
 def compare(item: str, sums: dict[str, Any] | None, tree: Any) -> None:
-    """Raises ValueError where the arrays that were read are not those that were saved."""
+    """Raises ValueError if the restored arrays are not those that were saved."""
     if sums is not None and (names := checksums.differing(sums[item], tree)):
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise ValueError(f"{item}: {names[0]}{more}: checksum differs")
@@ -147,7 +158,7 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def part_of(path: str) -> str:
-    """'stack' of 'params/stack/head/bias': which of a method's modules the array belongs to."""
+    """The module that an array belongs to: 'stack' for 'params/stack/head/bias'."""
     return path.split("/")[1]
 
 

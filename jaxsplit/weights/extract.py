@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import models
-from jaxsplit.checkpoints import integrity, store
+from jaxsplit.checkpoints import integrity, read, store
 from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files, lock
 
@@ -121,9 +121,9 @@ def _read(
     if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     best = config_lib.best_metric(config)
-    checkpoints = store.Checkpoints(files.path_of(workdir), best_metric=best, read_only=True)
+    checkpoints = read.Reader(workdir, best)
     step = checkpoints.find(which)
-    shapes = checkpoints.model_shapes(step)
+    shapes = read.model_shapes(checkpoints.path(step))
     parts = {integrity.part_of(path) for path in shapes}
     own = name == "leader" and "leader" in parts  # else a network of the stack
     names = [f"net{i}" for i in range(config.split)]
@@ -139,10 +139,10 @@ def _read(
         for path, shape in shapes.items()
         if integrity.part_of(path) in wanted
     }
-    tree = jax.device_get(checkpoints.restore_some(step, unflatten_dict(like, sep="/")))
+    some = unflatten_dict(like, sep="/")
+    tree = jax.device_get(read.restore_some(checkpoints.path(step), some))
     arrays: dict[str, Any] = flatten_dict(tree, sep="/")
     metrics = checkpoints.metrics(step)
-    checkpoints.close()
     index = config.split - 1 if name == "leader" else int(name[3:])
     found = {"params": {}, "batch_stats": {}}
     for path, value in arrays.items():

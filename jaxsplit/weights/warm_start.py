@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit.checkpoints import integrity, store
+from jaxsplit.checkpoints import read as reading
 from jaxsplit.errors import ConfigError
 from jaxsplit.report import summary
 from jaxsplit.weights import torch_files, torch_import
@@ -84,18 +85,17 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     if (config_lib.spec(other), other.split) != (config_lib.spec(config), config.split):
         theirs, ours = (summary.title(c) for c in (other, config))
         raise ConfigError(f"holds {theirs}, config has {ours}")
-    checkpoints = store.Checkpoints(path, read_only=True)
+    checkpoints = reading.Reader(path)
     step = checkpoints.find(which)
-    have = checkpoints.model_shapes(step)
+    have = reading.model_shapes(checkpoints.path(step))
     fit = _fitting(have, like)
     wanted: dict[str, Any] = flatten_dict(like, sep="/")
     some = {
         name: jax.ShapeDtypeStruct(have[name], wanted[name].dtype, sharding=wanted[name].sharding)
         for name in fit.names
     }
-    tree = checkpoints.restore_some(step, unflatten_dict(some, sep="/"))
+    tree = reading.restore_some(checkpoints.path(step), unflatten_dict(some, sep="/"))
     arrays: dict[str, Any] = flatten_dict(tree, sep="/")
-    checkpoints.close()
     return _start([f"checkpoint {step} of {path}"], like, arrays, fit)
 
 

@@ -1,0 +1,64 @@
+"""What a run prints while it trains: one progress bar, or plain lines."""
+
+import sys
+from collections.abc import Mapping
+
+
+class Progress:
+    """One progress bar on a terminal, plain lines elsewhere; silent unless `active`.
+
+    Args:
+      total: steps of the run.
+      start: steps done before.
+      active: whether anything is printed.
+      num_networks: S; the loss is printed as that of one network.
+    """
+
+    def __init__(self, *, total: int, start: int, active: bool = True, num_networks: int = 1):
+        self._active, self._total, self._bar = active, total, None
+        self._num_networks = num_networks
+        if active and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """One step was dispatched."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def training(self, step: int, epoch: float, m: Mapping[str, float]) -> None:
+        """The metrics of a log point."""
+        parts = [self._loss(m)]
+        if "train/ensemble/top1" in m:
+            parts.append(f"ensemble {m['train/ensemble/top1']:.2%}")
+        if "train/leader/top1" in m:
+            parts.append(f"leader {m['train/leader/top1']:.2%}")
+        if "train/cotrain/weight" in m:
+            parts.append(f"cotrain weight {m['train/cotrain/weight']:.3f}")
+        parts += [f"lr {m['lr']:.4g}", f"{m['images_per_second']:,.0f} images/s"]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(parts[:2]))
+        else:
+            self.line(f"step {step}/{self._total}, epoch {epoch:.2f}: {', '.join(parts)}")
+
+    def _loss(self, m: Mapping[str, float]) -> str:
+        """The sum over the networks, divided by their number, so that it does not grow with S."""
+        if self._num_networks == 1:
+            return f"loss {m['train/loss']:.4f}"
+        if "train/leader/loss" in m:  # of a network, and modules, beside the others
+            return f"loss {m['train/loss']:.4f} in all"
+        return f"loss {m['train/loss'] / self._num_networks:.4f} a network"
+
+    def line(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

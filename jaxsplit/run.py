@@ -1,0 +1,162 @@
+"""What a run is: `Run` does not change, `Now` changes from step to step."""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+
+from jaxsplit import config as config_lib
+from jaxsplit import early_stop, metrics, origin, rating
+from jaxsplit.checkpoints import folder as checkpoint_folder
+from jaxsplit.checkpoints import store
+from jaxsplit.config import history
+from jaxsplit.experiment import Experiment
+from jaxsplit.hosts import signals
+from jaxsplit.report.progress import Progress
+from jaxsplit.state import TrainState
+from jaxsplit.weights import warm_start
+from jaxsplit.workdir import files, lock
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is, from its first step to its last.
+
+    chief: whether this process prints, and writes everything except checkpoints.
+    start: the step that it starts from; 0 if it is new.
+    position: what the checkpoint of that step holds beside the arrays.
+    resident: the training set on the devices; empty if it is streamed.
+    batches: host batches from `start` on.
+    """
+
+    exp: Experiment
+    workdir: pathlib.Path
+    stop: signals.Stop
+    early: early_stop.EarlyStop
+    chief: bool
+    start: int
+    position: dict
+    checkpoints: store.Checkpoints
+    resident: dict[str, jax.Array]
+    batches: Iterator[dict]
+    writer: metrics.Writer
+    progress: Progress
+    ratings: rating.Rating
+
+
+class Clock:
+    """Seconds of training between two log points; evaluation and saving do not count."""
+
+    def __init__(self) -> None:
+        self._spent, self._since = 0.0, time.time()
+
+    def pause(self) -> None:
+        self._spent += time.time() - self._since
+
+    def resume(self) -> None:
+        self._since = time.time()
+
+    def lap(self) -> float:
+        self.pause()
+        spent, self._spent = self._spent, 0.0
+        self.resume()
+        return max(spent, 1e-9)
+
+
+@dataclasses.dataclass
+class Now:
+    """What changes from step to step.
+
+    step: the last step that was dispatched.
+    batch: of the next step, on the devices; there is none before the step is compiled.
+    totals: sums of metrics since the last log point; as `batch`.
+    bad_here: records that this process has left out up to `step`; the next batch is taken ahead.
+    bad_records: records that all processes have left out, as of the last log point or save.
+    """
+
+    step: int
+    state: TrainState
+    clock: Clock
+    batch: dict = dataclasses.field(init=False)
+    totals: metrics.Totals = dataclasses.field(init=False)
+    bad_here: int = 0
+    bad_records: int = 0
+
+
+def open_workdir(locked: contextlib.ExitStack, workdir: str | pathlib.Path) -> pathlib.Path:
+    """Makes and locks the workdir; removes what a killed run has left in it."""
+
+    def take(folder: pathlib.Path) -> None:
+        locked.callback(lock.take(folder, say, checkpoint_folder.make_room).release)
+        checkpoint_folder.make_room(folder)
+        files.clear_temporary(folder)
+
+    folder = config_lib.prepare_workdir(workdir, take)
+    checkpoint_folder.check(folder)
+    return folder
+
+
+def open_run(
+    exp: Experiment,
+    workdir: pathlib.Path,
+    warm: warm_start.Start | None,
+    stop: signals.Stop,
+    early: early_stop.EarlyStop,
+    at_end: contextlib.ExitStack,
+) -> tuple[Run, Now]:
+    """Everything that a run reads and writes: checkpoints with the state, data, logs."""
+    config, chief = exp.config, jax.process_index() == 0
+    found = origin.of_workdir(exp, workdir, warm)
+    config.resume_with = ""  # said once: not every later start may change something
+    checkpoints = store.Checkpoints(
+        workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
+    )
+    at_end.callback(checkpoints.close)
+    start, state, position = origin.restore_or_init(exp, checkpoints, warm, say)
+    if chief:  # not before: it holds the step from which a change holds
+        more = history.more(workdir / config_lib.CONFIG_FILE, start, found.changes)
+        config_lib.save(config, workdir, more)
+    resident = _resident(exp)
+    batches = exp.feed.batches(start)
+    at_end.callback(batches.close)
+    writer = metrics.Writer(workdir, start=start, active=chief, say=say)
+    at_end.callback(writer.close)
+    progress = Progress(
+        total=exp.plan.total_steps, start=start, active=chief, num_networks=config.split
+    )
+    at_end.callback(progress.close)
+    progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
+    for note in origin.notes(exp, found, start):
+        progress.line(note)
+    run = Run(
+        exp=exp,
+        workdir=workdir,
+        stop=stop,
+        early=early,
+        chief=chief,
+        start=start,
+        position=position,
+        checkpoints=checkpoints,
+        resident=resident,
+        batches=batches,
+        writer=writer,
+        progress=progress,
+        ratings=rating.Rating(exp, checkpoints, writer, progress),
+    )
+    return run, Now(start, state, Clock())
+
+
+def _resident(exp: Experiment) -> dict[str, jax.Array]:
+    """A small training set lies on the devices; a large one streams, then this is empty."""
+    resident, sharding = exp.feed.resident, exp.sharding
+    if resident is None:
+        return {}
+    return sharding.put(dict(images=resident.images, labels=resident.labels), sharding.replicated)
+
+
+def say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
