@@ -55,7 +55,6 @@ def _parse(argv: list[str], given: dict[str, str], files: bool) -> list[str]:
         print(f"{main.__doc__}\n{flags.FLAGS.main_module_help()}")
         print(flags.FLAGS.module_help(sys.modules[__name__]))
         sys.exit()
-    config_lib.check_overrides(given)
     if not pathlib.Path(given.get("config", __file__).partition(":")[0]).is_file():
         raise ConfigError(f"config={given['config']!r}: must be a file with get_config()")
     if "config" not in given and given.get("workdir") and not files:
@@ -66,7 +65,11 @@ def _parse(argv: list[str], given: dict[str, str], files: bool) -> list[str]:
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
         rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, flags.Error) as error:
+        # The file may have registered a method, and with it fields.
+        config_lib.check_overrides(given)
+        if isinstance(error, flags.Error):
+            raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if "config_flags" not in frame.filename:  # a bug in the config file
             raise

@@ -156,14 +156,14 @@ def test_lengths_follow_duration_and_epoch():
     for steps_per_epoch in (10, 100):
         plan = durations.plan(config, steps_per_epoch)
         assert plan.milestones_steps == (5 * steps_per_epoch, 9 * steps_per_epoch)
-        assert plan.cotrain_warmup_steps == 2 * steps_per_epoch
+        assert plan.method_steps["cotrain.warmup"] == 2 * steps_per_epoch
         rates = [float(plan.schedule(config)(n * steps_per_epoch)) for n in (1, 4, 5, 9)]
         assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
     config.duration = "20 epochs"
     config.schedule.milestones = ("50%", "95%")
     plan = durations.plan(config, 10)
     assert plan.milestones_steps == (100, 190)
-    assert plan.cotrain_warmup_steps == 40
+    assert plan.method_steps["cotrain.warmup"] == 40
     assert plan.total_steps == 200
 
 
@@ -254,7 +254,7 @@ WRONG = [  # fields changed, how the message begins, what else it says
     (dict(cotrain__loss="l2"), "cotrain.loss='l2': must be one of js, kl", []),
     (
         dict(views="any"),
-        "views='any': must be different, same or '' (as in the method's paper)",
+        "views='any': must be different, same or paper (as in the method's paper)",
         [],
     ),
     (dict(cotrain__weight=-0.5), "cotrain.weight=-0.5: must be 0 or more", []),

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from jaxsplit import config as config_lib
 from jaxsplit.costs import ALL, Cost, own_costs, stack_cost
 from jaxsplit.evaluation import METRICS
 from jaxsplit.recipes import published
@@ -41,8 +40,10 @@ class Progress:
             parts.append(f"ensemble {m['train/ensemble/top1']:.2%}")
         if "train/leader/top1" in m:
             parts.append(f"leader {m['train/leader/top1']:.2%}")
-        if "train/cotrain/weight" in m:
-            parts.append(f"cotrain weight {m['train/cotrain/weight']:.3f}")
+        for key, value in m.items():  # of what a method weighs by the step
+            if key.startswith("train/") and key.endswith("/weight"):
+                name = key.removeprefix("train/").replace("/", " ")
+                parts.append(f"{name} {value:.3f}")
         parts += [f"lr {m['lr']:.4g}", f"{m['images_per_second']:,.0f} images/s"]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts[:2]))
@@ -152,16 +153,18 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
     config = exp.config
     costs = stack_cost(
         config.arch,
-        config_lib.divided_in(config),
+        exp.resolved.divided_in,
         num_classes=exp.dataset.num_classes,
         image_shape=exp.dataset.image_shape,
     )
     own = own_costs(
         config,
+        exp.resolved,
         costs[0],
         num_classes=exp.dataset.num_classes,
         image_shape=exp.dataset.image_shape,
     )
+    as_published = exp.resolved.entry.as_published(config)
     parts = []
     for split in ("validation", "test"):
         if f"{split}/count" not in results:
@@ -176,7 +179,7 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
             dataset=config.data.name, method=config.method, arch=config.arch, split=config.split
         )
         # The papers' are test figures.
-        reached = published.find(**same) if split == "test" and _as_published(config) else ()
+        reached = published.find(**same) if split == "test" and as_published else ()
         classes = exp.dataset.num_classes
         parts.append(results_table(title, values, costs, config.split, reached, own, classes))
     if "best/step" in results:
@@ -187,10 +190,3 @@ def tables(exp, results: Mapping[str, float], which: str, *, imported: bool = Fa
         else:
             parts.append(f"best: step {results['best/step']:.0f}, {best}, chosen on the {chosen}")
     return "\n\n".join(parts)
-
-
-def _as_published(config) -> bool:
-    """Whether the published results of an architecture and S are of networks like these."""
-    if config.method == "ffsd":
-        return not (config.divide or config.ffsd.leader)
-    return config.divide and config.divide_in in (0, config.split)
