@@ -24,7 +24,7 @@ def move(fields: dict[str, Any]) -> None:
 def translate(fields: Any) -> None:
     """Replaces the old values in a ConfigDict or dict of fields, and prints one line of them."""
     if lines := list(_translated(fields)):
-        _say_once(f"note: {', '.join(lines)}")
+        say_once(f"note: {', '.join(lines)}")
 
 
 def _translated(fields: Any) -> Iterator[str]:
@@ -36,5 +36,5 @@ def _translated(fields: Any) -> Iterator[str]:
 
 
 @functools.cache  # a config is checked more than once in a run
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
