@@ -82,7 +82,7 @@ class Stack:
 
     def apply(
         self, variables: dict, images: Array, *, train: bool, key: Array | None = None
-    ) -> tuple[Array, Features, dict]:
+    ) -> tuple[Array, dict[str, Array], dict]:
         """All networks on all images.
 
         Args:
@@ -104,7 +104,8 @@ class Stack:
             (s.views, s.views, specs.get("batch_stats", s.networks)),
         )
         key = jax.random.key(0) if key is None else key
-        return local(variables, images, key)
+        logits, features, stats = local(variables, images, key)
+        return logits, dict(features), stats
 
     def take(self, variables: dict, i: int) -> dict:
         """The variables of network `i`, without the leading axis; the trunk's as they are."""

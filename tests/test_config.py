@@ -432,6 +432,7 @@ def test_old_values_mean_as_in_the_paper(tmp_path, capfd):
     loaded = config_lib.load(tmp_path)
     assert (loaded.views, loaded.trunk) == ("paper", "paper")
     assert not config_lib.check_identity(loaded, new, tmp_path)
+    assert not config_lib.check_identity(loaded, old, tmp_path, evaluating=True)
 
 
 # ---- Workdirs

@@ -54,7 +54,7 @@ class Pass:
     stack: Stack
     train: bool
     logits: Array
-    features: Features
+    features: dict[str, Array]
     batch: dict[str, Array]
     progress: Array | int
     key: Array
@@ -85,7 +85,8 @@ class Pass:
 
     def network(self, part: str, make: Callable[..., nn.Module], images: Array) -> Any:
         """As `apply_module` for a backbone: images [B, H, W, C] -> (logits [B, K], features)."""
-        return self._apply(part, make, (images,), self.train, False, backbone=True)
+        logits, features = self._apply(part, make, (images,), self.train, False, backbone=True)
+        return logits, dict(features)
 
     def _module(self, make: Callable[..., nn.Module]) -> nn.Module:
         own = self.stack.module
@@ -188,7 +189,7 @@ def over_stack(
 
         def shapes(variables: dict, images: Array) -> tuple[Array, Features]:
             logits, features, _ = stack.apply(variables, images, train=False)
-            return logits, features
+            return logits, Features(features)
 
         views = jnp.zeros((1, stack.sharding.data_devices, *image_shape))
         made = jax.eval_shape(shapes, variables, views)
