@@ -51,7 +51,11 @@ def resolve(config: ConfigDict) -> Resolved:
     # A config that was not checked may have '', which meant PAPER.
     views = entry.views if config.views in ("", PAPER) else config.views
     text = "" if config.trunk == PAPER else config.trunk
-    stage = models.trunk_stage(of_one, text, default=entry.trunk != "none")
+    try:
+        stage = models.trunk_stage(of_one, text, default=entry.trunk != "none")
+    except ConfigError as error:
+        named = str(error).replace("trunk='':", f"trunk={config.trunk!r}:")
+        raise ConfigError(named) from None
     if entry.trunk == "needed" and not stage:
         raise ConfigError(f"trunk={config.trunk!r}: must be a stage with method={config.method!r}")
     split = "validation" if config.data.validation else "test"
