@@ -160,9 +160,8 @@ def lower(exp: experiment.Experiment):
         }
         batch = {"index": array((config.batch_size,), np.int32, mesh.batch)}
     else:
-        shared = config_lib.shared_view(config)
-        views = 1 if shared else config.split
-        shape = (views, config.batch_size, *exp.dataset.image_shape)
+        shared = exp.resolved.shared_view
+        shape = (exp.resolved.num_views, config.batch_size, *exp.dataset.image_shape)
         batch = {
             "images": array(shape, np.uint8, mesh.shared_view if shared else mesh.views),
             "labels": array((config.batch_size,), np.int32, mesh.batch),
@@ -228,9 +227,7 @@ def measure(config: ConfigDict, topology: str) -> dict:
         + memory.generated_code_size_in_bytes
     )
     shape = exp.dataset.image_shape
-    cost = costs.cost(
-        config_lib.spec(config), num_classes=exp.dataset.num_classes, image_shape=shape
-    )
+    cost = costs.cost(exp.resolved.spec, num_classes=exp.dataset.num_classes, image_shape=shape)
     model_flops = 6.0 * cost.macs * config.split * config.batch_size / len(devices)
     flops = float(compiled.cost_analysis()["flops"])
     crossing: Counter = Counter()

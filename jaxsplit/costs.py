@@ -7,14 +7,16 @@ products, without biases, normalisation and pooling.
 import functools
 import math
 from collections import Counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxsplit import conv, models
-from jaxsplit.models import fusion
+
+if TYPE_CHECKING:  # config imports methods, which count their costs here
+    from jaxsplit.config import Resolved
 
 ALL = "all"  # the networks of a stack together, in `own_costs`
 
@@ -118,40 +120,48 @@ def stack_cost(
     return one, whole
 
 
-def own_costs(config, small: Cost, **fields) -> dict[str, tuple[int, int]]:
+class Networks(NamedTuple):
+    """The networks of a run, for a method to count what its answers cost."""
+
+    config: Any  # the whole ConfigDict
+    num_networks: int  # S
+    spec: Any  # of one of them
+    trunk: str  # the last stage that they share; '' where they share none
+    small: Cost  # of one of them
+    every: tuple[int, int]  # (parameters, multiply-adds) of all; what they share counts once
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def and_module(self, module: nn.Module, *shape: int) -> tuple[int, int]:
+        """`every`, and a Linen module for one input of `shape`, without a batch axis."""
+        more = module_cost(module, shape)
+        return self.every[0] + more.params, self.every[1] + more.macs
+
+
+def own_costs(
+    config: Any,
+    resolved: "Resolved",
+    small: Cost,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+) -> dict[str, tuple[int, int]]:
     """(parameters, multiply-adds) of what a config's networks answer together, by name of it.
 
     Args:
-      config: which method, how many networks, what they share.
+      config: of the experiment.
+      resolved: of `config.resolve`.
       small: one of the networks.
-      **fields: num_classes, image_shape.
+      num_classes: K.
+      image_shape: (H, W, C).
 
     Returns:
       `ALL`, the networks with what they share counted once, and the answers that are given by other
-      modules as well, or by fewer networks.
+      modules as well, or by fewer networks; the method's Entry counts those.
     """
-    from jaxsplit import config as config_lib
-    from jaxsplit.methods.one import Gate
-
-    s, spec, shape = config.split, config_lib.spec(config), fields["image_shape"]
-    trunk = config_lib.trunk(config)
-    params, macs = small.in_trunk(trunk)
+    s, (params, macs) = resolved.num_networks, small.in_trunk(resolved.trunk)
     every = (s * small.params - (s - 1) * params, s * small.macs - (s - 1) * macs)
-
-    def and_module(module: nn.Module, *shape: int) -> tuple[int, int]:
-        more = module_cost(module, shape)
-        return every[0] + more.params, every[1] + more.macs
-
-    costs = {ALL: every}
-    if config.method == "okddip":
-        costs["leader"] = (small.params, small.macs)
-    if config.method == "one":
-        costs["gated"] = and_module(Gate(s), map_shape(spec, shape, trunk)[-1])
-    if config.method == "ffsd":
-        its = models.divided(config.ffsd.leader, 1) if config.ffsd.leader else spec
-        leader = cost(its, **fields) if config.ffsd.leader else small
-        costs["leader"] = (leader.params, leader.macs)
-        h, w, c = map_shape(spec, shape)
-        module = fusion.Fusion(map_shape(its, shape)[-1], fields["num_classes"])
-        costs["fusion"] = and_module(module, h, w, s * c)
-    return costs
+    networks = Networks(
+        config, s, resolved.spec, resolved.trunk, small, every, num_classes, image_shape
+    )
+    return {ALL: every, **resolved.entry.costs(networks)}

@@ -10,6 +10,8 @@ the whole run; not for `duration` itself).
 
 from ml_collections import ConfigDict
 
+from jaxsplit import methods
+from jaxsplit.errors import ConfigError
 from jaxsplit.values import Fields
 
 
@@ -25,14 +27,13 @@ def get_config() -> ConfigDict:
     config.divide_in = 0  # each is one of so many that replace `arch`; 0: of S
     config.divide_anyway = False  # also where they together cost over 1.5 times as much as `arch`
     config.init_from = ""  # weights to start from: a workdir, its checkpoints/<step>, files
-    # single | independent | cotrain | ffsd | dml | kdcl | one | okddip | cl_ilr | codistill
+    # A name in jaxsplit.methods.METHODS; docs/methods.md has a table of them.
     config.method = "cotrain"
-    # What the S networks see of one image: different | same; '': as in the method's paper, which is
-    # different for independent, cotrain and kdcl, same for the others.
-    config.views = ""
-    # The last layers that the networks share, as 'stage1', or 'none'; '': as in the method's paper,
-    # all stages but the last for one and cl_ilr, none for the others.
-    config.trunk = ""
+    # What the S networks see of one image: different | same | paper (as in the method's paper).
+    config.views = "paper"
+    # The last layers that the networks share, as 'stage1' | none | paper (as in the method's paper:
+    # none, or all stages but the last).
+    config.trunk = "paper"
 
     config.duration = "300 epochs"
     config.batch_size = 128  # images a step, over all devices and processes
@@ -40,49 +41,17 @@ def get_config() -> ConfigDict:
     config.batch_norm = "local"  # local (statistics per device) | sync (over the data axis)
     config.label_smoothing = 0.0
 
-    config.cotrain = ConfigDict()
-    # js | kl, mse, smooth_l1 (detached targets), and those with _mean | distill: config.distill
-    config.cotrain.loss = "js"
-    config.cotrain.weight = 0.5
-    config.cotrain.floor = 0.005  # the weight never warms up from less than this
-    config.cotrain.warmup = "40 epochs"  # linear
-
-    # What the methods that learn from each other's logits share; all but single, independent and
-    # cotrain.
+    # The loss on logits that most methods share; those that only read the labels do not use it.
     config.distill = ConfigDict()
     config.distill.loss = "kl"  # kl | dkd | dist
     config.distill.standardize = False  # logits are standardised before (arXiv 2403.01427)
     config.distill.weight = 1.0  # of these losses, in which the square of the temperature stands
-    # 0: that of the paper: dml, codistill 1; ffsd, kdcl, cl_ilr 2; one, okddip 3.
+    # 0: that of the method's paper, 1, 2 or 3; `ENTRY` of its file has it.
     config.distill.temperature = 0.0
     config.distill.dkd_alpha = 1.0  # dkd: of the target class
     config.distill.dkd_beta = 8.0  # dkd: of the others
     config.distill.dist_beta = 1.0  # dist: within an example
     config.distill.dist_gamma = 1.0  # dist: within a class
-
-    config.ffsd = ConfigDict()
-    config.ffsd.leader = ""  # architecture, whole; '': as the students
-    config.ffsd.diversity = 1e-5  # weight of the students' attention shift
-    config.ffsd.student_self_distillation = 1e-5  # of the students' own self-distillation
-    config.ffsd.fusion = 10.0  # of the leader's attention towards the fused map
-    config.ffsd.trans_fusion = 10.0  # of its trans-fusion module towards the students' maps
-    config.ffsd.leader_self_distillation = 10.0  # of its own self-distillation
-    config.ffsd.train_self_distillation = 1000.0  # of the loss of those modules themselves
-    config.ffsd.warmup = "5 epochs"  # of these six weights
-    config.ffsd.fusion_weight_decay = 1e-5
-    config.ffsd.self_distillation_lr = (
-        1e-3  # of Adam, at optim.base_batch_size; it follows schedule
-    )
-    config.ffsd.self_distillation_weight_decay = 1e-4
-
-    config.kdcl = ConfigDict()
-    config.kdcl.teacher = "min_logit"  # min_logit | mean
-    config.okddip = ConfigDict()
-    config.okddip.factor = 8  # features of the attention: those of the network / factor
-    config.cl_ilr = ConfigDict()
-    config.cl_ilr.label_weight = 0.5  # of the cross-entropy; the rest is that of the other heads
-    config.codistill = ConfigDict()
-    config.codistill.every = 10  # steps; the exchange is present in one of them, times as many
 
     config.data = ConfigDict()
     # One of jaxsplit.data.DATASETS, or any other image classification set of tfds in data.dir.
@@ -188,4 +157,12 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2  # the newest ones; the best one is kept beside them
     # A newest checkpoint that is damaged: previous (goes on from the one before) | error
     config.checkpoint.on_corrupt = "previous"
+
+    # The methods' own fields, config.cotrain, config.ffsd ...: each stands with its default and a
+    # comment in `ENTRY` at the end of the method's file, such as jaxsplit/methods/cotrain.py.
+    for name, entry in methods.METHODS.items():
+        if entry.fields and name in config:
+            raise ConfigError(f"method {name!r}: must be called otherwise; config.{name} exists")
+        if entry.fields:
+            config[name] = ConfigDict(dict(entry.fields))
     return config

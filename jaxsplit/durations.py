@@ -6,11 +6,12 @@ makes the rest when the run starts, as only the data tells how long an epoch is.
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from jaxsplit import schedules
+from jaxsplit import methods, schedules
 from jaxsplit.errors import ConfigError
 
 MOST_STEPS = 2**31 - 1  # steps are counted in int32
@@ -70,8 +71,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    cotrain_warmup_steps: int
-    ffsd_warmup_steps: int
+    method_steps: Mapping[str, int]  # '<method>.<field>' -> of every method's own durations
     milestones_steps: tuple[int, ...]
     decay_every_steps: float  # of an exponential schedule; not always whole
     log_every: int
@@ -125,6 +125,10 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
             raise ConfigError(f"duration={text!r}: must be at least one step")
         return max(n, at_least)
 
+    def value(field: str) -> str:
+        group, name = field.split(".")
+        return config[group][name]
+
     total = steps("duration", config.duration, None)
     warmup = steps("schedule.warmup", config.schedule.warmup, total)
     if warmup > total:
@@ -136,8 +140,7 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         warmup_steps=warmup,
-        cotrain_warmup_steps=steps("cotrain.warmup", config.cotrain.warmup, total),
-        ffsd_warmup_steps=steps("ffsd.warmup", config.ffsd.warmup, total),
+        method_steps={field: steps(field, value(field), total) for field in methods.durations()},
         milestones_steps=tuple(
             steps("schedule.milestones", m, total) for m in config.schedule.milestones
         ),

@@ -36,6 +36,7 @@ class Experiment:
     """Everything a config describes; no device arrays yet."""
 
     config: ConfigDict
+    resolved: config_lib.Resolved
     dataset: data.Dataset
     feed: data.TrainFeed
     plan: durations.Plan
@@ -55,7 +56,7 @@ class Experiment:
     @property
     def best_metric(self) -> str:
         """The metric that selects the best checkpoint."""
-        return config_lib.best_metric(self.config)
+        return self.resolved.best_metric
 
     def state_shapes(self) -> state.TrainState:
         return state.shapes(
@@ -87,6 +88,7 @@ def build(
       ConfigError: a field has a wrong value.
     """
     config = config_lib.check(config)
+    resolved = config_lib.resolve(config)
     mesh = sharding.make(
         config.mesh.data,
         config.mesh.net,
@@ -101,7 +103,7 @@ def build(
     feed = data.train_feed(
         dataset,
         batch_size=config.batch_size,
-        num_views=1 if config_lib.shared_view(config) else config.split,
+        num_views=resolved.num_views,
         seed=config.seed,
         process_index=part,
         process_count=parts,
@@ -118,15 +120,15 @@ def build(
             processes.check_same({"data.dir's training set, its checksums": sums})
     plan = durations.plan(config, feed.steps_per_epoch)
     networks = stack.make(
-        config_lib.spec(config),
-        config.split,
+        resolved.spec,
+        resolved.num_networks,
         dataset.num_classes,
         mesh,
         lowering=config.lowering,
         batch_norm=config.batch_norm,
         dtype=config.dtype,
         remat=config.remat,
-        trunk=config_lib.trunk(config),
+        trunk=resolved.trunk,
     )
     method = methods.make(config, plan, networks)
     schedule = plan.schedule(config)
@@ -136,6 +138,7 @@ def build(
         limits.check_weights(config, params, mesh)
     return Experiment(
         config=config,
+        resolved=resolved,
         dataset=dataset,
         feed=feed,
         plan=plan,
@@ -145,9 +148,9 @@ def build(
             config.optim,
             schedule,
             params,
-            config_lib.divided_in(config),
+            resolved.divided_in,
             group=method.group,
-            groups=methods.METHODS[config.method].optimizers(config),
+            groups=resolved.entry.optimizers(config),
         ),
         schedule=schedule,
         eval_step=jax.jit(
@@ -209,7 +212,7 @@ def inputs(exp: Experiment) -> Callable:
         exp.sharding,
         ops,
         num_networks=config.split,
-        shared_view=config_lib.shared_view(config),
+        shared_view=exp.resolved.shared_view,
         streamed=exp.feed.resident is None,
         mixup=config.augment.mixup,
         cutmix=config.augment.cutmix,
@@ -220,8 +223,7 @@ def inputs(exp: Experiment) -> Callable:
 def put_batch(exp: Experiment, batch: dict) -> dict:
     """Puts a batch from the host on the mesh."""
     mesh = exp.sharding
-    shared = config_lib.shared_view(exp.config)
-    views = mesh.shared_view if shared else mesh.views
+    views = mesh.shared_view if exp.resolved.shared_view else mesh.views
     cropped = exp.feed.cropped
     placed = {
         name: mesh.put_local(value, views if name == "images" and cropped else mesh.batch)
@@ -229,7 +231,7 @@ def put_batch(exp: Experiment, batch: dict) -> dict:
     }
     if "images" in placed and not cropped:
         # Send each image once; the devices copy it for the S networks.
-        copy = _copies(1 if shared else exp.config.split, mesh.named(views))
+        copy = _copies(exp.resolved.num_views, mesh.named(views))
         placed["images"] = copy(placed["images"])
     return placed
 

@@ -23,6 +23,7 @@ from jax import Array, lax
 
 from jaxsplit import conv, models
 from jaxsplit.errors import ConfigError
+from jaxsplit.features import Features
 from jaxsplit.sharding import (
     DATA,
     NET,
@@ -60,6 +61,7 @@ class Stack:
     """
 
     module: nn.Module
+    spec: Any  # of each network
     num_networks: int
     sharding: Sharding
     lowering: str = "auto"
@@ -98,15 +100,14 @@ class Stack:
         s = self.sharding
         specs = self._by_layer(variables, s.replicated, s.networks)
         in_specs = (specs, s.shared_view if images.shape[0] == 1 else s.views, s.replicated)
-        names: list[str] = []  # of the features; transformations would sort a dict
         local = s.map(
-            lambda v, x, k: self._apply_local(v, x, k, train, names),
+            lambda v, x, k: self._apply_local(v, x, k, train),
             in_specs,
             (s.views, s.views, specs.get("batch_stats", s.networks)),
         )
         key = jax.random.key(0) if key is None else key
-        logits, maps, stats = local(variables, images, key)
-        return logits, dict(zip(names, maps, strict=True)), stats
+        logits, features, stats = local(variables, images, key)
+        return logits, dict(features), stats
 
     def take(self, variables: dict, i: int) -> dict:
         """The variables of network `i` without the network axis, with those of the trunk."""
@@ -134,7 +135,7 @@ class Stack:
             for c, layers in variables.items()
         }
 
-    def _apply_local(self, variables, images, key, train, names):
+    def _apply_local(self, variables, images, key, train):
         """Applies this device's networks to its part of the batch."""
         n = jax.tree.leaves(self.of_networks(variables))[0].shape[0]
         first = first_example(images.shape[1])
@@ -148,8 +149,7 @@ class Stack:
                 variables, images, train, example_ids, rngs={"dropout": key}, mutable=mutable
             )
             (logits, features), new = out if train else (out, variables)
-            names[:] = features
-            return logits, tuple(features.values()), new.get("batch_stats", {})
+            return logits, Features(features), new.get("batch_stats", {})
 
         lowering = choose_lowering(self.lowering, n, self.sharding.platform)
         if self.trunk and lowering == "unrolled":
@@ -206,7 +206,7 @@ def make(
         remat=models.remat_stages(spec, remat),
     )
     trunk = models.trunk_stage(spec, trunk)
-    return Stack(module, num_networks, sharding, lowering, synced, trunk)
+    return Stack(module, spec, num_networks, sharding, lowering, synced, trunk)
 
 
 def merge(*parts: dict) -> dict:

@@ -1,5 +1,6 @@
 """jaxsplit.config: durations, what is derived, every wrong value, saving and identity."""
 
+import json
 import math
 import pathlib
 import re
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import common, digits_wrn16_4_x4
 from jaxsplit import config as config_lib
 from jaxsplit import durations, experiment, models, schedules
+from jaxsplit.config import renamed
 from jaxsplit.errors import ConfigError
 
 EXPERIMENTS = sorted(
@@ -156,14 +158,14 @@ def test_lengths_follow_duration_and_epoch():
     for steps_per_epoch in (10, 100):
         plan = durations.plan(config, steps_per_epoch)
         assert plan.milestones_steps == (5 * steps_per_epoch, 9 * steps_per_epoch)
-        assert plan.cotrain_warmup_steps == 2 * steps_per_epoch
+        assert plan.method_steps["cotrain.warmup"] == 2 * steps_per_epoch
         rates = [float(plan.schedule(config)(n * steps_per_epoch)) for n in (1, 4, 5, 9)]
         assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
     config.duration = "20 epochs"
     config.schedule.milestones = ("50%", "95%")
     plan = durations.plan(config, 10)
     assert plan.milestones_steps == (100, 190)
-    assert plan.cotrain_warmup_steps == 40
+    assert plan.method_steps["cotrain.warmup"] == 40
     assert plan.total_steps == 200
 
 
@@ -254,7 +256,7 @@ WRONG = [  # fields changed, how the message begins, what else it says
     (dict(cotrain__loss="l2"), "cotrain.loss='l2': must be one of js, kl", []),
     (
         dict(views="any"),
-        "views='any': must be different, same or '' (as in the method's paper)",
+        "views='any': must be different, same or paper (as in the method's paper)",
         [],
     ),
     (dict(cotrain__weight=-0.5), "cotrain.weight=-0.5: must be 0 or more", []),
@@ -393,6 +395,44 @@ def test_networks_divided_or_whole():
     )
     assert built["stem_conv1"]["kernel"].shape[0] == 2
     assert built["stage1_block1"]["conv1"]["kernel"].shape[-1] == whole.width == 64
+
+
+def test_resolve():
+    config = changed(split=2, trunk="stage1", data__validation=0.1).lock()
+    before = config.to_json()
+    resolved = config_lib.resolve(config)
+    assert resolved.spec == models.divided("wide_resnet16_4", 2)
+    assert (resolved.num_networks, resolved.divided_in, resolved.num_views) == (2, 2, 2)
+    assert (resolved.trunk, resolved.shared_view) == ("stage1", False)
+    assert resolved.best_metric == "validation/ensemble/top1"
+    assert config.to_json() == before
+    resolved = config_lib.resolve(changed(split=2, divide_in=4, method="one"))
+    assert resolved.spec == models.divided("wide_resnet16_4", 4)
+    assert (resolved.num_networks, resolved.divided_in, resolved.num_views) == (2, 4, 1)
+    assert (resolved.trunk, resolved.shared_view) == ("stage2", True)
+    assert resolved.best_metric == "test/gated/top1"
+    with pytest.raises(ConfigError, match="^method='two': must be one of single, "):
+        config_lib.resolve(changed(method="two"))
+
+
+def test_old_values_mean_as_in_the_paper(tmp_path, capfd):
+    """'' of views and trunk, in a config and in a workdir; one line says today's value."""
+    renamed.say_once.cache_clear()
+    new, old = changed(), changed(views="", trunk="")
+    assert (new.views, new.trunk) == ("paper", "paper")
+    checked = config_lib.check(old)
+    config_lib.check(old)
+    line = "note: views='' is called 'paper' now, trunk='' is called 'paper' now\n"
+    assert capfd.readouterr().err == line
+    assert dict(config_lib.flat(checked)) == dict(config_lib.flat(config_lib.check(new)))
+    assert (old.views, old.trunk) == ("", "")  # the caller's stays as it is
+    assert config_lib.resolve(old) == config_lib.resolve(new)
+    fields = json.loads(new.to_json()) | {"views": "", "trunk": ""}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    loaded = config_lib.load(tmp_path)
+    assert (loaded.views, loaded.trunk) == ("paper", "paper")
+    assert not config_lib.check_identity(loaded, new, tmp_path)
+    assert not config_lib.check_identity(loaded, old, tmp_path, evaluating=True)
 
 
 # ---- Workdirs

@@ -58,7 +58,7 @@ def make_method(weights) -> methods.Method:
     return ffsd.make(
         stack.make(SPEC, STUDENTS, 100, mesh, lowering="dense"),
         leader=SPEC,
-        distil=distill.make(get_config().distill, 2.0),
+        distill=distill.make(get_config().distill, 2.0),
         weights=weights,
         steps_per_epoch=1,
         warmup_steps=5,

@@ -495,6 +495,14 @@ def test_a_leader_like_divided_students_is_exported_as_one_of_them(tmp_path):
     np.testing.assert_array_equal(variables["params"]["stem_conv1"]["kernel"], kernel)
 
 
+def test_the_default_leader_is_one_of_a_division_in_more():
+    """`divide_in` says in how many `arch` is divided for the leader, as for the students."""
+    exp = experiment.build(tiny(divide=True, split=2, divide_in=4))
+    params = exp.state_shapes().params
+    one = jax.tree.map(lambda x: x.shape[1:], params["stack"])
+    assert one == jax.tree.map(lambda x: x.shape, params["leader"])
+
+
 def test_networks_of_other_methods(tmp_path):
     with pytest.raises(ConfigError, match="holds no checkpoints"):
         extract.leader(tiny(), tmp_path / "none")

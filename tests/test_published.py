@@ -339,7 +339,8 @@ def test_crops_and_erasing_of_the_loaders(parity):
 def test_a_short_run_has_short_warm_ups():
     config = cifar100.get_config("epochs=20")
     plan = durations.plan(config, steps_per_epoch=10)
-    assert (plan.total_steps, plan.warmup_steps, plan.cotrain_warmup_steps) == (200, 10, 40)
+    assert (plan.total_steps, plan.warmup_steps) == (200, 10)
+    assert plan.method_steps["cotrain.warmup"] == 40
 
 
 def test_undivided_is_trained_alone():

@@ -398,7 +398,7 @@ def small(method, **fields):
     ("method", "fields", "message"),
     [
         ("okddip", {"split": 2}, "^split=2: must be 3 or more with method='okddip', peers and a"),
-        ("dml", {"split": 1}, "^split=1: must be 2 or more with method='dml'$"),
+        ("dml", {"split": 1}, "^split=1: must be 2 or more with method='dml'; one network is"),
         ("kdcl", {"kdcl.teacher": "max"}, "^kdcl.teacher='max': must be one of min_logit, mean$"),
         ("okddip", {"okddip.factor": 0}, "^okddip.factor=0: must be at least 1$"),
         ("cl_ilr", {"cl_ilr.label_weight": 1.5}, r"^cl_ilr.label_weight=1.5: must be in \[0, 1\]$"),

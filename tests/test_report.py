@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs import cifar100
+from jaxsplit import config as config_lib
 from jaxsplit.costs import Cost
 from jaxsplit.evaluation import EXAMPLES, NETWORKS, SplitResults
 from jaxsplit.recipes import published
@@ -88,6 +89,7 @@ def test_tables_of_an_experiment(monkeypatch):
     config = cifar100.get_config("arch=resnet110,split=2")
     exp = SimpleNamespace(
         config=config,
+        resolved=config_lib.resolve(config),
         dataset=SimpleNamespace(num_classes=100, image_shape=(32, 32, 3)),
         eval_split=("validation", None),
         method=SimpleNamespace(answer="ensemble"),

@@ -94,7 +94,6 @@ def _parse(argv: list[str], page: pages.Page, parsed: _Parsed) -> list[str]:
             print(page.text(flags.FLAGS))
             sys.exit()
         given = config_lib.flags_given(argv)
-        config_lib.check_overrides(given)
         # ml_collections makes the flags of a config's fields from sys.argv.
         argv = sys.argv[:] = _with_experiment(argv, given)
         rest = parsed(argv, given)
@@ -140,7 +139,11 @@ def _values(argv: list[str], given: dict[str, str]) -> list[str]:
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error here
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, flags.Error) as error:
+        # Not before: the file may have registered a method, and with it fields.
+        config_lib.check_overrides(given)
+        if isinstance(error, flags.Error):
+            raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if "config_flags" not in frame.filename:  # a bug in the config file
             raise

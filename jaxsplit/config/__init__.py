@@ -12,7 +12,16 @@ from jaxsplit.config.checks import (
     check_same_on_all,
     check_types,
 )
-from jaxsplit.config.derived import best_metric, divided_in, shared_view, spec, trunk
+from jaxsplit.config.derived import (
+    PAPER,
+    Resolved,
+    best_metric,
+    divided_in,
+    resolve,
+    shared_view,
+    spec,
+    trunk,
+)
 from jaxsplit.config.fields import check_field, check_overrides, flags_given, flat
 from jaxsplit.config.file import NAME as CONFIG_FILE
 from jaxsplit.config.file import read as load
@@ -24,7 +33,9 @@ __all__ = [
     "CONFIG_FILE",
     "DTYPES",
     "ON_CORRUPT",
+    "PAPER",
     "RUNTIME",
+    "Resolved",
     "VIEWS",
     "best_metric",
     "check",
@@ -38,6 +49,7 @@ __all__ = [
     "flat",
     "load",
     "prepare_workdir",
+    "resolve",
     "save",
     "shared_view",
     "spec",

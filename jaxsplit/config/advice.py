@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from jaxsplit import averaging, losses
+from jaxsplit import averaging, methods
 from jaxsplit.durations import Plan
-from jaxsplit.methods import ffsd
 
 # Below this share of what it started from an average is as good as one that never held it.
 _NEGLIGIBLE = 0.01
@@ -17,7 +16,7 @@ _NEGLIGIBLE = 0.01
 
 def lines(config: ConfigDict, plan: Plan) -> list[str]:
     """A line for each setting that the run, made from its start to its end, makes nothing of."""
-    found = (_average, _rate, _methods, _intervals, _stop)
+    found = (_average, _rate, _method, _intervals, _stop)
     return [f"warning: {line}" for of in found for line in of(config, plan)]
 
 
@@ -80,32 +79,8 @@ def _rate(config: ConfigDict, plan: Plan) -> Iterator[str]:
             )
 
 
-def _methods(config: ConfigDict, plan: Plan) -> Iterator[str]:
-    total = plan.total_steps
-    if config.method == "cotrain" and plan.cotrain_warmup_steps > total:
-        its = config.cotrain
-        args = plan.cotrain_warmup_steps, its.weight, its.floor
-        first, last = (float(losses.cotrain_weight(step, *args)) for step in (0, total - 1))
-        what = f"ends at {last:.3g} of cotrain.weight={its.weight:g}"
-        if last <= first:
-            what = f"never leaves its floor of {first:.3g}, cotrain.weight={its.weight:g}"
-        if first < its.weight:
-            yield (
-                f"cotrain.warmup={its.warmup!r}: longer than the run of {total} steps, so that the "
-                f"weight {what}"
-            )
-    if config.method == "ffsd":
-        last = float(ffsd.warmup(total - 1, plan.steps_per_epoch, plan.ffsd_warmup_steps))
-        if last < 1:
-            yield (
-                f"ffsd.warmup={config.ffsd.warmup!r}: longer than the run of {total} steps, so "
-                f"that the weights of config.ffsd end at {last:.1%} of their values"
-            )
-    if config.method == "codistill" and 1 < config.codistill.every >= total:
-        yield (
-            f"codistill.every={config.codistill.every}: not less than the run of {total} steps, so "
-            "that the networks learn from each other in the first one only"
-        )
+def _method(config: ConfigDict, plan: Plan) -> Iterator[str]:
+    yield from methods.METHODS[config.method].advice(config, plan)
 
 
 def _intervals(config: ConfigDict, plan: Plan) -> Iterator[str]:

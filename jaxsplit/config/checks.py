@@ -4,7 +4,6 @@ Every wrong value is a `ConfigError` of one line, raised before anything is comp
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -23,28 +22,27 @@ from jaxsplit import (
     stack,
     values,
 )
-from jaxsplit.config import limits
-from jaxsplit.config.derived import spec, trunk
+from jaxsplit.config import limits, renamed
+from jaxsplit.config.derived import PAPER, resolve, spec
 from jaxsplit.config.fields import check_field, flat
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes
 from jaxsplit.losses import distill
+from jaxsplit.section import Section
 
 # Fields that may differ between the processes of a run.
 PER_HOST = ("data.dir", "data.threads")
-# Fields that are durations, or several, besides `duration`.
+# Fields that are durations, or several, besides `duration` and those of methods.
 DURATIONS = (
     "schedule.warmup",
     "schedule.milestones",
     "schedule.decay_every",
-    "cotrain.warmup",
-    "ffsd.warmup",
     "log_every",
     "eval.every",
     "checkpoint.every",
 )
 MOST_NETWORKS, MOST_THREADS = 4096, 1024
-VIEWS = ("", "different", "same")
+VIEWS = ("different", "same", PAPER)
 DTYPES = ("float32", "bfloat16")
 ON_CORRUPT = ("previous", "error")  # what a run does at a checkpoint that is damaged
 
@@ -59,6 +57,7 @@ def check_types(config: ConfigDict) -> ConfigDict:
       ConfigError: names the field, its value and what is allowed.
     """
     config = values.copy(config)
+    renamed.translate(config)
     known = dict(flat(defaults.get_config()))
     given = dict(flat(config))
     for field in given.keys() - known.keys():
@@ -73,22 +72,6 @@ def check_types(config: ConfigDict) -> ConfigDict:
     return config
 
 
-class _Section:
-    """A config and what to say of its fields."""
-
-    def __init__(self, config: ConfigDict):
-        self.config, self.given = config, dict(flat(config))
-
-    def need(self, field: str, allowed: str, fine: bool) -> None:
-        """Raises ConfigError, which says what is allowed, unless a field is fine."""
-        if not fine:
-            raise ConfigError(f"{field}={values.short(self.given[field])}: must be {allowed}")
-
-    def one_of(self, field: str, names: Iterable[Any]) -> None:
-        """Raises ConfigError unless the value of a field is one of some names."""
-        self.need(field, f"one of {', '.join(names)}", self.given[field] in names)
-
-
 def check(config: ConfigDict) -> ConfigDict:
     """Checks all that can be known without data and devices.
 
@@ -99,7 +82,7 @@ def check(config: ConfigDict) -> ConfigDict:
       ConfigError: names the field, its value and what is allowed.
     """
     config = check_types(config)
-    section = _Section(config)
+    section = Section(config)
     for of_section in (
         _names,
         _networks,
@@ -116,15 +99,14 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _names(section: _Section) -> None:
+def _names(section: Section) -> None:
     one_of = section.one_of
     one_of("method", methods.METHODS)
     one_of("data.resident", data.RESIDENT)
     one_of("data.on_bad_record", data.ON_BAD_RECORD)
     one_of("schedule.name", schedules.SCHEDULES)
     one_of("optim.name", optim.OPTIMIZERS)
-    one_of("cotrain.loss", methods.cotrain.LOSSES)
-    of_paper = "different, same or '' (as in the method's paper)"
+    of_paper = "different, same or paper (as in the method's paper)"
     section.need("views", of_paper, section.config.views in VIEWS)
     one_of("eval.ensemble", losses.ENSEMBLES)
     one_of("dtype", DTYPES)
@@ -133,36 +115,24 @@ def _names(section: _Section) -> None:
     one_of("lowering", stack.LOWERINGS)
 
 
-def _networks(section: _Section) -> None:
+def _networks(section: Section) -> None:
     config, need = section.config, section.need
     need("split", "at least 1", config.split >= 1 or (config.divide and not config.divide_in))
     need("split", f"at most {MOST_NETWORKS}", config.split <= MOST_NETWORKS)
     need("divide_in", "0 (as split) or more", config.divide_in >= 0)
     models.remat_stages(spec(config), config.remat)
     methods.check_split(config.method, config.split)
-    trunk(config)
+    resolve(config)
 
 
-def _methods(section: _Section) -> None:
-    config, need = section.config, section.need
-    decays = ("fusion_weight_decay", "self_distillation_weight_decay")
-    for field in (*methods.ffsd.Weights._fields, *decays):
-        need(f"ffsd.{field}", "0 or more", config.ffsd[field] >= 0)
-    need("ffsd.self_distillation_lr", "positive", config.ffsd.self_distillation_lr > 0)
-    if config.ffsd.leader:
-        try:
-            models.remat_stages(models.divided(config.ffsd.leader, 1), config.remat)
-        except ConfigError as error:
-            raise ConfigError(f"ffsd.leader={config.ffsd.leader!r}: {error}") from None
-    section.one_of("kdcl.teacher", methods.kdcl.TEACHERS)
-    distill.make(config.distill, 1.0)
-    need("okddip.factor", "at least 1", config.okddip.factor >= 1)
-    need("cl_ilr.label_weight", "in [0, 1]", 0 <= config.cl_ilr.label_weight <= 1)
-    every = config.codistill.every
-    need("codistill.every", "at least 1, in whole steps", every >= 1 and every % 1 == 0)
+def _methods(section: Section) -> None:
+    distill.make(section.config.distill, 1.0)
+    for name, entry in methods.METHODS.items():
+        if entry.fields:
+            entry.check(Section(section.config, name))
 
 
-def _sizes(section: _Section) -> None:
+def _sizes(section: Section) -> None:
     config, need = section.config, section.need
     need("seed", f"in 0 ... {limits.SEEDS - 1}", config.seed >= 0)
     for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
@@ -174,7 +144,7 @@ def _sizes(section: _Section) -> None:
     need("eval.batch_size", "0 (as batch_size) or more", config.eval.batch_size >= 0)
 
 
-def _optimizer(section: _Section) -> None:
+def _optimizer(section: Section) -> None:
     config, need = section.config, section.need
     need("optim.lr", "positive", config.optim.lr > 0)
     for field in (
@@ -183,8 +153,6 @@ def _optimizer(section: _Section) -> None:
         "optim.weight_decay",
         "augment.mixup",
         "augment.cutmix",
-        "cotrain.weight",
-        "cotrain.floor",
     ):
         need(field, "0 or more", section.given[field] >= 0)
     need("augment.mix_switch", "in [0, 1]", 0 <= config.augment.mix_switch <= 1)
@@ -192,7 +160,7 @@ def _optimizer(section: _Section) -> None:
     need("label_smoothing", "in [0, 1)", 0 <= config.label_smoothing < 1)
 
 
-def _schedule(section: _Section) -> None:
+def _schedule(section: Section) -> None:
     its, need = section.config.schedule, section.need
     for field in ("schedule.factor", "schedule.decay_factor"):
         need(field, "in (0, 1]", 0 < section.given[field] <= 1)
@@ -201,7 +169,7 @@ def _schedule(section: _Section) -> None:
     need("schedule.htd_lower", below, its.htd_lower < its.htd_upper)
 
 
-def _stop(section: _Section) -> None:
+def _stop(section: Section) -> None:
     config, need = section.config, section.need
     need("resume_with", "'' or 'changed'", config.resume_with in ("", "changed"))
     patience = config.stop.patience
@@ -211,7 +179,7 @@ def _stop(section: _Section) -> None:
     need("stop.min_delta", "0 or more", config.stop.min_delta >= 0)
 
 
-def _data(section: _Section) -> None:
+def _data(section: Section) -> None:
     config, need = section.config, section.need
     need("data.validation", "in [0, 1)", 0 <= config.data.validation < 1)
     need("data.test_share", "in (0, 1)", 0 < config.data.test_share < 1)
@@ -223,13 +191,13 @@ def _data(section: _Section) -> None:
         need(field, "two numbers, least and most", len(pair) == 2 and all(map(_is_number, pair)))
 
 
-def _lengths(section: _Section) -> None:
+def _lengths(section: Section) -> None:
     config, need = section.config, section.need
     # Which duration is longer only the data tells, by the length of an epoch: `durations.plan`.
     total = durations.parse("duration", config.duration)
     need("duration", "in steps, epochs or examples", total.unit != "percent")
     need("duration", "at least one step", total.value > 0)
-    for field in DURATIONS:
+    for field in (*DURATIONS, *methods.durations()):
         value = section.given[field]
         for text in value if isinstance(value, tuple) else (value,):
             length = durations.parse(field, text)

@@ -1,22 +1,13 @@
 """The fields of a config by their dotted names, and flags that override them."""
 
 import difflib
-from collections.abc import Iterator
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from jaxsplit import defaults, values
 from jaxsplit.errors import ConfigError
+from jaxsplit.section import flat
 
-
-def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """('optim.lr', 0.1), ... of all fields; a list is the same as a tuple."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, tuple(value) if isinstance(value, list) else value
+__all__ = ["check_field", "check_overrides", "flags_given", "flat"]
 
 
 def check_field(field: str, value: Any) -> None:

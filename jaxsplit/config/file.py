@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxsplit import __version__, defaults
-from jaxsplit.config import history
+from jaxsplit.config import history, renamed
 from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files
 
@@ -46,8 +46,8 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
         )
     writer = fields.pop(_WRITER, None)
     fields = history.only_config(fields)
-    if isinstance(old := fields.get("cotrain"), dict) and "views" in old:
-        fields["views"] = old.pop("views")  # where it stood before other methods had it
+    renamed.move(fields)
+    renamed.translate(fields)
     config = defaults.get_config()
     try:
         _fill(config, fields, "")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from jaxsplit import methods
 from jaxsplit.errors import ConfigError
 
 KEY = "history"  # in config.json: [{"step": int, "changed": {field: [before, after]}}, ...]
@@ -23,15 +24,10 @@ CHANGEABLE = (
     "views",
     "dtype",
     "batch_norm",
-    "cotrain",
     "distill",
-    "ffsd",
-    "kdcl",
-    "cl_ilr",
-    "codistill",
-)
-# But not these, on which arrays depend,
-FIXED = ("optim.name", "ffsd.leader")
+)  # and the fields of methods, unless their Entry says that arrays depend on them
+# But not this one, on which arrays depend,
+FIXED = ("optim.name",)
 # nor these from 0 (False) to another value, or back: the optimizer has other arrays then.
 ON_OR_OFF = ("optim.momentum", "optim.clip_norm", "optim.centered")
 # Fields that came after the first runs, and what those were made with. A run whose config.json
@@ -56,6 +52,10 @@ def may_change(field: str, before: Any, after: Any) -> bool:
     """Whether `resume_with='changed'` lets a field go from one value to another."""
     if field in FIXED or (field in ON_OR_OFF and bool(before) != bool(after)):
         return False
+    group, _, name = field.partition(".")
+    if group in methods.METHODS:
+        entry = methods.METHODS[group]
+        return name in entry.fields and name not in entry.fixed
     return any(field == c or field.startswith(c + ".") for c in CHANGEABLE)
 
 

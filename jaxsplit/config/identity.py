@@ -4,7 +4,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from jaxsplit.config import history
+from jaxsplit.config import history, renamed
 from jaxsplit.config.fields import flat
 
 # Fields, or groups of them, that may change when a workdir is resumed.
@@ -46,6 +46,8 @@ def check_identity(
     """
     free = (*RUNTIME, "eval.ensemble") if evaluating else RUNTIME
     before, after = dict(flat(old)), dict(flat(new))
+    for fields in (before, after):
+        renamed.translate(fields)
     changed = {
         field: (before.get(field), after.get(field))
         for field in sorted(before.keys() | after.keys())

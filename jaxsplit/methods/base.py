@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit import losses
+from jaxsplit.features import Features
 from jaxsplit.sharding import first_example, mean_over_batch
 from jaxsplit.stack import Stack
 
@@ -84,15 +85,14 @@ class Pass:
 
     def network(self, part: str, make: Callable[..., nn.Module], images: Array) -> Any:
         """As `apply_module` for a backbone: images [B, H, W, C] -> (logits [B, K], features)."""
-        names: list[str] = []  # transformations would sort a dict
-        logits, maps = self._apply(part, make, (images,), self.train, False, names)
-        return logits, dict(zip(names, maps, strict=True))
+        logits, features = self._apply(part, make, (images,), self.train, False, backbone=True)
+        return logits, dict(features)
 
     def _module(self, make: Callable[..., nn.Module]) -> nn.Module:
         own = self.stack.module
-        return make(axis_name=own.axis_name, dtype=getattr(own, "dtype", None))
+        return make(axis_name=own.axis_name, dtype=own.dtype)
 
-    def _apply(self, part, make, inputs, train, frozen, names: list[str] | None = None):
+    def _apply(self, part, make, inputs, train, frozen, *, backbone: bool = False):
         module, s = self._module(make), self.stack.sharding
         variables = {c: tree[part] for c, tree in self.variables.items() if part in tree}
         if frozen:
@@ -100,7 +100,7 @@ class Pass:
 
         def local(variables, inputs, key):
             more = {}
-            if names is not None:
+            if backbone:
                 batch = inputs[0].shape[0]
                 more["example_ids"] = first_example(batch) + jnp.arange(batch)
             out, new = module.apply(
@@ -111,8 +111,8 @@ class Pass:
                 mutable=["batch_stats"] if train else [],
                 **more,
             )
-            if names is not None:
-                names[:], out = out[1], (out[0], tuple(out[1].values()))
+            if backbone:
+                out = out[0], Features(out[1])
             stats = new.get("batch_stats", {})
             return out, stats if self.stack.synced else mean_over_batch(stats)
 
@@ -132,15 +132,13 @@ class _InitPass(Pass):
     What they compute is zeros of the right shapes; `variables` are theirs afterwards.
     """
 
-    def _apply(self, part, make, inputs, train, frozen, names=None):
+    def _apply(self, part, make, inputs, train, frozen, *, backbone: bool = False):
         module = self._module(make).clone(axis_name=None)
         zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
 
         def run(variables):
             out = module.apply(variables, *zeros)
-            if names is not None:
-                names[:], out = out[1], (out[0], tuple(out[1].values()))
-            return out
+            return (out[0], Features(out[1])) if backbone else out
 
         one = [x[:1] for x in zeros]
         drawn = module.init(self._key_of(part), *one)
@@ -188,18 +186,15 @@ def over_stack(
         parts = {c: parts_of_stack(variables.get(c, {})) for c in ("params", "batch_stats")}
         if exchange is None:
             return parts
-        names: list[str] = []
 
-        def shapes(variables: dict, images: Array):
+        def shapes(variables: dict, images: Array) -> tuple[Array, Features]:
             logits, features, _ = stack.apply(variables, images, train=False)
-            names[:] = features
-            return logits, tuple(features.values())
+            return logits, Features(features)
 
         views = jnp.zeros((1, stack.sharding.data_devices, *image_shape))
         made = jax.eval_shape(shapes, variables, views)
-        logits, maps = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
+        logits, features = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
         batch = {"views": views, "labels": jnp.zeros(views.shape[1], jnp.int32)}
-        features = dict(zip(names, maps, strict=True))
         drawing = _InitPass(stack, True, logits, features, batch, 0, key)
         exchange(drawing)
         return {c: tree | drawing.variables.get(c, {}) for c, tree in parts.items()}

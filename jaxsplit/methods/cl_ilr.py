@@ -10,7 +10,9 @@ from jax import Array
 
 from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
+from jaxsplit.methods.entry import Entry, distilling
 from jaxsplit.models.layers import widen
+from jaxsplit.section import Section
 from jaxsplit.stack import Stack
 
 
@@ -34,3 +36,15 @@ def make(stack: Stack, *, distill: Distill, label_weight: float = 0.5, **fields)
     return over_stack(
         stack, exchange, label_weight=label_weight, trunk_gradient=1 / heads, **fields
     )
+
+
+def _check(section: Section) -> None:
+    section.need("label_weight", "in [0, 1]", 0 <= section.given["label_weight"] <= 1)
+
+
+ENTRY = Entry(
+    distilling(make, 2.0, lambda config: {"label_weight": config.cl_ilr.label_weight}),
+    trunk="all but the last",
+    fields={"label_weight": 0.5},  # of the cross-entropy; the rest is that of the other heads
+    check=_check,
+)

@@ -10,12 +10,16 @@ A K-fold gradient in one step can throw the networks back: `optim.clip_norm` hel
 digits, K = 10, 20 epochs: 97.2 % without it, 99.2 % with 2).
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
+from jaxsplit.methods.entry import Entry, distilling
+from jaxsplit.section import Section
 from jaxsplit.stack import Stack
 
 
@@ -47,3 +51,25 @@ def make(stack: Stack, *, distill: Distill, every: int = 10, **fields) -> Method
         return {"exchange": by_network.sum(), "distill": by_network}
 
     return over_stack(stack, exchange, **fields)
+
+
+def _check(section: Section) -> None:
+    every = section.given["every"]
+    section.need("every", "at least 1, in whole steps", every >= 1 and every % 1 == 0)
+
+
+def _advice(config, plan) -> Iterator[str]:
+    every, total = config.codistill.every, plan.total_steps
+    if 1 < every >= total:
+        yield (
+            f"codistill.every={every}: not less than the run of {total} steps, so that the "
+            "networks learn from each other in the first one only"
+        )
+
+
+ENTRY = Entry(
+    distilling(make, 1.0, lambda config: {"every": config.codistill.every}),
+    fields={"every": 10},  # steps; the exchange is present in one of them, times as many
+    check=_check,
+    advice=_advice,
+)

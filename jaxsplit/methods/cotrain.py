@@ -5,13 +5,16 @@ Zhao et al. 2020, "Towards Better Accuracy-efficiency Trade-offs: Divide and Co-
 predictions.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 from jax import Array
 
 from jaxsplit import losses
 from jaxsplit.losses import distill as distill_lib
 from jaxsplit.methods.base import Method, Pass, over_stack
+from jaxsplit.methods.entry import Entry
+from jaxsplit.section import Section
 from jaxsplit.stack import Stack
 
 DISTILL = "distill"  # the loss that `config.distill` describes
@@ -60,3 +63,63 @@ def make(
         return {"exchange": w * term, f"cotrain/{loss}": term, "cotrain/weight": w}
 
     return over_stack(stack, exchange, **fields)
+
+
+def _make(config, plan, stack: Stack, **fields) -> Method:
+    its = config.cotrain
+    return make(
+        stack,
+        loss=its.loss,
+        distill=distill_lib.make(config.distill, 1.0),
+        weight=its.weight,
+        floor=its.floor,
+        warmup_steps=plan.method_steps["cotrain.warmup"],
+        **fields,
+    )
+
+
+def _check(section: Section) -> None:
+    section.one_of("loss", LOSSES)
+    section.at_least_zero("weight", "floor")
+
+
+def _weight(config, plan) -> Callable:
+    """Steps int[N] -> weight of the divergence."""
+    return functools.partial(
+        losses.cotrain_weight,
+        warmup=plan.method_steps["cotrain.warmup"],
+        weight=config.cotrain.weight,
+        floor=config.cotrain.floor,
+    )
+
+
+def _advice(config, plan) -> Iterator[str]:
+    its, total = config.cotrain, plan.total_steps
+    if plan.method_steps["cotrain.warmup"] <= total:
+        return
+    first, last = (float(_weight(config, plan)(step)) for step in (0, total - 1))
+    what = f"ends at {last:.3g} of cotrain.weight={its.weight:g}"
+    if last <= first:
+        what = f"never leaves its floor of {first:.3g}, cotrain.weight={its.weight:g}"
+    if first < its.weight:
+        yield (
+            f"cotrain.warmup={its.warmup!r}: longer than the run of {total} steps, so that the "
+            f"weight {what}"
+        )
+
+
+ENTRY = Entry(
+    _make,
+    views="different",
+    fields={
+        # js | kl, mse, smooth_l1 (detached targets), and those with _mean | distill: config.distill
+        "loss": "js",
+        "weight": 0.5,
+        "floor": 0.005,  # the weight never warms up from less than this
+        "warmup": "40 epochs",  # linear
+    },
+    check=_check,
+    durations=("warmup",),
+    curves=lambda config, plan: {"weight of the co-training loss": _weight(config, plan)},
+    advice=_advice,
+)

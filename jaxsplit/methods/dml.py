@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
+from jaxsplit.methods.entry import Entry, distilling
 from jaxsplit.stack import Stack
 
 
@@ -25,3 +26,6 @@ def make(stack: Stack, *, distill: Distill, **fields) -> Method:
         return {"exchange": by_network.sum(), "distill": by_network}
 
     return over_stack(stack, exchange, **fields)
+
+
+ENTRY = Entry(distilling(make, 1.0))

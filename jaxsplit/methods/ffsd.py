@@ -21,6 +21,7 @@ that of self-distillation, and uses the latter only to train the modules: `Weigh
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +29,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsplit import models
+from jaxsplit.costs import Networks, cost, map_shape
 from jaxsplit.errors import ConfigError
-from jaxsplit.losses import attention, distill
+from jaxsplit.losses import attention
+from jaxsplit.losses import distill as distill_lib
 from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
+from jaxsplit.methods.entry import Entry, Single, of_stack
 from jaxsplit.models import fusion
+from jaxsplit.section import Section
 from jaxsplit.stack import Stack
 
 # Labels of optimizers; the students' is that of the config.
@@ -60,7 +65,7 @@ def make(
     stack: Stack,
     *,
     leader,
-    distil: distill.Distill,
+    distill: distill_lib.Distill,
     leader_remat: tuple[str, ...] = (),
     weights: Weights | None = None,
     steps_per_epoch: int = 1,
@@ -77,7 +82,7 @@ def make(
     Args:
       stack: the students.
       leader: its Spec.
-      distil: what networks learn of each other's logits; T^2 KL, T = 2, in the paper.
+      distill: what networks learn of each other's logits; T^2 KL, T = 2, in the paper.
       leader_remat: stages of the leader to recompute, of `models.remat_stages`.
       weights: of the other terms; None: the published ones.
       steps_per_epoch: of the warm-up, which goes by epochs.
@@ -110,13 +115,13 @@ def make(
             return cross_entropy(logits[None], this.batch, label_smoothing)[0]
 
         def towards(logits: Array, teacher: Array) -> Array:
-            return distil(logits[None], jax.lax.stop_gradient(teacher)[None], labels)[0]
+            return distill(logits[None], jax.lax.stop_gradient(teacher)[None], labels)[0]
 
         # ---- Students
         maps = _maps(this.features)
         maps_of = [[x[i] for x in maps] for i in range(students)]
         z = this.logits
-        mutual = distil.pairwise(z, labels)
+        mutual = distill.pairwise(z, labels)
         diversity, taught, learned = [jnp.zeros(())], [jnp.zeros(())], []
         for i in range(1, students):
             before, last = jax.lax.stop_gradient(maps_of[i - 1][-1]), maps_of[i][-1]
@@ -207,41 +212,6 @@ def make(
     )
 
 
-def from_config(config, plan, stack: Stack, **fields) -> Method:
-    """`make` as a config says, with what `durations.plan` derived from it."""
-    its = config.ffsd
-    students = models.divided(config.arch, config.split if config.divide else 1)
-    leader = models.divided(its.leader, 1) if its.leader else students
-    return make(
-        stack,
-        leader=leader,
-        leader_remat=models.remat_stages(leader, config.remat),
-        distil=distill.make(config.distill, 2.0),
-        weights=Weights(**{name: its[name] for name in Weights._fields}),
-        steps_per_epoch=plan.steps_per_epoch,
-        warmup_steps=plan.ffsd_warmup_steps,
-        **fields,
-    )
-
-
-def optimizers(config) -> dict[str, dict[str, Any]]:
-    """Label -> fields of `config.optim` that differ: see `Entry`."""
-    its = config.ffsd
-    return {
-        # Eq. (6) of divide and co-training is for divided networks.
-        LEADER: dict(divide_weight_decay=False) if its.leader else {},
-        FUSION: dict(weight_decay=its.fusion_weight_decay),
-        SELF_DISTILLATION: dict(
-            name="adam",
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            lr=its.self_distillation_lr,
-            weight_decay=its.self_distillation_weight_decay,
-        ),
-    }
-
-
 def _maps(features: dict[str, Array]) -> list[Array]:
     """The maps that are distilled, finest first: of each stage but the last, and `final`."""
     if len(features) < 3:
@@ -280,3 +250,112 @@ def _train_self_distillation(this: Pass, part: str, maps: list[Array]) -> tuple[
         attention.attention_loss(attention.attention(y), attention.attention(m)) for y, m in pairs
     )
     return by_map, by_attention
+
+
+# ---- What `config.method='ffsd'` stands for
+
+
+def _leader(config, students: Any) -> Any:
+    """The leader's Spec: that of the students unless `config.ffsd.leader` names another."""
+    return models.divided(config.ffsd.leader, 1) if config.ffsd.leader else students
+
+
+def _make(config, plan, stack: Stack, **fields) -> Method:
+    its, leader = config.ffsd, _leader(config, stack.spec)
+    return make(
+        stack,
+        leader=leader,
+        leader_remat=models.remat_stages(leader, config.remat),
+        distill=distill_lib.make(config.distill, 2.0),
+        weights=Weights(**{name: its[name] for name in Weights._fields}),
+        steps_per_epoch=plan.steps_per_epoch,
+        warmup_steps=plan.method_steps["ffsd.warmup"],
+        **fields,
+    )
+
+
+def _optimizers(config) -> dict[str, dict[str, Any]]:
+    """Label -> fields of `config.optim` that differ: see `Entry`."""
+    its = config.ffsd
+    return {
+        # Eq. (6) of divide and co-training is for divided networks.
+        LEADER: dict(divide_weight_decay=False) if its.leader else {},
+        FUSION: dict(weight_decay=its.fusion_weight_decay),
+        SELF_DISTILLATION: dict(
+            name="adam",
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            lr=its.self_distillation_lr,
+            weight_decay=its.self_distillation_weight_decay,
+        ),
+    }
+
+
+def _check(section: Section) -> None:
+    decays = ("fusion_weight_decay", "self_distillation_weight_decay")
+    section.at_least_zero(*Weights._fields, *decays)
+    lr, leader = section.given["self_distillation_lr"], section.given["leader"]
+    section.need("self_distillation_lr", "positive", lr > 0)
+    if leader:
+        try:
+            models.remat_stages(models.divided(leader, 1), section.config.remat)
+        except ConfigError as error:
+            raise ConfigError(f"ffsd.leader={leader!r}: {error}") from None
+
+
+def _networks(config) -> dict[str, Single]:
+    leader = config.ffsd.leader
+    changes = dict(arch=leader, divide=False, divide_in=0) if leader else {}
+    return of_stack(config) | {"leader": Single("leader", changes=changes)}
+
+
+def _costs(networks: Networks) -> dict[str, tuple[int, int]]:
+    shape, classes = networks.image_shape, networks.num_classes
+    spec, leader = _leader(networks.config, networks.spec), networks.small
+    if spec != networks.spec:
+        leader = cost(spec, num_classes=classes, image_shape=shape)
+    h, w, c = map_shape(networks.spec, shape)
+    module = fusion.Fusion(map_shape(spec, shape)[-1], classes)
+    return {
+        "leader": (leader.params, leader.macs),
+        "fusion": networks.and_module(module, h, w, networks.num_networks * c),
+    }
+
+
+def _advice(config, plan) -> Iterator[str]:
+    total = plan.total_steps
+    last = float(warmup(total - 1, plan.steps_per_epoch, plan.method_steps["ffsd.warmup"]))
+    if last < 1:
+        yield (
+            f"ffsd.warmup={config.ffsd.warmup!r}: longer than the run of {total} steps, so "
+            f"that the weights of config.ffsd end at {last:.1%} of their values"
+        )
+
+
+ENTRY = Entry(
+    _make,
+    answer="leader",
+    optimizers=_optimizers,
+    fields={
+        "leader": "",  # architecture, whole; '': as the students
+        "diversity": 1e-5,  # weight of the students' attention shift
+        "student_self_distillation": 1e-5,  # of the students' own self-distillation
+        "fusion": 10.0,  # of the leader's attention towards the fused map
+        "trans_fusion": 10.0,  # of its trans-fusion module towards the students' maps
+        "leader_self_distillation": 10.0,  # of its own self-distillation
+        "train_self_distillation": 1000.0,  # of the loss of those modules themselves
+        "warmup": "5 epochs",  # of these six weights
+        "fusion_weight_decay": 1e-5,
+        # Of Adam, at optim.base_batch_size; it follows schedule.
+        "self_distillation_lr": 1e-3,
+        "self_distillation_weight_decay": 1e-4,
+    },
+    check=_check,
+    durations=("warmup",),
+    fixed=("leader",),
+    networks=_networks,
+    costs=_costs,
+    advice=_advice,
+    as_published=lambda config: not (config.divide or config.ffsd.leader),
+)

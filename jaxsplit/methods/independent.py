@@ -1,9 +1,13 @@
 """S networks that never exchange anything: an ensemble, the baseline of every other method."""
 
 from jaxsplit.methods.base import Method, over_stack
+from jaxsplit.methods.entry import Entry
 from jaxsplit.stack import Stack
 
 
 def make(stack: Stack, **fields) -> Method:
     """Cross-entropy summed over networks; `fields`: label_smoothing, ensemble."""
     return over_stack(stack, **fields)
+
+
+ENTRY = Entry(lambda config, plan, stack, **fields: make(stack, **fields), views="different")

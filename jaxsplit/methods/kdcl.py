@@ -12,6 +12,7 @@ from jax import Array
 
 from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
+from jaxsplit.methods.entry import Entry, distilling
 from jaxsplit.stack import Stack
 
 
@@ -57,3 +58,11 @@ def make(stack: Stack, *, distill: Distill, teacher: str = "min_logit", **fields
         return {"exchange": by_network.sum(), "distill": by_network}
 
     return over_stack(stack, exchange, **fields)
+
+
+ENTRY = Entry(
+    distilling(make, 2.0, lambda config: {"teacher": config.kdcl.teacher}),
+    views="different",
+    fields={"teacher": "min_logit"},  # min_logit | mean
+    check=lambda section: section.one_of("teacher", TEACHERS),
+)

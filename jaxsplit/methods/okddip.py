@@ -20,9 +20,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxsplit.costs import Networks
 from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, over_stack
+from jaxsplit.methods.entry import Entry, Single, distilling, of_stack
 from jaxsplit.models.layers import Dtype, widen
+from jaxsplit.section import Section
 from jaxsplit.stack import Stack
 
 
@@ -75,3 +78,24 @@ def make(stack: Stack, *, distill: Distill, factor: int = 8, **fields) -> Method
         return {"leader": this.logits[-1]}
 
     return over_stack(stack, exchange, answers=answers, answer="leader", **fields)
+
+
+def _check(section: Section) -> None:
+    section.need("factor", "at least 1", section.given["factor"] >= 1)
+
+
+def _costs(networks: Networks) -> dict[str, tuple[int, int]]:
+    return {"leader": (networks.small.params, networks.small.macs)}
+
+
+ENTRY = Entry(
+    distilling(make, 3.0, lambda config: {"factor": config.okddip.factor}),
+    answer="leader",
+    fields={"factor": 8},  # features of the attention: those of the network / factor
+    check=_check,
+    fixed=("factor",),
+    least=3,
+    why=", peers and a leader",
+    networks=lambda config: of_stack(config) | {"leader": Single(index=config.split - 1)},
+    costs=_costs,
+)

@@ -14,8 +14,10 @@ import jax
 from flax import linen as nn
 from jax import Array
 
+from jaxsplit.costs import Networks, map_shape
 from jaxsplit.losses.distill import Distill
 from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
+from jaxsplit.methods.entry import Entry, distilling
 from jaxsplit.models.layers import BatchNorm, Dtype, widen
 from jaxsplit.stack import Stack
 
@@ -79,3 +81,11 @@ def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fiel
         label_smoothing=label_smoothing,
         **fields,
     )
+
+
+def _costs(networks: Networks) -> dict[str, tuple[int, int]]:
+    channels = map_shape(networks.spec, networks.image_shape, networks.trunk)[-1]
+    return {"gated": networks.and_module(Gate(networks.num_networks), channels)}
+
+
+ENTRY = Entry(distilling(make, 3.0), trunk="needed", answer="gated", costs=_costs)

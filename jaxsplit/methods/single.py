@@ -1,6 +1,7 @@
 """One undivided network, trained alone: what the others are measured against."""
 
 from jaxsplit.methods.base import Method, over_stack
+from jaxsplit.methods.entry import Entry
 from jaxsplit.stack import Stack
 
 
@@ -13,3 +14,11 @@ def make(stack: Stack, **fields) -> Method:
     if stack.num_networks != 1:
         raise ValueError(f"single: needs a stack of 1 network, this one has {stack.num_networks}")
     return over_stack(stack, **fields)
+
+
+ENTRY = Entry(
+    lambda config, plan, stack, **fields: make(stack, **fields),
+    answer="net0",
+    least=1,
+    most=1,
+)

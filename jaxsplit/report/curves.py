@@ -1,4 +1,4 @@
-"""The learning rate and the weight of co-training over a run, drawn as text before it starts."""
+"""The learning rate and a method's own curves over a run, drawn as text before it starts."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxsplit import durations, losses
+from jaxsplit import durations, methods
 
 WIDTH, HEIGHT = 60, 8  # of a curve, in characters
 # Training examples of data sets, as published; svhn_cropped with its extra images.
@@ -49,7 +49,7 @@ def draw(title: str, values: Sequence[float], ticks: Sequence[str]) -> str:
 
 
 def of_config(config: ConfigDict) -> str:
-    """Text: the learning rate and, with co-training, the weight of its loss, over the run.
+    """Text: the learning rate and the curves of the method's Entry, over the run.
 
     From the config alone: where the size of the data set is not known, an epoch is taken to have
     `ASSUMED_STEPS` steps, and the title says so.
@@ -70,9 +70,6 @@ def of_config(config: ConfigDict) -> str:
     ticks = ("0", f"{epochs / 2:.4g}", f"{epochs:.4g} epochs")
     rates = jax.vmap(plan.schedule(config))(steps)
     texts = [draw(f"learning rate{note}", rates, ticks)]
-    if config.method == "cotrain":
-        weights = losses.cotrain_weight(
-            steps, plan.cotrain_warmup_steps, config.cotrain.weight, config.cotrain.floor
-        )
-        texts.append(draw(f"weight of the co-training loss{note}", weights, ticks))
+    for title, of_steps in methods.METHODS[config.method].curves(config, plan).items():
+        texts.append(draw(f"{title}{note}", of_steps(steps), ticks))
     return "\n\n".join(texts)

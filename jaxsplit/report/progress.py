@@ -34,8 +34,10 @@ class Progress:
             parts.append(f"ensemble {m['train/ensemble/top1']:.2%}")
         if "train/leader/top1" in m:
             parts.append(f"leader {m['train/leader/top1']:.2%}")
-        if "train/cotrain/weight" in m:
-            parts.append(f"cotrain weight {m['train/cotrain/weight']:.3f}")
+        for key, value in m.items():  # of what a method weighs by the step
+            if key.startswith("train/") and key.endswith("/weight"):
+                name = key.removeprefix("train/").replace("/", " ")
+                parts.append(f"{name} {value:.3f}")
         parts += [f"lr {m['lr']:.4g}", f"{m['images_per_second']:,.0f} images/s"]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts[:2]))

@@ -31,8 +31,9 @@ def table(config, **fields) -> str:
     """
     from jaxsplit import config as config_lib
 
-    small, large = stack_cost(config.arch, config_lib.divided_in(config), **fields)
-    costs = own_costs(config, small, **fields)
+    resolved = config_lib.resolve(config)
+    small, large = stack_cost(config.arch, resolved.divided_in, **fields)
+    costs = own_costs(config, resolved, small, **fields)
     params, macs = every = costs.pop(ALL)
     rows = {
         **small.groups,
@@ -44,8 +45,9 @@ def table(config, **fields) -> str:
     lines = [f"{title(config)}, one network", f"{'':14} {'parameters':>12} {'mult-adds':>15}"]
     lines += [f"{name:14} {p:12,} {m:15,}" for name, (p, m) in rows.items()]
     lines.append(f"{'ratio':14} {params / large.params:12.3f} {macs / large.macs:15.3f}")
-    if trunk := config_lib.trunk(config):
-        lines.append(f"the networks share all up to {trunk}, which is counted once in `all`")
+    if resolved.trunk:
+        shared = f"the networks share all up to {resolved.trunk}"
+        lines.append(f"{shared}, which is counted once in `all`")
     return "\n".join(lines)
 
 

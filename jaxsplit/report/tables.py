@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from jaxsplit import config as config_lib
 from jaxsplit.costs import ALL, Cost, own_costs, stack_cost
 from jaxsplit.evaluation import EXAMPLES, METRICS, NETWORKS, Results, SplitResults
 from jaxsplit.recipes import published
@@ -91,16 +90,18 @@ def tables(exp, results: Results, which: str, best: str = "") -> str:
     config, classes = exp.config, exp.dataset.num_classes
     costs = stack_cost(
         config.arch,
-        config_lib.divided_in(config),
+        exp.resolved.divided_in,
         num_classes=classes,
         image_shape=exp.dataset.image_shape,
     )
     own = own_costs(
         config,
+        exp.resolved,
         costs[0],
         num_classes=classes,
         image_shape=exp.dataset.image_shape,
     )
+    as_published = exp.resolved.entry.as_published(config)
     parts = []
     for split, values in results.items():
         title = (
@@ -112,7 +113,7 @@ def tables(exp, results: Results, which: str, best: str = "") -> str:
             dataset=config.data.name, method=config.method, arch=config.arch, split=config.split
         )
         # The papers' are test figures.
-        reached = published.find(**same) if split == "test" and _as_published(config) else ()
+        reached = published.find(**same) if split == "test" and as_published else ()
         parts.append(results_table(title, values, costs, config.split, reached, own, classes))
     return "\n\n".join([*parts, *([best] if best else [])])
 
@@ -126,10 +127,3 @@ def best_line(exp, step: int, top1: float) -> str:
 def imported_line(exp, top1: float) -> str:
     """The accuracy of imported weights, as the files that they come from report it."""
     return f"reported by its source: {exp.method.answer} top-1 {top1:.2%}"
-
-
-def _as_published(config) -> bool:
-    """Whether the published results of an architecture and S are of networks like these."""
-    if config.method == "ffsd":
-        return not (config.divide or config.ffsd.leader)
-    return config.divide and config.divide_in in (0, config.split)

@@ -52,7 +52,7 @@ def views(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
 
 def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """(originals uint8[B, H, W, C], views uint8[S or 1, B, H, W, C]) of the first images."""
-    num_views = 1 if config_lib.shared_view(config) else config.split
+    num_views = config_lib.resolve(config).num_views
     count = min(_IMAGES, len(dataset.train))
     feed = data.train_feed(
         dataset,

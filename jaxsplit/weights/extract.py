@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
-from jaxsplit import models
+from jaxsplit import methods, models
 from jaxsplit.checkpoints import integrity, read, store
 from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files, lock
@@ -106,12 +107,16 @@ def _write(
 def _alone(config: ConfigDict, name: str) -> ConfigDict:
     """The config of one network of a run, trained alone."""
     alone = config.copy_and_resolve_references()
-    alone.method, alone.split, alone.trunk, alone.views = "single", 1, "", ""
+    alone.method, alone.split = methods.ALONE, 1
+    alone.trunk = alone.views = config_lib.PAPER
     alone.divide_in = config_lib.divided_in(config)
     alone.mesh.data, alone.mesh.net, alone.init_from = -1, 1, ""  # of the run, or its machine
-    if name == "leader" and config.method == "ffsd" and config.ffsd.leader:
-        alone.arch, alone.divide, alone.divide_in = config.ffsd.leader, False, 0
+    alone.update(_networks(config)[name].changes)
     return alone
+
+
+def _networks(config: ConfigDict) -> Mapping[str, methods.Single]:
+    return methods.METHODS[config.method].networks(config)
 
 
 def _read(
@@ -125,14 +130,12 @@ def _read(
     step = checkpoints.find(which)
     shapes = read.model_shapes(checkpoints.path(step))
     parts = {integrity.part_of(path) for path in shapes}
-    own = name == "leader" and "leader" in parts  # else a network of the stack
-    names = [f"net{i}" for i in range(config.split)]
-    if config.method == "okddip":
-        names.append("leader")
-    if not own and name not in names:
-        has = ", ".join([*names, *(["leader"] if "leader" in parts else [])])
+    networks = _networks(config)
+    if name not in networks:
+        has = ", ".join(networks)
         raise ConfigError(f"method={config.method!r}: has no network {name!r}; there are {has}")
-    wanted = {"leader"} if own else {"stack", "trunk"} & parts
+    single = networks[name]
+    wanted = {"stack", "trunk"} & parts if single.part == "stack" else {single.part}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = {
         path: jax.ShapeDtypeStruct(shape, np.float32, sharding=here)
@@ -143,9 +146,8 @@ def _read(
     tree = jax.device_get(read.restore_some(checkpoints.path(step), some))
     arrays: dict[str, Any] = flatten_dict(tree, sep="/")
     metrics = checkpoints.metrics(step)
-    index = config.split - 1 if name == "leader" else int(name[3:])
     found = {"params": {}, "batch_stats": {}}
     for path, value in arrays.items():
         collection, part, rest = path.split("/", 2)
-        found[collection][rest] = value[index] if part == "stack" else value
+        found[collection][rest] = value[single.index] if part == "stack" else value
     return {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}, step, metrics
