@@ -107,16 +107,20 @@ def _module(stack: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _cost(arch: str, divided_in: int, num_classes: int, image_shape: tuple[int, ...]) -> Cost:
+def _cost(spec: models.Spec, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
     """A run asks for the same ones at its start and at its end."""
-    return cost(models.divided(arch, divided_in), num_classes=num_classes, image_shape=image_shape)
+    return cost(spec, num_classes=num_classes, image_shape=image_shape)
 
 
 def stack_cost(
     arch: str, divided_in: int, *, num_classes: int, image_shape: tuple[int, int, int]
 ) -> tuple[Cost, Cost]:
     """(one of the networks that `arch` is divided in, the undivided network)."""
-    one, whole = (_cost(arch, n, num_classes, tuple(image_shape)) for n in (divided_in, 1))
+    height, width, channels = image_shape
+    one, whole = (
+        _cost(models.divided(arch, n), num_classes, (height, width, channels))
+        for n in (divided_in, 1)
+    )
     return one, whole
 
 
