@@ -45,7 +45,7 @@ class Cost(NamedTuple):
         return sum(p for p, _ in shared), sum(m for _, m in shared)
 
 
-def cost(spec, *, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
+def cost(spec: models.Spec, *, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
     """Cost of the network of a Spec for images of (H, W, C); traces, never compiles."""
     return module_cost(models.build(spec, num_classes), image_shape)
 
@@ -70,7 +70,9 @@ def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
     return Cost(sum(params.values()), stats, sum(macs.values()), layers)
 
 
-def map_shape(spec, image_shape: tuple[int, int, int], name: str = "final") -> tuple[int, int, int]:
+def map_shape(
+    spec: models.Spec, image_shape: tuple[int, int, int], name: str = "final"
+) -> tuple[int, int, int]:
     """(h, w, C) of features of the network of a Spec for an image of (H, W, C)."""
     module = models.build(spec, 1)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.result_type(float))

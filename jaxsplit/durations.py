@@ -24,9 +24,12 @@ class Duration:
     value: float
     unit: str
 
-    def steps(self, **fields: int | None) -> int:
-        """In whole steps; `fields` as of `exact_steps`."""
-        return round(self.exact_steps(**fields))
+    def steps(self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None) -> int:
+        """In whole steps; arguments as of `exact_steps`."""
+        exact = self.exact_steps(
+            batch_size=batch_size, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+        )
+        return round(exact)
 
     def exact_steps(
         self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None
@@ -52,10 +55,10 @@ def parse(field: str, text: str) -> Duration:
         r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(steps?|epochs?|examples?|%|percent)\s*", str(text)
     )
     try:
-        value = float(match[1])
-    except (TypeError, ValueError):
+        value = float(match[1]) if match else math.nan
+    except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if match is None or not math.isfinite(value):
         raise ConfigError(
             f"{field}={text!r}: must be a number of steps, epochs, examples or percent, "
             "such as '300 epochs' or '10%'"

@@ -1,6 +1,7 @@
 """Errors that a user can act on: one line, without a traceback in the command line tool."""
 
 import errno
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -43,3 +44,12 @@ def disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def short(value: Any) -> str:
+    """`repr` on one line, of at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python prints
+        return "an integer of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,16 +7,18 @@ leaf carries a leading network axis. Rates come from `schedules`.
 import functools
 import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from ml_collections import ConfigDict
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.schedules import Schedule
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 PyTree = Any
 STACK = "stack"  # the part of a method's parameters whose leaves are [S, ...]
@@ -284,7 +286,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[s
 
 
 def build(
-    optim_config: ConfigDict,
+    optim_config: "ConfigDict",
     lr_schedule: Schedule,
     params: PyTree,
     num_networks: int,

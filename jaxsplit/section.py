@@ -4,16 +4,18 @@ Below `config` and `methods`: both check fields with it.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
+from jaxsplit.errors import ConfigError, short
 
-from jaxsplit import values
-from jaxsplit.errors import ConfigError
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
-def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, Any]]:
     """('optim.lr', 0.1), ... of all fields; a list is the same as a tuple."""
+    from ml_collections import ConfigDict  # the core is imported without it
+
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from flat(value, f"{prefix}{key}.")
@@ -30,7 +32,7 @@ class Section:
       given: name -> value of the fields.
     """
 
-    def __init__(self, config: ConfigDict, group: str = ""):
+    def __init__(self, config: "ConfigDict", group: str = ""):
         self.config, self.group = config, group
         self.given: dict[str, Any] = dict(flat(config[group] if group else config))
 
@@ -38,7 +40,7 @@ class Section:
         """Raises ConfigError, which says what is allowed, unless a field is fine."""
         if not fine:
             name = f"{self.group}.{field}" if self.group else field
-            raise ConfigError(f"{name}={values.short(self.given[field])}: must be {allowed}")
+            raise ConfigError(f"{name}={short(self.given[field])}: must be {allowed}")
 
     def one_of(self, field: str, names: Iterable[Any]) -> None:
         """Raises ConfigError unless the value of a field is one of some names."""

@@ -143,7 +143,7 @@ class Stack:
         keys = _network_keys(key, first_network(n), n)
         shared = images.shape[0] == 1
 
-        def one(variables: dict, images: Array, key: Array) -> tuple[Array, tuple[Array, ...], Any]:
+        def one(variables: dict, images: Array, key: Array) -> tuple[Array, Features, Any]:
             mutable = ["batch_stats"] if train else False
             out = self.module.apply(
                 variables, images, train, example_ids, rngs={"dropout": key}, mutable=mutable

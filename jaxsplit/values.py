@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxsplit.errors import ConfigError
+from jaxsplit.errors import ConfigError, short
 
 LARGEST = 2**63 - 1  # of integers
 _LEAST, _MOST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
@@ -63,15 +63,6 @@ def check_type(field: str, value: Any, default: Any) -> None:
     allowed = _wrong(value, default)
     if allowed:
         raise ConfigError(f"{field}={short(value)}: must be {allowed}")
-
-
-def short(value: Any) -> str:
-    """`repr` on one line, of at most 60 characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an integer of more digits than Python prints
-        return "an integer of thousands of digits"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _wrong(value: Any, default: Any) -> str:

@@ -34,6 +34,9 @@ BELOW_CORE = {
     "metrics": "sums of metrics, of step; writers of files are imported inside functions",
     "state": "the value that step takes and returns",
     "workdir.files": "whole files, which metrics writes",
+    "features": "maps with names, which a stack returns",
+    "section": "the checks of a method's fields",
+    "costs": "parameters and multiply-adds, which methods tell of their modules",
 }
 
 

@@ -669,7 +669,9 @@ def test_own_names_that_are_those_of_wrappers(monkeypatch, parts):
     def own(name: str) -> str:
         return f"{parts[0]}{name}" if name.startswith("layer") else f"{parts[-1]}{name}"
 
-    monkeypatch.setattr(family, "torch_name", lambda spec, path: own(plain(spec, path)))
+    name = next(name for name, known in models.FAMILIES.items() if known is family)
+    other = dataclasses.replace(family, torch_name=lambda spec, path: own(plain(spec, path)))
+    monkeypatch.setitem(models.FAMILIES, name, other)
     for prefix in ("", "module.", "model._orig_mod."):
         wrapped = {prefix + own(name): value for name, value in state.items()}
         read = torch_wrappers.unwrapped(wrapped)

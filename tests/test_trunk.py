@@ -285,7 +285,7 @@ def test_the_trunk_is_what_its_last_map_is_computed_from(arch):
         assert reached == {layer for layer in layers if models.in_trunk(layer, stage)}
 
 
-def test_names_of_stages():
+def test_names_of_stages(monkeypatch):
     spec = models.divided("wide_resnet10_1", 1)
     assert models.trunk_stage(spec, "") == models.trunk_stage(spec, "none", default=True) == ""
     assert models.trunk_stage(spec, "", default=True) == "stage2"
@@ -301,6 +301,8 @@ def test_names_of_stages():
     class Bare:
         arch = "bare"
 
+    bare = models.Family({"bare": Bare}, None, None, num_stages=lambda spec: 0)
+    monkeypatch.setitem(models.FAMILIES, "bare", bare)
     assert models.trunk_stage(Bare, "none", default=True) == ""
     with pytest.raises(ConfigError, match="trunk='': must be 'none'; bare has no stages to share"):
         models.trunk_stage(Bare, "", default=True)

@@ -25,7 +25,7 @@ from jaxsplit import (
 from jaxsplit.config import limits, renamed
 from jaxsplit.config.derived import PAPER, resolve, spec
 from jaxsplit.config.fields import check_field, flat
-from jaxsplit.errors import ConfigError
+from jaxsplit.errors import ConfigError, short
 from jaxsplit.hosts import processes
 from jaxsplit.losses import distill
 from jaxsplit.section import Section
@@ -63,7 +63,7 @@ def check_types(config: ConfigDict) -> ConfigDict:
     for field in given.keys() - known.keys():
         check_field(field, value := given[field])
         raise ConfigError(
-            f"{field}={values.short(value)}: must be the group of fields of jaxsplit/defaults.py"
+            f"{field}={short(value)}: must be the group of fields of jaxsplit/defaults.py"
         )
     for field, default in known.items():
         if field not in given:

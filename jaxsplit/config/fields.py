@@ -3,8 +3,8 @@
 import difflib
 from typing import Any
 
-from jaxsplit import defaults, values
-from jaxsplit.errors import ConfigError
+from jaxsplit import defaults
+from jaxsplit.errors import ConfigError, short
 from jaxsplit.section import flat
 
 __all__ = ["check_field", "check_overrides", "flags_given", "flat"]
@@ -24,7 +24,7 @@ def check_field(field: str, value: Any) -> None:
     near = near or difflib.get_close_matches(field, known, n=3, cutoff=0.5)
     near = near or [k for k in known if k.rpartition(".")[0] == group] or list(known)
     raise ConfigError(
-        f"{field}={values.short(value)}: no such field in jaxsplit/defaults.py; "
+        f"{field}={short(value)}: no such field in jaxsplit/defaults.py; "
         f"there are {', '.join(near)}"
     )
 

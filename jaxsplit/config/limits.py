@@ -8,7 +8,7 @@ silence; a run that was begun with them before they were refused goes on.
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -190,9 +190,9 @@ def check_new_run(config: ConfigDict, image_shape: tuple[int, int, int], *, crop
         need("augment.erase_area", area, fine, f"{allowed} in {images}")
 
 
-def _erases(area: tuple, aspect: tuple, height: int, width: int) -> bool:
+def _erases(area: Sequence[float], aspect: Sequence[float], height: int, width: int) -> bool:
     """Whether any rectangle of those areas and aspects has a pixel and fits; see `random_erase`."""
-    pixels = np.linspace(*area, 129)[:, None] * height * width
-    ratio = np.geomspace(*aspect, 129)[None]
+    pixels = np.linspace(area[0], area[1], 129)[:, None] * height * width
+    ratio = np.geomspace(aspect[0], aspect[1], 129)[None]
     h, w = np.round(np.sqrt(pixels * ratio)), np.round(np.sqrt(pixels / ratio))
     return bool(((h >= 1) & (h < height) & (w >= 1) & (w < width)).any())

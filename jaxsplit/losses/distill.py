@@ -12,14 +12,17 @@ gradients are finite for any finite logits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from ml_collections import ConfigDict
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.models.layers import widen
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # Added to a sum of squares before its root, where the gradient of the root would be infinite.
 _TINY = 1e-12
@@ -171,7 +174,7 @@ class Distill:
         return self.weight * self.temperature**2 * own.mean(-1) / (networks - 1)
 
 
-def make(config: ConfigDict, default_temperature: float) -> Distill:
+def make(config: "ConfigDict", default_temperature: float) -> Distill:
     """The loss that `config.distill` describes.
 
     Args:

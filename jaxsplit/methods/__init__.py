@@ -4,6 +4,8 @@ To add one: write its file, ending in `ENTRY = Entry(...)`, and list it in `METH
 one's own outside the package adds itself: see `docs/extending.md`.
 """
 
+from typing import Any
+
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods import (
     cl_ilr,
@@ -52,7 +54,7 @@ METHODS: dict[str, Entry] = {
 ALONE = "single"  # the method of one network
 
 
-def make(config, plan, stack: Stack) -> Method:
+def make(config: Any, plan: Any, stack: Stack) -> Method:
     """The method of a config; `plan` is what `jaxsplit.durations.plan` derived.
 
     Raises:

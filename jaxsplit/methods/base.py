@@ -99,7 +99,7 @@ class Pass:
             variables = jax.lax.stop_gradient(variables)
 
         def local(variables, inputs, key):
-            more = {}
+            more: dict[str, Any] = {}
             if backbone:
                 batch = inputs[0].shape[0]
                 more["example_ids"] = first_example(batch) + jnp.arange(batch)

@@ -6,6 +6,8 @@ the other heads' logits, detached; here KL(q_h), which has the same gradient. Th
 heads send into the shared layers is divided by their number ("backpropagation rescaling").
 """
 
+from typing import Any
+
 from jax import Array
 
 from jaxsplit.losses.distill import Distill
@@ -16,7 +18,7 @@ from jaxsplit.section import Section
 from jaxsplit.stack import Stack
 
 
-def make(stack: Stack, *, distill: Distill, label_weight: float = 0.5, **fields) -> Method:
+def make(stack: Stack, *, distill: Distill, label_weight: float = 0.5, **fields: Any) -> Method:
     """CL-ILR over a stack with a trunk; without one it is the paper's "simultaneous" learning.
 
     Args:

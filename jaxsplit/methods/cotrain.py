@@ -7,6 +7,7 @@ predictions.
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from jax import Array
 
@@ -38,7 +39,7 @@ def make(
     floor: float = 0.005,
     warmup_steps: int = 0,
     distill: distill_lib.Distill | None = None,
-    **fields,
+    **fields: Any,
 ) -> Method:
     """Cross-entropy summed over networks + weight x a divergence of their predictions.
 
@@ -56,10 +57,13 @@ def make(
 
     def exchange(this: Pass) -> dict[str, Array]:
         w = losses.cotrain_weight(this.progress, warmup_steps, weight, floor)
-        if loss == DISTILL:
+        of_logits = LOSSES[loss]
+        if of_logits is not None:
+            term = of_logits(this.logits)
+        elif distill is not None:
             term = distill.pairwise(this.logits, this.batch["labels"]).sum()
         else:
-            term = LOSSES[loss](this.logits)
+            raise ValueError(f"cotrain: loss={loss!r} needs `distill`")
         return {"exchange": w * term, f"cotrain/{loss}": term, "cotrain/weight": w}
 
     return over_stack(stack, exchange, **fields)

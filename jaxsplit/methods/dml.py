@@ -4,6 +4,8 @@ Zhang et al. 2018 (arXiv 1706.00384), Eqs. (5) and (8): the loss of network i is
 1 / (S - 1) * sum_{j != i} KL(p_j || p_i), with p_j detached and temperature 1.
 """
 
+from typing import Any
+
 from jax import Array
 
 from jaxsplit.losses.distill import Distill
@@ -12,7 +14,7 @@ from jaxsplit.methods.entry import Entry, distilling
 from jaxsplit.stack import Stack
 
 
-def make(stack: Stack, *, distill: Distill, **fields) -> Method:
+def make(stack: Stack, *, distill: Distill, **fields: Any) -> Method:
     """Cross-entropy summed over networks + every network's mean distillation from the others.
 
     Args:

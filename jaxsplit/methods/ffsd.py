@@ -21,7 +21,8 @@ that of self-distillation, and uses the latter only to train the modules: `Weigh
 """
 
 import functools
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +65,7 @@ def warmup(progress: Array | int, steps_per_epoch: int, warmup_steps: int) -> Ar
 def make(
     stack: Stack,
     *,
-    leader,
+    leader: models.Spec,
     distill: distill_lib.Distill,
     leader_remat: tuple[str, ...] = (),
     weights: Weights | None = None,
@@ -169,7 +170,7 @@ def make(
             + w * weights.trans_fusion * leader_trans_fusion
             + w * weights.leader_self_distillation * leader_taught
         )
-        by_map, by_attention = (sum(terms) for terms in zip(*learned, strict=True))
+        by_map, by_attention = (_total(terms) for terms in zip(*learned, strict=True))
         modules = w * weights.train_self_distillation * (by_map + by_attention)
         return {
             "exchange": student.sum() + fusion_ce + fusion_kl + leader_loss + modules,
@@ -232,11 +233,16 @@ def _module(this: Pass, part: str, maps: list[Array], x: Array, **fields) -> lis
     return this.apply_module(part, make, x, **fields)[::-1]
 
 
+def _total(terms: Iterable[Array]) -> Array:
+    """The sum of one term or more."""
+    return functools.reduce(operator.add, terms)
+
+
 def _self_distillation(this: Pass, part: str, maps: list[Array], x: Array) -> Array:
     """Attention of the earlier maps towards what the module, frozen, gives for the map `x`."""
     wanted = jax.lax.stop_gradient(_module(this, part, maps, x, train=False, frozen=True))
     pairs = zip(maps[:-1], wanted, strict=True)
-    return sum(
+    return _total(
         attention.attention_loss(attention.attention(m), attention.attention(y)) for m, y in pairs
     )
 
@@ -245,8 +251,8 @@ def _train_self_distillation(this: Pass, part: str, maps: list[Array]) -> tuple[
     """What the module learns by: difference of its maps, and of their attention, from the true."""
     maps = jax.lax.stop_gradient(maps)
     pairs = list(zip(_module(this, part, maps, maps[-1]), maps[:-1], strict=True))
-    by_map = sum(attention.attention_loss(y, m) for y, m in pairs)
-    by_attention = sum(
+    by_map = _total(attention.attention_loss(y, m) for y, m in pairs)
+    by_attention = _total(
         attention.attention_loss(attention.attention(y), attention.attention(m)) for y, m in pairs
     )
     return by_map, by_attention

@@ -1,11 +1,13 @@
 """S networks that never exchange anything: an ensemble, the baseline of every other method."""
 
+from typing import Any
+
 from jaxsplit.methods.base import Method, over_stack
 from jaxsplit.methods.entry import Entry
 from jaxsplit.stack import Stack
 
 
-def make(stack: Stack, **fields) -> Method:
+def make(stack: Stack, **fields: Any) -> Method:
     """Cross-entropy summed over networks; `fields`: label_smoothing, ensemble."""
     return over_stack(stack, **fields)
 

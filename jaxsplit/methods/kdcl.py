@@ -6,6 +6,7 @@ section 3.2: their mean, or KDCL-MinLogit.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -41,7 +42,7 @@ def min_logit(logits: Array, labels: Array) -> Array:
 TEACHERS: dict[str, Callable[[Array, Array], Array]] = {"min_logit": min_logit, "mean": mean}
 
 
-def make(stack: Stack, *, distill: Distill, teacher: str = "min_logit", **fields) -> Method:
+def make(stack: Stack, *, distill: Distill, teacher: str = "min_logit", **fields: Any) -> Method:
     """Cross-entropy summed over networks + every network's distillation from their teacher.
 
     Args:

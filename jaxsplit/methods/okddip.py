@@ -14,6 +14,7 @@ That code weighs logits, where the paper and this file weigh predictions. With
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ class Attention(nn.Module):
         return jax.nn.log_softmax(left @ right.swapaxes(1, 2))
 
 
-def make(stack: Stack, *, distill: Distill, factor: int = 8, **fields) -> Method:
+def make(stack: Stack, *, distill: Distill, factor: int = 8, **fields: Any) -> Method:
     """OKDDip over a stack; variables: parts `stack` and `attention`, answer `leader`.
 
     Args:

@@ -9,6 +9,7 @@ epochs; here it is constant.
 """
 
 import functools
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -36,7 +37,7 @@ class Gate(nn.Module):
         return jax.nn.softmax(nn.relu(x))
 
 
-def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fields) -> Method:
+def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fields: Any) -> Method:
     """ONE over a stack with a trunk; variables: parts `stack`, `trunk`, `gate`, answer `gated`.
 
     Where the networks see different views, the gate sees the mean of the features of all.

@@ -1,11 +1,13 @@
 """One undivided network, trained alone: what the others are measured against."""
 
+from typing import Any
+
 from jaxsplit.methods.base import Method, over_stack
 from jaxsplit.methods.entry import Entry
 from jaxsplit.stack import Stack
 
 
-def make(stack: Stack, **fields) -> Method:
+def make(stack: Stack, **fields: Any) -> Method:
     """Cross-entropy of a stack of one; `fields`: label_smoothing.
 
     Raises:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from jaxsplit import durations, methods
 
@@ -24,7 +25,7 @@ ASSUMED_STEPS = 1000
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
-def draw(title: str, values: Sequence[float], ticks: Sequence[str]) -> str:
+def draw(title: str, values: ArrayLike, ticks: Sequence[str]) -> str:
     """A bar chart of `values` >= 0, one a column, from 0 to the highest.
 
     Args:
@@ -32,19 +33,19 @@ def draw(title: str, values: Sequence[float], ticks: Sequence[str]) -> str:
       values: finite.
       ticks: three labels below: at the left end, in the middle, at the right end.
     """
-    values = np.asarray(values, np.float64)
-    top = values.max()
+    heights = np.asarray(values, np.float64)
+    top = heights.max()
     # In eighths of a character; what is not zero shows.
-    levels = np.ceil(values / (top or 1) * 8 * HEIGHT - 1e-6).astype(int)
+    levels = np.ceil(heights / (top or 1) * 8 * HEIGHT - 1e-6).astype(int)
     labels = {HEIGHT - 1: f"{top:.4g}", 0: "0"}
     lines = [title]
     for row in reversed(range(HEIGHT)):
         bars = "".join(_EIGHTHS[min(max(level - 8 * row, 0), 8)] for level in levels)
         lines.append(f"{labels.get(row, ''):>10} │{bars}".rstrip())
     left, middle, right = ticks
-    axis = f"{left:<{len(values) // 2 - len(middle) // 2}}{middle}"
-    lines.append(" " * 11 + "└" + "─" * len(values))
-    lines.append(" " * 12 + f"{axis:<{len(values) - len(right)}}{right}")
+    axis = f"{left:<{len(heights) // 2 - len(middle) // 2}}{middle}"
+    lines.append(" " * 11 + "└" + "─" * len(heights))
+    lines.append(" " * 12 + f"{axis:<{len(heights) - len(right)}}{right}")
     return "\n".join(lines)
 
 

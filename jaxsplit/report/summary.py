@@ -5,6 +5,9 @@ python -m jaxsplit.summary --arch=NAME    some of them; NAME can be given again
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from jaxsplit import models
 from jaxsplit.costs import ALL, cost, own_costs, stack_cost
@@ -12,7 +15,7 @@ from jaxsplit.costs import ALL, cost, own_costs, stack_cost
 SPLITS = (1, 2, 4)  # of the table of all architectures
 
 
-def title(config) -> str:
+def title(config: ConfigDict) -> str:
     """'resnet110 divided in 2', '2 x resnet110' (wholes), '1 of resnet110 divided in 2'."""
     s, n = config.split, config.divide_in
     if not config.divide or n == 1 or s == 1 == (n or s):
@@ -22,7 +25,7 @@ def title(config) -> str:
     return f"{s} of {config.arch} divided in {n}"
 
 
-def table(config, **fields) -> str:
+def table(config: ConfigDict, **fields: Any) -> str:
     """Text: parameters and multiply-adds per layer group and of the whole, and undivided.
 
     Args:
@@ -51,7 +54,7 @@ def table(config, **fields) -> str:
     return "\n".join(lines)
 
 
-def of_config(config) -> str:
+def of_config(config: ConfigDict) -> str:
     """`table` of what a config would train, for the images of its data set; `curves` below it.
 
     Raises:

@@ -1,12 +1,16 @@
 """The tables that a run and an evaluation print at their end."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jaxsplit.costs import ALL, Cost, own_costs, stack_cost
 from jaxsplit.evaluation import EXAMPLES, METRICS, NETWORKS, Results, SplitResults
 from jaxsplit.recipes import published
 from jaxsplit.recipes.published import Result
 from jaxsplit.report import summary
+
+if TYPE_CHECKING:  # of the story, which reports by this
+    from jaxsplit.experiment import Experiment
 
 
 def results_table(
@@ -71,14 +75,14 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([first.ljust(widths[0]), *cells])
 
 
-def brief(exp, results: Results) -> str:
+def brief(exp: "Experiment", results: Results) -> str:
     """Accuracy and NLL of an evaluation of an `Experiment`, in a line."""
     split, answer = exp.eval_split[0], exp.method.answer
     values = results[split][answer]
     return f"{split} {answer} top-1 {values['top1']:.2%}, NLL {values['nll']:.4f}"
 
 
-def tables(exp, results: Results, which: str, best: str = "") -> str:
+def tables(exp: "Experiment", results: Results, which: str, best: str = "") -> str:
     """The table of every evaluated split of an `Experiment`.
 
     Args:
@@ -118,12 +122,12 @@ def tables(exp, results: Results, which: str, best: str = "") -> str:
     return "\n\n".join([*parts, *([best] if best else [])])
 
 
-def best_line(exp, step: int, top1: float) -> str:
+def best_line(exp: "Experiment", step: int, top1: float) -> str:
     """Which checkpoint is the best, and on which split that was decided."""
     chosen = "training part held out" if exp.eval_split[0] == "validation" else "test set"
     return f"best: step {step}, {exp.method.answer} top-1 {top1:.2%}, chosen on the {chosen}"
 
 
-def imported_line(exp, top1: float) -> str:
+def imported_line(exp: "Experiment", top1: float) -> str:
     """The accuracy of imported weights, as the files that they come from report it."""
     return f"reported by its source: {exp.method.answer} top-1 {top1:.2%}"
