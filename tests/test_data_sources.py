@@ -338,7 +338,8 @@ def test_views_are_those_of_the_device(cifar10):
             made.data.resident = where
             feed = train_feed(load(made.data), batch_size=8, num_views=2, seed=0)
             assert (feed.resident is None) == (where == "stream")
-            exp = dataclasses.replace(built, feed=feed, config=made)
+            resolved = config.resolve(made)
+            exp = dataclasses.replace(built, feed=feed, config=made, resolved=resolved)
             batch = experiment.put_batch(exp, take(feed, 1, 1)[0])
             resident = {}
             if feed.resident:

@@ -188,6 +188,7 @@ def fields(config: ConfigDict, prefix: str = "") -> set[str]:
 FIELDS = fields(defaults.get_config())
 # Names in backticks that begin like a field and are none.
 NO_FIELDS = {"config.json", "config.load", "data.prepare", "stop.request"}
+OWN_FIELDS = {"my_method.weight"}  # of the method that docs/extending.md writes
 
 
 @pytest.mark.parametrize("page", every())
@@ -200,7 +201,7 @@ def test_fields_of_a_config(page):
         for name in re.findall(rf"^((?:config|{sections})\.[\w.]*\w)", code):
             if name not in NO_FIELDS and not name.endswith(".py"):
                 named.add(name.removeprefix("config."))
-    assert sorted(named - FIELDS) == []
+    assert sorted(named - FIELDS - OWN_FIELDS) == []
 
 
 # ---- Python
