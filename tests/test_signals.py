@@ -238,7 +238,7 @@ def test_a_terminal_that_is_closed(tmp_path):
     )
     os.close(end)
     said = b""
-    while b"ready" not in said:
+    while b"ready\r\n" not in said:  # the whole line, else its end meets a closed terminal
         said += os.read(terminal, 1000)
     os.close(terminal)  # the kernel sends SIGHUP
     assert process.wait(60) == 75
