@@ -287,3 +287,14 @@ def test_arguments_of_an_experiment_that_takes_none(refused):
 def test_no_jax_before_signals_are_taken():
     code = "import sys, jaxsplit.cli; assert not {'jax', 'absl', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("arguments", [["cifar100"], ["--help"]])
+def test_a_reader_that_has_read_enough(arguments):
+    """As in `jaxsplit published | head`: no traceback, the status of shells."""
+    command = [sys.executable, "-m", "jaxsplit", "published", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert (process.wait(60), said) == (128 + 13, b"")
+    process.stderr.close()

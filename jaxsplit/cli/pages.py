@@ -1,5 +1,7 @@
 """The pages that `--help` prints, and verbs whose flags are not those of a run."""
 
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -70,11 +72,16 @@ def run(
       defined: its flags, which get their values.
       command: takes the arguments that are no flags.
     """
-    if asked_for(argv):
-        print(page.text(defined))
-        return 0
     try:
-        return command(defined(["jaxsplit", *argv])[1:])
+        if asked_for(argv):
+            print(page.text(defined), flush=True)
+            return 0
+        status = command(defined(["jaxsplit", *argv])[1:])
+        sys.stdout.flush()
+        return status
     except (flags.Error, ConfigError) as error:
         print("error:", str(error).strip(), file=sys.stderr, flush=True)
         return 2
+    except BrokenPipeError:  # its reader, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit flushes
+        return 128 + signal.SIGPIPE
