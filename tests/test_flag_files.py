@@ -1,6 +1,7 @@
 """Flags in files, expanded before every check; config files that return no config."""
 
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ from test_main import DIGITS, refused, run  # noqa: F401
 from jaxsplit.cli import modes, run_flags
 from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -119,3 +122,14 @@ def test_one_network_is_single(refused):  # noqa: F811
     assert line == (
         "split=1: must be 2 or more with method='cotrain'; one network is method='single'"
     )
+
+
+@pytest.mark.parametrize("program", [["main.py"], ["-m", "jaxsplit", "train"]])
+def test_a_missing_file_of_a_program(program, tmp_path):
+    """Of a process of its own: ml_collections reads the command line when it is imported."""
+    missing = tmp_path / "none.flags"
+    command = [sys.executable, *program, f"--flagfile={missing}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: flagfile={str(missing)!r}: ")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()

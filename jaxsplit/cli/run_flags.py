@@ -34,11 +34,15 @@ from jaxsplit.recipes import experiments  # noqa: E402
 
 _Parsed: TypeAlias = Callable[[list[str], dict[str, str]], list[str]]
 _WANTED = "get_config() must return what jaxsplit.defaults.get_config() does, with fields changed"
+# ml_collections makes flags of a config's fields from a command line, which it also reads here.
+# From sys.argv it would take --flagfile unchecked: this one is filled when all is checked.
+_ARGUMENTS: list[str] = []
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "a built-in experiment, or a file with get_config(); :ARGUMENTS behind it; default: the "
     "config of the workdir",
+    sys_argv=_ARGUMENTS,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, metrics, checkpoints")
 
@@ -94,8 +98,7 @@ def _parse(argv: list[str], page: pages.Page, parsed: _Parsed) -> list[str]:
             print(page.text(flags.FLAGS))
             sys.exit()
         given = config_lib.flags_given(argv)
-        # ml_collections makes the flags of a config's fields from sys.argv.
-        argv = sys.argv[:] = _with_experiment(argv, given)
+        argv = _ARGUMENTS[:] = _with_experiment(argv, given)
         rest = parsed(argv, given)
         _check_config(given)
         return rest
