@@ -484,7 +484,7 @@ def test_unfinished_work_follows_no_links(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards.Unfinished, "_clear", lambda self: None)
         patch.setattr(shards.Unfinished, "restart", _without_deleting)
-        for name in ("progress.new", "train.00000.digests", "train.00000"):
+        for name in ("progress.new", "progress.json", "train.00000.digests", "train.00000"):
             (left / name).symlink_to(kept)
         prepare.prepare("my_digits", tmp_path, tmp_path / "d")
     assert kept.read_text() == "mine"

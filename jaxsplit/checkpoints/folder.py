@@ -2,8 +2,8 @@
 
 import pathlib
 
-from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files
+from jaxsplit.workdir.folder import make_writable
 
 FOLDER = "checkpoints"
 
@@ -37,16 +37,7 @@ def check(workdir: pathlib.Path) -> None:
     Raises:
       ConfigError: it cannot be written.
     """
-    folder = workdir / FOLDER
-    errors = Exception if files.is_remote(folder) else OSError
-    try:
-        folder.mkdir(exist_ok=True)
-        files.try_to_write(folder)
-    except errors as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(
-            f"workdir={str(workdir)!r}: its {FOLDER} must be a writable directory ({reason})"
-        ) from None
+    make_writable(workdir / FOLDER, f"workdir={str(workdir)!r}: its {FOLDER}")
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:

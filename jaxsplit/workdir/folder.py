@@ -19,6 +19,18 @@ def prepare_workdir(
       ConfigError: the workdir cannot be made or written; also whatever `lock` raises.
     """
     path = files.path_of(workdir)
+    make_writable(path, f"workdir={str(workdir)!r}:", lock)
+    return path
+
+
+def make_writable(
+    path: pathlib.Path, name: str, lock: Callable[[pathlib.Path], Any] | None = None
+) -> None:
+    """Makes a folder and checks that it is writable; `lock` as of `prepare_workdir`.
+
+    Raises:
+      ConfigError: it cannot be made or written, which begins with `name`; also what `lock` raises.
+    """
     # A bucket's library raises many kinds of errors: no rights, no network, no such bucket.
     errors = Exception if files.is_remote(path) else OSError
     try:
@@ -30,7 +42,4 @@ def prepare_workdir(
         raise
     except errors as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(
-            f"workdir={str(workdir)!r}: must be a writable directory ({reason})"
-        ) from None
-    return path
+        raise ConfigError(f"{name} must be a writable directory ({reason})") from None

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxsplit.errors import ConfigError
+from jaxsplit.workdir import files
 
 # Of a full shard; an interrupted run loses at most one. array_record reads a record the slower the
 # more its shard has: 0.06 ms each from 10,000, 0.26 ms from 60,000.
@@ -94,6 +95,7 @@ class Unfinished:
             raise ConfigError(f"data_dir: another run is writing {self.folder}") from error
         except OSError:
             pass  # a file system without locks
+        files.clear_temporary(self.folder)
         try:
             saved = json.loads(self.progress.read_text())
             if saved["stamp"] == self._stamp:
@@ -187,13 +189,7 @@ class Unfinished:
             "stamp": self._stamp,
             "splits": {name: asdict(state) for name, state in self.splits.items()},
         }
-        new = self.progress.with_suffix(".new")
-        new.unlink(missing_ok=True)  # a link would be followed
-        with open(new, "x") as file:
-            json.dump(saved, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.progress)
+        files.write_text(self.progress, json.dumps(saved))
 
     def _shard(self, split: str, i: int) -> pathlib.Path:
         """A shard's file; `finish` gives it its final name, which holds their number."""
@@ -209,12 +205,7 @@ class Unfinished:
         return self.folder / f"{split}.{i:05}.digests"
 
     def _write_digests(self, split: str, i: int, digests: bytes | bytearray) -> None:
-        path = self._digests(split, i)
-        path.unlink(missing_ok=True)
-        with open(path, "xb") as file:
-            file.write(digests)
-            file.flush()
-            os.fsync(file.fileno())
+        files.write_bytes(self._digests(split, i), bytes(digests))
 
     def in_both(self) -> list[str]:
         """A line for each split to evaluate on that has images of the training splits.
