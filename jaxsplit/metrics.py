@@ -116,9 +116,9 @@ class Writer:
         files.write_text(self._path, "".join(self._lines))
         if not files.is_remote(workdir):
             self._file = files.open_to_append(self._path)
-        self._board = _tensorboard(workdir)
+        self._board = open_tensorboard(workdir)
         if self._board is not None:
-            _drop_later_events(workdir, self._board, start)
+            drop_later_events(workdir, self._board, start)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the values of one step; numbers that are not finite become null in the file."""
@@ -187,7 +187,7 @@ def _parsed(text: bytes) -> dict | None:
     return line if isinstance(step, int) and not isinstance(step, bool) else None
 
 
-def _drop_later_events(workdir: pathlib.Path, board: _Board, step: int) -> None:
+def drop_later_events(workdir: pathlib.Path, board: _Board, step: int) -> None:
     """Removes what the event files of earlier starts hold of steps after this one.
 
     A TensorBoard that has read them is told so, too.
@@ -227,7 +227,7 @@ def _up_to(step: int, data: bytes, event_type: Any) -> bytes | None:
     return None if len(whole) == at else whole
 
 
-def _tensorboard(workdir: pathlib.Path) -> _Board | None:
+def open_tensorboard(workdir: pathlib.Path) -> _Board | None:
     """clu's writer; None, with one line that says so, where TensorFlow is not installed."""
     # TensorFlow prints notices at import unless told not to before.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

@@ -20,16 +20,35 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from jaxsplit import compiler  # noqa: E402
+from jaxsplit import compiler, metrics  # noqa: E402
 
 if compiler.races():  # the programs of the tests themselves; XLA reads this when it starts
     os.environ["XLA_FLAGS"] += " " + compiler.NO_RACE_FLAG
     # These jaxlibs, and no newer ones, have a second code generator, which compiles 3 times as
-    # fast. The processes of test_hosts.py, and all benchmarks, take the usual one.
+    # fast. The processes of hosts/test_processes.py, and all benchmarks, take the usual one.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 PARITY = os.environ.get("JAXSPLIT_PARITY")
+
+
+@pytest.fixture
+def no_board(monkeypatch):
+    """Without TensorBoard files, which take time to write."""
+    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder with all prepared data sets, each small."""
+    folder = tmp_path_factory.mktemp("data")
+    from tests.support.runs import DATA
+    from tests.support.tfds import write_imagenet, write_small
+
+    for name in sorted(set(DATA.values()) - {"imagenet2012"}):
+        write_small(folder, name, 16, 12)
+    write_imagenet(folder, 16, 8)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from xla_options import FAST
 
 from jaxsplit import compiler
 from jaxsplit.conv import conv, lowered
+from tests.support.xla import FAST
 
 S, B, C = 3, 2, 4  # S is neither C nor a number of groups, so that group counts can be told apart
 # name -> (kernel [h, w, C / groups, C'], arguments); "small": the map is smaller than the kernel

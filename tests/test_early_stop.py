@@ -4,21 +4,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from test_end_to_end import (
-    ENSEMBLE,
-    assert_same_bits,
-    lines_of,
-    no_board,  # noqa: F401 (a fixture)
-    state_at,
-    steps_in,
-    tiny,
-)
 
 from jaxsplit import early_stop, experiment, loop, rating
 from jaxsplit.early_stop import EarlyStop
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.hosts import processes
 from jaxsplit.hosts.signals import Stop
+from tests.support.runs import ENSEMBLE, assert_same_bits, lines_of, state_at, steps_in, tiny
 
 # ---- The count
 
@@ -129,7 +121,7 @@ def stopping(**fields):
 
 
 @pytest.fixture
-def scripted(monkeypatch, no_board):  # noqa: F811
+def scripted(monkeypatch, no_board):
     """Evaluations give VALUES."""
     evaluate, steps = rating.evaluate_split, []
     after = Stop.after

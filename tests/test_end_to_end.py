@@ -1,7 +1,6 @@
 """The whole program on small data: training, files, tables, resuming, every config, a NaN."""
 
 import dataclasses
-import importlib
 import json
 import shutil
 import sys
@@ -11,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tfds_fixtures import write_imagenet, write_small
 
-from configs import common
 from jaxsplit import (
     augment,
     costs,
@@ -27,63 +24,23 @@ from jaxsplit import (
     step,
 )
 from jaxsplit import config as config_lib
-from jaxsplit.checkpoints import read, store
+from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError, NonFiniteLossError
 from jaxsplit.hosts import signals
 from jaxsplit.report.progress import Progress
-
-ENSEMBLE = "test/ensemble/top1"
-
-
-def tiny(**fields) -> ConfigDict:
-    """Two small networks on 8x8 images, 4 steps on one device; random crops, flips and mixup."""
-    config = common.get_config()
-    config.arch, config.split = "wide_resnet10_1", 2
-    config.divide_anyway = True  # so narrow a network does not divide
-    config.data.name, config.data.image_size = "synthetic", 8
-    config.batch_size, config.eval.batch_size, config.mesh.data = 16, 256, 1
-    config.duration = "4 steps"
-    config.schedule.warmup, config.cotrain.warmup = "1 steps", "2 steps"
-    config.log_every, config.eval.every, config.checkpoint.every = "1 steps", "2 steps", "2 steps"
-    config.augment.crop_padding, config.augment.erase_prob = 1, 0.5
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    return config
-
-
-def lines_of(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / metrics.JSONL).read_text().splitlines()]
-
-
-def steps_in(workdir) -> list[int]:
-    folder = workdir / store.FOLDER
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-
-
-def files_of(folder) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def state_at(config, workdir, step: int):
-    checkpoints = read.Reader(workdir, ENSEMBLE)
-    state = read.restore(checkpoints.path(step), experiment.build(config).state_shapes())
-    return state
-
-
-def assert_same_bits(a, b) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        same = x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
-        assert same, jax.tree_util.keystr(path)
-
-
-@pytest.fixture
-def no_board(monkeypatch):
-    """Without TensorBoard files, which take time to write."""
-    monkeypatch.setattr(metrics, "_tensorboard", lambda workdir: None)
+from tests.support.runs import (
+    DATA,
+    ENSEMBLE,
+    assert_same_bits,
+    config_of,
+    events,
+    files_of,
+    lines_of,
+    state_at,
+    steps_in,
+    tiny,
+    untimed,
+)
 
 
 @dataclasses.dataclass
@@ -164,7 +121,6 @@ def test_plain_log_lines(whole):
 
 
 def test_metrics_in_both_files(whole):
-    from test_metrics import events
 
     lines = lines_of(whole.workdir)
     assert all(None not in line.values() for line in lines)
@@ -404,10 +360,6 @@ def test_another_experiment_is_refused(whole):
     assert files_of(whole.workdir) == before
 
 
-def untimed(workdir) -> list[dict]:
-    return [{k: v for k, v in x.items() if k != "images_per_second"} for x in lines_of(workdir)]
-
-
 def test_nothing_of_the_metrics_is_lost_by_a_stop(tmp_path, monkeypatch, no_board):
     """Neither the sums since the last log point, nor the evaluation at the end."""
     config = tiny(log_every="3 steps", data__validation=0.1)
@@ -489,29 +441,6 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_bo
 # ---- Every config: its whole network traced, a shallow one trained
 
 SLOW = pytest.mark.slow
-DATA = {  # config, and its arguments: the data set that it reads
-    "cifar10": "cifar10",
-    "cifar100:arch=resnet110,split=2": "cifar100",
-    "svhn:split=2": "svhn_cropped",
-    "fashion_mnist_wrn16_4_x4": "fashion_mnist",
-    "imagenet_seresnet101_x4": "imagenet2012",
-}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A folder with all prepared data sets, each small."""
-    folder = tmp_path_factory.mktemp("data")
-    for name in sorted(set(DATA.values()) - {"imagenet2012"}):
-        write_small(folder, name, 16, 12)
-    write_imagenet(folder, 16, 8)
-    return folder
-
-
-def config_of(name: str) -> ConfigDict:
-    """What --config=configs/<name> stands for; with or without arguments behind a colon."""
-    module, *arguments = name.split(":")
-    return importlib.import_module(f"configs.{module}").get_config(*arguments)
 
 
 def small_run(name: str, folder) -> ConfigDict:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxsplit import metrics
+from tests.support.runs import events
 
 
 def read(path) -> list[dict]:
@@ -50,21 +51,6 @@ def test_the_first_step_with_a_bad_loss_is_remembered(bad):
     assert int(add_all(values, [1.0] * 5).bad_step) == -1
 
 
-def events(path) -> dict[str, list[tuple[int, float]]]:
-    """tag -> (step, value), as TensorBoard reads the event files of a folder."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util import tensor_util
-
-    accumulator = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0})
-    accumulator.Reload()
-    tags = accumulator.Tags()
-    read = {t: [(e.step, e.value) for e in accumulator.Scalars(t)] for t in tags["scalars"]}
-    for tag in tags["tensors"]:
-        found = accumulator.Tensors(tag)
-        read[tag] = [(e.step, tensor_util.make_ndarray(e.tensor_proto).item()) for e in found]
-    return read
-
-
 def test_tensorboard_opens_the_same_values(tmp_path):
     writer = metrics.Writer(tmp_path)
     for step in (1, 2, 3):
@@ -94,11 +80,6 @@ def test_without_tensorflow_it_goes_on_and_says_so_once(tmp_path, monkeypatch, c
     assert line.startswith("no TensorBoard files (") and "tensorflow" in line
     assert line.endswith(f"metrics go to {tmp_path / metrics.JSONL}")
     assert said.err == ""
-
-
-@pytest.fixture
-def no_board(monkeypatch):
-    monkeypatch.setattr(metrics, "_tensorboard", lambda workdir: None)
 
 
 def test_each_line_is_on_disk_at_once(tmp_path, no_board):
@@ -226,7 +207,7 @@ def test_tensorboard_drops_what_came_after_the_step_resumed_at(tmp_path, monkeyp
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
     if old:
-        monkeypatch.setattr(metrics, "_drop_later_events", lambda *_: None)
+        monkeypatch.setattr(metrics, "drop_later_events", lambda *_: None)
     for start, steps in ((0, (1, 2, 3, 4)), (2, (3, 4)), (3, (4, 5))):
         if start == 2:
             monkeypatch.undo()

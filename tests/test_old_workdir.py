@@ -6,15 +6,15 @@ schedule.warmup='1 steps', checkpoint.keep=1 and augment.mixup=0.
 """
 
 import json
-import pathlib
 import tarfile
 
 import pytest
 
 from jaxsplit import config as config_lib
 from jaxsplit import loop
+from tests.support.paths import GOLDEN
 
-ARCHIVE = pathlib.Path(__file__).resolve().parent / "golden" / "workdir_before_rooms.tar.xz"
+ARCHIVE = GOLDEN / "workdir_before_rooms.tar.xz"
 
 
 @pytest.fixture

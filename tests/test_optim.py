@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import re
 
 import jax
@@ -15,8 +14,7 @@ from ml_collections import ConfigDict
 from configs import common
 from jaxsplit import optim, sharding
 from jaxsplit.errors import ConfigError
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"  # copies of the reference's numbers
+from tests.support.paths import GOLDEN
 
 
 @pytest.mark.parametrize("name", ["lr_schedules.json", "optimizers.npz", "parameter_groups.json"])

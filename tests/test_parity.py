@@ -5,20 +5,19 @@ The golden files of this folder are parts of parity files (a test says so): logi
 
 import dataclasses
 import json
-import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from xla_options import EXACT
 
 from jaxsplit import models, optim
 from jaxsplit.models import stochastic
 from jaxsplit.weights import torch_import
+from tests.support.paths import GOLDEN
+from tests.support.xla import EXACT
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 GOLDEN_CASES = ("cifar100_wide_resnet16_8_s4", "cifar100_resnet110_s4")
 # File -> name of the network here, where it is not the file's own.
 CASES = {
@@ -155,7 +154,7 @@ def test_logits_and_statistics_in_training(fixture, monkeypatch):
         wide = jnp.full((x.shape[0], *(1,) * (x.ndim - 1)), 0.5, x.dtype)
         return wide, wide
 
-    monkeypatch.setattr(stochastic, "_uniform_pair", half)
+    monkeypatch.setattr(stochastic, "uniform_pair", half)
 
     @quick
     def run(variables, x):

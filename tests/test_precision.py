@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from xla_options import FAST, USUAL
 
 from configs import common, digits_wrn16_4_x4
 from jaxsplit import compiler, evaluation, loop, losses, methods, models, sharding, stack
@@ -15,6 +14,7 @@ from jaxsplit import config as config_lib
 from jaxsplit.conv import conv
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import efficientnet, fusion, layers, resnet
+from tests.support.xla import FAST, USUAL
 
 K, B = 5, 4
 # One of every family of modules, as small as it goes.

@@ -2,36 +2,23 @@
 
 import errno
 import shutil
-import signal
 import time
 
 import orbax.checkpoint as ocp
 import pytest
-from test_end_to_end import assert_same_bits, lines_of, state_at, steps_in, tiny
 
 from jaxsplit import loop, metrics
 from jaxsplit.checkpoints import integrity, store
 from jaxsplit.errors import DamagedError, SaveError, Stopped
 from jaxsplit.hosts import signals
+from tests.support.runs import AskedAt, assert_same_bits, lines_of, state_at, steps_in, tiny
 
 # Where one of its reads or writes fails, orbax leaves the others alone, to end as they may.
 pytestmark = [
+    pytest.mark.usefixtures("no_board"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
-
-
-class AskedAt(signals.Stop):
-    """Asked to stop while a step is made."""
-
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-
-    def after(self, step: int) -> bool:
-        if step == self.step:
-            self._handle(signal.SIGTERM, None)
-        return super().after(step)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +26,9 @@ def whole(tmp_path_factory):
     """(workdir, final metrics, final state) of a run that nobody stops."""
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_tensorboard", lambda workdir: None)
+        patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
         results = loop.train_and_evaluate(tiny(), workdir)
     return workdir, results, state_at(tiny(), workdir, 4)
-
-
-@pytest.fixture(autouse=True)
-def no_board(monkeypatch):
-    """Without TensorBoard files, which take time to write."""
-    monkeypatch.setattr(metrics, "_tensorboard", lambda workdir: None)
 
 
 @pytest.mark.parametrize("at", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))])

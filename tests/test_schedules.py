@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,9 @@ from configs import common
 from jaxsplit import config as config_lib
 from jaxsplit import durations, schedules
 from jaxsplit.errors import ConfigError
+from tests.support.paths import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "lr_schedules.json"  # the reference's
+FILE = GOLDEN / "lr_schedules.json"  # the reference's
 
 
 CIFAR = dict(lr=0.1, warmup_steps=20 * 390, warmup_lr=5e-3, end_lr=1e-4)
@@ -115,7 +115,7 @@ NO_CURVES = {"group_multiplier_10_epoch50_iter5", "scale_lr_and_momentum"}
 def curves_of_the_reference() -> dict[str, dict]:
     return {
         name: curve
-        for name, curve in json.loads(GOLDEN.read_text())["splitnet"].items()
+        for name, curve in json.loads(FILE.read_text())["splitnet"].items()
         if name not in NO_CURVES
     }
 
@@ -142,7 +142,7 @@ def test_schedules_equal_the_reference_at_every_point(name):
 
 
 def test_all_of_the_reference_is_compared():
-    every = json.loads(GOLDEN.read_text())["splitnet"]
+    every = json.loads(FILE.read_text())["splitnet"]
     curves = curves_of_the_reference()
     assert every.keys() - curves.keys() == NO_CURVES
     assert {c["constructor"]["mode"] for c in curves.values()} == {
@@ -160,7 +160,7 @@ def test_all_of_the_reference_is_compared():
 
 def test_rates_scale_with_the_batch_as_the_reference():
     """Of the momentum, which the reference changes too, a config says what it is."""
-    rows = json.loads(GOLDEN.read_text())["splitnet"]["scale_lr_and_momentum"]
+    rows = json.loads(FILE.read_text())["splitnet"]["scale_lr_and_momentum"]
     for row in rows:
         config = common.get_config()
         config.batch_size, config.optim.lr = row["batch_size"], row["lr_in"]
@@ -172,7 +172,7 @@ def test_rates_scale_with_the_batch_as_the_reference():
 
 def test_ffsd_schedules_equal_the_reference():
     """Its epochs are counted from 1 on CIFAR; its warm-up begins with the first step's share."""
-    rows = json.loads(GOLDEN.read_text())["ffsd"]
+    rows = json.loads(FILE.read_text())["ffsd"]
     assert rows.keys() == {"cifar_step_default", "cifar_step_sd_adam", "cifar_cosine"} | {
         "imagenet_step"
     }

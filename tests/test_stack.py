@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from xla_options import FAST
 
 from jaxsplit import models, sharding, stack
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import resnet, senet
 from jaxsplit.models.layers import BatchNorm
+from tests.support.xla import FAST
 
 S, B, K = 3, 4, 5
 SPECS = {

@@ -7,49 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
-from xla_options import USUAL
 
-from configs import common
 from jaxsplit import averaging, compiler, experiment, loop, metrics, rating, state, step
 from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
+from tests.support.runs import assert_same_bits, state_at
+from tests.support.runs import one_network as tiny
+from tests.support.xla import USUAL
 
+pytestmark = pytest.mark.usefixtures("no_board")
 DECAY = 0.75
-
-
-def tiny(**fields) -> ConfigDict:
-    """One small network on 8x8 images for 4 steps."""
-    config = common.get_config()
-    config.arch, config.split, config.method = "wide_resnet10_1", 1, "single"
-    config.divide_anyway = True
-    config.data.name, config.data.image_size = "synthetic", 8
-    config.batch_size, config.eval.batch_size, config.mesh.data = 16, 256, 1
-    config.duration = "4 steps"
-    config.schedule.warmup = "1 steps"
-    config.log_every, config.eval.every, config.checkpoint.every = "1 steps", "4 steps", "2 steps"
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    return config
-
-
-def assert_same_bits(a, b) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        same = x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
-        assert same, jax.tree_util.keystr(path)
-
-
-def state_at(config, workdir, at: int) -> state.TrainState:
-    checkpoints = read.Reader(workdir)
-    restored = read.restore(checkpoints.path(at), experiment.build(config).state_shapes())
-    return restored
-
-
-@pytest.fixture(autouse=True)
-def no_board(monkeypatch):
-    """Without TensorBoard files, which take time to write."""
-    monkeypatch.setattr(metrics, "_tensorboard", lambda workdir: None)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,7 +33,7 @@ def whole(tmp_path_factory):
     """(workdir, final metrics) of a run with an average, never stopped."""
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_tensorboard", lambda workdir: None)
+        patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
         return workdir, loop.train_and_evaluate(tiny(ema=DECAY), workdir)
 
 

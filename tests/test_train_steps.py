@@ -12,12 +12,12 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from xla_options import EXACT, EXACT_FLOAT64
 
 from configs.common import get_config
 from jaxsplit import losses, methods, models, optim, sharding, stack
 from jaxsplit.methods import cotrain
 from jaxsplit.weights import torch_import
+from tests.support.xla import EXACT, EXACT_FLOAT64
 
 KINKED = "splitnet_resnet110_s2_kl_sameview"
 CASES = ("splitnet_resnet110_s2_js_diffviews", "splitnet_resnet110_s2_kl_sameview")

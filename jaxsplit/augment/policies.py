@@ -210,7 +210,7 @@ def autoaugment(name: str, *, channels: int = 3, nearest: bool = False) -> Op:
         drawn = jax.tree.map(lambda x: jnp.asarray(x)[chosen, jnp.arange(2), negative], table)
         drawn = drawn._replace(branch=jnp.where(applied, drawn.branch, pixels.KEEP))
         branches = tuple(np.unique(table.branch).tolist())
-        return _apply_all(image, drawn, (AUTOAUGMENT_FILL,) * channels, branches)
+        return apply_branches(image, drawn, (AUTOAUGMENT_FILL,) * channels, branches)
 
     return op
 
@@ -330,7 +330,7 @@ def randaugment(settings: RandAugment, mean: Sequence[float], *, nearest: bool =
         drawn = jax.vmap(layer)(chosen, level, sign, cubic)
         applied = applied < RANDAUGMENT_PROB
         drawn = drawn._replace(branch=jnp.where(applied, drawn.branch, pixels.KEEP))
-        return _apply_all(image, drawn, fill, branches)
+        return apply_branches(image, drawn, fill, branches)
 
     return op
 
@@ -389,7 +389,7 @@ def randaugment_params(
     return jax.tree.map(lambda x: x[chosen], pixels.stack(every, xp))
 
 
-def _apply_all(
+def apply_branches(
     image: jax.Array, drawn: Params, fill: Sequence[int] | np.ndarray, branches: Sequence[int]
 ) -> jax.Array:
     """Runs the ops of `drawn`, whose leaves have a leading axis, one after the other."""

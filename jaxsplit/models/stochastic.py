@@ -127,7 +127,7 @@ class ShakeShake(nn.Module):
     def __call__(self, x1: Array, x2: Array, train: bool, example_ids: Array | None) -> Array:
         if not train:
             return 0.5 * (x1 + x2)
-        alpha, beta = _uniform_pair(self.make_rng("dropout"), example_ids, x1, 0.0)
+        alpha, beta = uniform_pair(self.make_rng("dropout"), example_ids, x1, 0.0)
         return shake_shake(x1, x2, alpha, beta)
 
 
@@ -154,7 +154,7 @@ class ShakeDrop(nn.Module):
             return x * (1.0 - self.rate)
         gate_key, key = jax.random.split(self.make_rng("dropout"))
         gate = jax.random.bernoulli(gate_key, 1.0 - self.rate)
-        alpha, beta = _uniform_pair(key, example_ids, x, -1.0)
+        alpha, beta = uniform_pair(key, example_ids, x, -1.0)
         return shake_drop(x, gate, alpha, beta)
 
 
@@ -172,7 +172,7 @@ def _shaken(x: Array, forward: Array, backward: Array) -> Array:
     return constant * forward + (x - constant) * backward
 
 
-def _uniform_pair(
+def uniform_pair(
     key: Array, example_ids: Array | None, x: Array, low: float
 ) -> tuple[Array, Array]:
     """alpha uniform in [low, 1] and beta in [0, 1], both [B, 1, ...] in the type of x."""

@@ -2,8 +2,8 @@
 
 `DATASETS` holds what is the same for a data set, `EXCEPTIONS` what an architecture or a length of
 training changes; `of` looks up one experiment and `config` makes its config. The values are those
-that the original command line ends up with; `tests/test_published.py` compares all of its cases and
-lists what is different on purpose.
+that the original command line ends up with; `tests/recipes/test_published.py` compares all of its
+cases and lists what is different on purpose.
 """
 
 import dataclasses

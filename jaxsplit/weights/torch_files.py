@@ -71,7 +71,7 @@ def _read_file(path: pathlib.Path, ema: bool) -> Weights:
         raise ConfigError(f"{path}: no such file")
     readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
     try:
-        content = readers.get(path.suffix, _read_torch)(path)
+        content = readers.get(path.suffix, read_torch)(path)
     except ConfigError:
         raise
     except Exception as error:  # libraries raise many kinds for damaged files
@@ -160,7 +160,7 @@ def _read_safetensors(path: pathlib.Path) -> State:
     return load_file(path)
 
 
-def _read_torch(path: pathlib.Path) -> Any:
+def read_torch(path: pathlib.Path) -> Any:
     try:
         import torch
     except ImportError:

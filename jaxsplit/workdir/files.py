@@ -32,7 +32,7 @@ def path_of(workdir: str | os.PathLike) -> pathlib.Path:
         return pathlib.Path(text).expanduser().absolute()
     if scheme != "gs" or not rest.strip("/"):  # orbax knows no other
         raise ConfigError(f"workdir={text!r}: must be a directory or gs://<bucket>/<folder>")
-    if missing := _missing():
+    if missing := missing_libraries():
         raise ConfigError(f"workdir={text!r}: needs {missing}; pip install it")
     from etils import epath
 
@@ -40,7 +40,7 @@ def path_of(workdir: str | os.PathLike) -> pathlib.Path:
     return epath.Path(text)  # pyrefly: ignore[bad-return]
 
 
-def _missing() -> str:
+def missing_libraries() -> str:
     """The missing library that reads and writes buckets; '': none is missing."""
     if not any(importlib.util.find_spec(name) for name in ("tensorflow", "gcsfs")):
         return "gcsfs (or tensorflow)"

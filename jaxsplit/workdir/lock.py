@@ -145,7 +145,7 @@ def _me() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "machine": _machine(),
+        "machine": this_machine(),
         "started": _started(os.getpid()),
         "token": secrets.token_hex(8),
     }
@@ -160,7 +160,7 @@ def _take_over(path: pathlib.Path, say: Callable[[str], None]) -> None:
     owner = _read(path)
     if owner is None:
         return
-    here = owner.get("machine") == _machine() is not None
+    here = owner.get("machine") == this_machine() is not None
     if here:
         if _started(owner.get("pid")) == owner.get("started") is not None:
             raise _refusal(path, owner, "that process is alive")
@@ -262,7 +262,7 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) else {}
 
 
-def _machine() -> str | None:
+def this_machine() -> str | None:
     """Boot and PID namespace, within which a process id is unique; None: unknown."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()

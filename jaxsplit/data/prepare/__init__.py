@@ -292,14 +292,14 @@ def _records(
         if callable(image):  # of an archive: read here, one after the other
             with readers.reading(example.where):
                 image = image()
-        pending.append((example, pool.submit(_encoded, example.where, image, check)))
+        pending.append((example, pool.submit(encode_image, example.where, image, check)))
         if len(pending) == window:
             yield result(*pending.popleft())
     while pending:
         yield result(*pending.popleft())
 
 
-def _encoded(
+def encode_image(
     where: str, image: np.ndarray | pathlib.Path | bytes, check: str
 ) -> tuple[bytes, tuple[int, int, int], bool]:
     """(bytes of an image file, its (H, W, C), whether EXIF turns it)."""

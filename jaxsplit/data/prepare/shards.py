@@ -103,13 +103,13 @@ class Unfinished:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none, or not ours
         if not self.splits:
-            self._clear()
+            self.clear()
         return self
 
     def __exit__(self, *_: Any) -> None:
         os.close(self._lock)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

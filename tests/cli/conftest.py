@@ -1,0 +1,52 @@
+"""The program in this process, as the shell would run it."""
+
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from jaxsplit.cli import modes
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A function that runs main.py with arguments, in this process, as the shell would."""
+
+    def run_(*args: str) -> None:
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            # The flags of a config's fields are made from sys.argv, by ml_collections.
+            monkeypatch.setattr(sys, "argv", ["main.py", *args])
+            before = set(flags.FLAGS)
+            try:
+                modes.main(modes.parse(sys.argv))
+            finally:
+                for name in set(flags.FLAGS) - before:
+                    delattr(flags.FLAGS, name)
+        flags.FLAGS.mark_as_parsed()
+
+    return run_
+
+
+@pytest.fixture
+def refused(run, capsys, monkeypatch):
+    """A function that runs main.py, which must end with status 2, and returns its one line."""
+
+    def compiled(*_, **__):
+        raise AssertionError("bad input was found only after compilation")
+
+    monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
+
+    def refused_(*args: str, status: int = 2) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run(*args)
+        assert caught.value.code == status
+        said = capsys.readouterr()
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return refused_

@@ -1,0 +1,54 @@
+"""Two steps of every published recipe, each network with one block a stage."""
+
+import numpy as np
+import pytest
+
+from jaxsplit import loop, models
+from jaxsplit.recipes import published
+from tests.support.runs import config_of, lines_of, shallow
+
+RECIPES = sorted(
+    {(r.dataset, r.arch, r.split) for r in published.RESULTS if r.method != "ffsd"}
+    | {("svhn", "wide_resnet16_8", 4)},  # nothing was published, but there is a recipe
+    key=str,
+)
+# Run every time: undecayed norms.
+SAMPLE = {("cifar100", "densenet190", 2)}
+CONFIGS = {"imagenet2012": "imagenet"}
+
+
+def marked(recipe):
+    marks = [] if recipe in SAMPLE else pytest.mark.slow
+    return pytest.param(*recipe, marks=marks, id="-".join(map(str, recipe)))
+
+
+def test_the_sample_is_of_recipes():
+    assert SAMPLE < set(RECIPES)
+
+
+@pytest.mark.parametrize(("dataset", "arch", "split"), [marked(r) for r in RECIPES])
+def test_two_steps(dataset, arch, split, prepared, tmp_path, monkeypatch, no_board):
+    family, spec = models.known(arch)
+    monkeypatch.setitem(family.specs, arch, shallow(spec))
+    config = config_of(f"{CONFIGS.get(dataset, dataset)}:arch={arch},split={split}")
+    config.data.dir = str(prepared)
+    config.batch_size = config.eval.batch_size = 4
+    config.mesh.data, config.data.threads, config.lowering = 1, 2, "dense"
+    config.duration, config.log_every = "2 steps", "1 steps"
+    config.schedule.warmup = config.cotrain.warmup = "1 steps"
+    classes = {"cifar100": 100, "imagenet2012": 1000}.get(dataset, 10)
+    if dataset == "imagenet2012":
+        config.data.image_size = 32
+    scale = 4 / config.optim.base_batch_size
+    results = loop.train_and_evaluate(config, tmp_path)
+    assert results["step"] == 2
+    answer = "ensemble" if split > 1 else "net0"
+    assert np.isfinite(results[f"test/{answer}/nll"])
+    lines = [line for line in lines_of(tmp_path) if "train/loss" in line]
+    assert len(lines) == 2 and all(np.isfinite(line["train/loss"]) for line in lines)
+    # Untrained networks know nothing: log K each.
+    assert lines[0]["train/loss"] == pytest.approx(split * np.log(classes), rel=0.05)
+    # The answer is that of the networks: far from log K only where the network is broken.
+    assert results[f"test/{answer}/nll"] == pytest.approx(np.log(classes), rel=0.3)
+    lr = [line["lr"] for line in lines]
+    assert lr[0] == pytest.approx(max(config.schedule.warmup_lr, config.schedule.end_lr) * scale)
