@@ -159,6 +159,7 @@ def test_local_statistics_are_averaged_over_the_batch_and_the_networks():
     assert got["stage2_block1"]["bn1"]["mean"].shape[0] == S
 
 
+@pytest.mark.slow
 def test_dropout_in_the_trunk():
     """Networks drop out differently: the trunk's new statistics are their mean, on any mesh."""
     with jax.enable_x64(True):

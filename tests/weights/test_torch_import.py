@@ -508,7 +508,14 @@ OVERRIDES = (
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-@pytest.mark.parametrize("layout", ["splitnet", "parallel", "ffsd", "npz", "safetensors"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "splitnet",
+        "ffsd",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("parallel", "npz", "safetensors")),
+    ],
+)
 def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run, tmp_path, capsys):
     results, states = trained
     counters = {"layer0.1.num_batches_tracked": np.array(2)}
