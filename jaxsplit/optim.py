@@ -294,61 +294,63 @@ def build(
     group: Callable[[tuple[str, ...]], str] | None = None,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer that `config.optim` describes: clipping, if any, then what `name` says.
+    """Makes the optimizer that `config.optim` describes, behind gradient clipping if there is any.
 
     Args:
-        optim_config: `config.optim`; read by attribute.
-        lr_schedule: step -> rate, already scaled to the batch size.
+        optim_config: `config.optim`; its fields are read as attributes.
+        lr_schedule: step -> learning rate, already scaled to the batch size.
         params: {part: ...} of arrays or shapes; only their paths matter.
         num_networks: S where networks are divided, for Eq. (6); else 1.
         group: path of a parameter -> label; needed with `groups`.
         groups: label -> fields of `config.optim` that differ for the parameters of that label. A
-            weight decay of their own is not divided; a rate of their own follows `lr_schedule`.
+            weight decay given here is not divided; a learning rate given here follows the shape of
+            `lr_schedule`.
 
     Raises:
         ConfigError: unknown `optim.name`, or a value out of range.
         ValueError: a parameter that no decay rule covers.
     """
-    own = {field: getattr(optim_config, field) for field in _FIELDS}
-    _check(own)
-    weight_decay = own["weight_decay"]
-    if own["divide_weight_decay"]:
-        own["weight_decay"] = divided_weight_decay(weight_decay, num_networks)
-    decay_mask(params, decay_norm=True)  # every parameter has a rule
-
-    def of(changes: Mapping[str, Any]) -> optax.GradientTransformation:
-        fields = {**own, **changes}
-        if not fields["divide_weight_decay"] and "weight_decay" not in changes:
-            fields["weight_decay"] = weight_decay
-        rate = lr_schedule
-        if "lr" in changes:
-            share = changes["lr"] / optim_config.lr
-
-            def rate(step: ArrayLike) -> jax.Array:
-                return share * lr_schedule(step)
-
-        factory, names = OPTIMIZERS[fields["name"]]
-        return factory(
-            rate,
-            weight_decay=fields["weight_decay"],
-            mask=functools.partial(
-                decay_mask, decay_norm=fields["decay_norm"], decay_bias=fields["decay_bias"]
-            ),
-            **{field: fields[field] for field in names},
-        )
-
-    optimizer = of({})
+    fields = {field: getattr(optim_config, field) for field in _FIELDS}
+    _check(fields)
+    decay_mask(params, decay_norm=True)  # raises if a parameter has no rule
+    make = functools.partial(_of_group, optim_config, lr_schedule, num_networks)
+    optimizer = make({})
     if groups:
         if group is None:
             raise ValueError("groups: needs `group`")
         labels = jax.tree.map_with_path(lambda path, _: group(tuple(p.key for p in path)), params)
         parts: dict[Hashable, optax.GradientTransformation] = {"": optimizer}
-        parts |= {label: of(changes) for label, changes in groups.items()}
+        parts |= {label: make(changes) for label, changes in groups.items()}
         optimizer = optax.partition(parts, labels)
-    if not own["clip_norm"]:
+    if not fields["clip_norm"]:
         return optimizer
-    # The gradient of the loss is clipped; a decay that is part of the gradient comes after.
-    return optax.chain(clip_by_network_norm(own["clip_norm"]), optimizer)
+    # Only the gradient of the loss is clipped: an L2 term is added to it afterwards.
+    return optax.chain(clip_by_network_norm(fields["clip_norm"]), optimizer)
+
+
+def _of_group(
+    optim_config: "ConfigDict", lr_schedule: Schedule, num_networks: int, changes: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """The optimizer of `config.optim` with some of its fields changed; no clipping."""
+    fields = {field: getattr(optim_config, field) for field in _FIELDS} | dict(changes)
+    weight_decay, rate = fields["weight_decay"], lr_schedule
+    if fields["divide_weight_decay"] and "weight_decay" not in changes:
+        weight_decay = divided_weight_decay(weight_decay, num_networks)
+    if "lr" in changes:
+        share = changes["lr"] / optim_config.lr
+
+        def rate(step: ArrayLike) -> jax.Array:
+            return share * lr_schedule(step)
+
+    factory, names = OPTIMIZERS[fields["name"]]
+    return factory(
+        rate,
+        weight_decay=weight_decay,
+        mask=functools.partial(
+            decay_mask, decay_norm=fields["decay_norm"], decay_bias=fields["decay_bias"]
+        ),
+        **{field: fields[field] for field in names},
+    )
 
 
 _FIELDS = ("name", "weight_decay", "divide_weight_decay", "decay_norm", "decay_bias", "clip_norm")

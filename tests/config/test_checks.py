@@ -432,7 +432,7 @@ def test_old_values_mean_as_in_the_paper(tmp_path, capfd):
     loaded = config_lib.load(tmp_path)
     assert (loaded.views, loaded.trunk) == ("paper", "paper")
     assert not config_lib.check_identity(loaded, new, tmp_path)
-    assert not config_lib.check_identity(loaded, old, tmp_path, evaluating=True)
+    config_lib.check_evaluation(loaded, old, tmp_path)
 
 
 # ---- Workdirs
@@ -484,7 +484,7 @@ def test_runtime_fields_may_change():
 def test_only_an_evaluation_may_change_the_answer():
     """`best` is chosen by it."""
     old, new = changed(), changed(eval__ensemble="mean_probs")
-    config_lib.check_identity(old, new, "w", evaluating=True)
+    config_lib.check_evaluation(old, new, "w")
     with pytest.raises(ConfigError, match="eval.ensemble: 'mean_logits' -> 'mean_probs'"):
         config_lib.check_identity(old, new, "w")
 
