@@ -190,7 +190,7 @@ def test_a_run_that_was_begun_without_a_warmup_goes_on_so(no_board, tmp_path, ca
     assert_same_bits(*(state_at(constant, tmp_path / run, 4) for run in ("old", "whole")))
     said = capsys.readouterr().out
     # 0.75 ** 4
-    assert said.count("ema=0.75: 31.64% of the average is still what the run started from\n") == 2
+    assert said.count("ema=0.75: 31.64% of the average is still the initial weights\n") == 2
     assert config_lib.load(old).ema_warmup is False
     results = loop.evaluate_checkpoint(one_network(ema=DECAY), old)
     assert results["step"] == 4
