@@ -31,8 +31,8 @@ def said(**fields) -> list[str]:
 CASES = [
     (
         dict(ema=0.9999, ema_warmup=False),
-        "ema=0.9999: the average is evaluated and saved, and after the 60 steps of the run 99.4% of "
-        "it will still be the initial weights; ema_warmup=True avoids that",
+        "ema=0.9999: the average is evaluated and saved, and after the 60 steps of the run 99.4% "
+        "of it will still be the initial weights; ema_warmup=True avoids that",
     ),
     (
         dict(schedule__warmup="60 steps"),
@@ -51,7 +51,8 @@ CASES = [
     ),
     (
         dict(schedule__name="step", schedule__milestones=("50%", "60 steps")),
-        "schedule.milestones=('50%', '60 steps'): 1 of 2 are not before the end of the run, step 60",
+        "schedule.milestones=('50%', '60 steps'): 1 of 2 are not before the end of the "
+        "run, step 60",
     ),
     (
         dict(schedule__name="step"),
@@ -90,7 +91,8 @@ CASES = [
     ),
     (
         dict(log_every="61 steps"),
-        "log_every='61 steps': longer than the run of 60 steps, so metrics are logged at its end only",
+        "log_every='61 steps': longer than the run of 60 steps, so metrics are logged at its end "
+        "only",
     ),
     (
         dict(eval__every="4 epochs"),
@@ -99,8 +101,8 @@ CASES = [
     ),
     (
         dict(checkpoint__every="4 epochs"),
-        "checkpoint.every='4 epochs': longer than the run of 60 steps, so it is saved at its end and "
-        "at its best evaluations only",
+        "checkpoint.every='4 epochs': longer than the run of 60 steps, so it is saved at its end "
+        "and at its best evaluations only",
     ),
     (
         dict(checkpoint__every="4 epochs", eval__every="60 steps"),

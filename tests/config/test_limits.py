@@ -271,8 +271,8 @@ def test_a_division_that_does_not_divide():
     config = changed(arch="wide_resnet10_1", split=8)
     cost = "8 networks cost 8.00 times the multiply-adds of wide_resnet10_1"
     assert message_of(lambda: division.check(config, **fields)) == (
-        f"split=8: must be a division of about the same cost; {cost}, at most 1.5 times are allowed "
-        "unless divide_anyway=True"
+        f"split=8: must be a division of about the same cost; {cost}, at most 1.5 times are "
+        "allowed unless divide_anyway=True"
     )
     config.divide_anyway = True
     assert division.check(config, **fields) == f"warning: split=8: the {cost}"
