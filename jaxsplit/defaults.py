@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     # are always float32.
     config.dtype = "float32"
     config.batch_norm = "local"  # statistics of each device: local | of the whole batch: sync
-    config.label_smoothing = 0.0  # probability spread over all classes, in [0, 1); 0: off
+    config.label_smoothing = 0.0  # probability spread over all classes, in [0, 0.9]; 0: off
     config.distill = _distill()
     config.data = _data()
     config.augment = _augment()
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     # average is what is evaluated, and what a checkpoint holds as its networks. 0: no average.
     config.ema = 0.0
     # True: the decay at a step is min(ema, 1 - (1 + step) ** (-2 / 3)), so that the average soon
-    # forgets the random start. False: it is `ema` from the first step on.
+    # forgets the random start. False: the decay is `ema` from the first step on.
     config.ema_warmup = True
 
     # ---- Runtime fields: they may change when a workdir is resumed. Of the fields above only these
@@ -129,8 +129,9 @@ def _augment() -> Fields:
     config.erase_area = (0.0625, 0.1)  # least and largest erased share of the image
     config.erase_aspect = (0.99, 1.0)  # least and largest height / width of the erased rectangle
     config.cutout = 0  # side in pixels of a square erased with the mean colour; 0: off
-    config.mixup = 0.2  # alpha of Beta(alpha, alpha); one lambda per step; 0: off
-    config.cutmix = 0.0  # alpha of Beta(alpha, alpha); one box per step; 0: off
+    # Alpha of mixup's Beta(alpha, alpha), in [0.001, 100]; one lambda per step; 0: off.
+    config.mixup = 0.2
+    config.cutmix = 0.0  # alpha of CutMix, likewise; one box per step; 0: off
     config.mix_switch = 0.5  # probability of CutMix in a step, if mixup and CutMix are both on
     return config
 
@@ -178,7 +179,7 @@ def _schedule() -> Fields:
 
 
 def _runtime(config: Fields) -> None:
-    """How the networks are computed; the results differ only by rounding."""
+    """How, and on which devices, the networks are computed."""
     # How S networks become one program: auto | dense | unrolled | packed | grouped; see
     # docs/performance.md.
     config.lowering = "auto"
@@ -194,7 +195,8 @@ def _eval() -> Fields:
     config = Fields()
     config.batch_size = 0  # images per evaluation step, over all devices; 0: as batch_size
     config.every = "1 epochs"  # duration between two evaluations
-    # How the networks' outputs are combined: mean_logits | mean_probs | max_logits | max_probs.
+    # How the networks' outputs are combined: mean_logits | mean_probs | max_logits | max_probs. An
+    # evaluation may change it; a resumed run may not.
     config.ensemble = "mean_logits"
     return config
 

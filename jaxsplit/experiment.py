@@ -102,8 +102,12 @@ def build(
     return _assemble(config, resolved, dataset, feed, plan, mesh, method, params)
 
 
-def build_for_evaluation(config: ConfigDict) -> Experiment:
+def build_for_evaluation(config: ConfigDict, *, dataset: data.Dataset | None = None) -> Experiment:
     """As `build`, to evaluate only: `batch_size` need not fit the devices.
+
+    Args:
+      config: the experiment. It is not changed; the Experiment holds a checked copy.
+      dataset: replaces the data set that the config names.
 
     Raises:
       ConfigError: a field has a wrong value.
@@ -111,7 +115,7 @@ def build_for_evaluation(config: ConfigDict) -> Experiment:
     config = config_lib.check(config)
     resolved = config_lib.resolve(config)
     mesh = _mesh(config, None, None)
-    dataset = data.load(config.data)
+    dataset = dataset or data.load(config.data)
     feed = _feed(config, resolved, dataset, mesh)
     limits.check_evaluation_memory(config, dataset.image_shape, mesh)
     plan = durations.plan(config, feed.steps_per_epoch)
@@ -153,7 +157,7 @@ def _feed(
 
 
 def _check_same_examples(dataset: data.Dataset, feed: data.TrainFeed) -> None:
-    """Compares the training sets of all processes: each set has its own order of the examples."""
+    """Checks that all processes have the same training set, and so the same order of examples."""
     processes.check_same({"data.dir's training examples": len(dataset.train)})
     if feed.resident and processes.is_multiprocess():
         sums = [zlib.crc32(feed.resident.images), zlib.crc32(feed.resident.labels)]
