@@ -52,7 +52,8 @@ def resolve(config: ConfigDict) -> Resolved:
     views = entry.views if config.views in ("", PAPER) else config.views
     text = "" if config.trunk == PAPER else config.trunk
     try:
-        stage = models.trunk_stage(of_one, text, default=entry.trunk != "none")
+        default = "none" if entry.trunk == "none" else "all but the last"
+        stage = models.trunk_stage(of_one, text, default=default)
     except ConfigError as error:
         named = str(error).replace("trunk='':", f"trunk={config.trunk!r}:")
         raise ConfigError(named) from None
