@@ -41,6 +41,7 @@ DURATIONS = (
     "eval.every",
     "checkpoint.every",
 )
+NUMBER_OR_PAPER = ("distill.temperature",)  # fields that take a number or 'paper'
 MOST_NETWORKS, MOST_THREADS = 4096, 1024
 VIEWS = ("different", "same", PAPER)
 DTYPES = ("float32", "bfloat16")
@@ -68,7 +69,10 @@ def check_types(config: ConfigDict) -> ConfigDict:
     for field, default in known.items():
         if field not in given:
             raise ConfigError(f"{field}: missing; start from jaxsplit.defaults.get_config()")
-        values.check_type(field, given[field], default)
+        if field in NUMBER_OR_PAPER:
+            values.check_number_or(field, given[field], PAPER)
+        else:
+            values.check_type(field, given[field], default)
     return config
 
 
