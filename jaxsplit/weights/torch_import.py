@@ -211,7 +211,7 @@ def to_variables(
     Raises:
       ConfigError: weights of another architecture, S, number of classes or of image channels.
     """
-    spec, source = config_lib.spec(config), data.source(config.data)
+    spec, source = config_lib.resolve(config).spec, data.source(config.data)
     _check_networks(config, weights)
     classes = _num_classes(spec, weights.networks[0])
     if num_classes is not None and classes not in (None, num_classes):
