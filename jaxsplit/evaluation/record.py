@@ -1,0 +1,191 @@
+"""What `eval.json` holds: every score of a checkpoint, in dicts, lists and numbers."""
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxsplit.evaluation import diversity, scores, temperature
+from jaxsplit.evaluation.metrics import METRICS
+from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
+from jaxsplit.evaluation.results import EXAMPLES, NETWORKS, Results, answers
+
+FILE = "eval.json"
+FORMAT = 1  # of the file; grows where a key changes its meaning
+TRAIN = "train"  # the name of the sample of the training set
+MOST_CONFUSION = 200  # classes; of more, `predictions.npz` gives the matrix
+_POINTS = 100  # of the risk-coverage curve
+_GAPS = ("disagreement", "pairwise_kl", "error_correlation", "mutual_information", "oracle")
+_LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy")
+
+
+def of_splits(results: Results, found: Predictions) -> dict[str, dict]:
+    """split -> {'count', 'answers': name -> scores, 'networks': scores of several}.
+
+    results: the means of METRICS; they get every score that is one number, so that the flat form
+      has them, too.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for split, its in found.splits.items():
+        means = results[split]
+        named = {}
+        for name in answers(means):
+            numbers, more = of_answer(its.logits[name], its.labels)
+            # A jitted function sorts the metrics.
+            means[name] = {m: means[name][m] for m in METRICS if m in means[name]} | numbers
+            named[name] = means[name] | more
+        count = {name: int(value) for name, value in means[EXAMPLES].items()}
+        out[split] = count | {"answers": named}
+        if NETWORKS in means:
+            numbers, more = of_networks(its)
+            gains = {
+                f"ensemble_gain_{metric}": sign
+                * (means["ensemble"][metric] - _mean_of_networks(means, metric))
+                for metric, sign in (("top1", 1), ("nll", -1))
+            }
+            means[NETWORKS] |= numbers | gains
+            out[split]["networks"] = means[NETWORKS] | more
+    return out
+
+
+def of_answer(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
+    """(scores that are numbers, the others) of one answer; `docs/evaluation.md` defines them.
+
+    logits: float[N, K]; labels: int[N].
+    """
+    log_p, classes = scores.log_softmax(logits), logits.shape[1]
+    answer = scores.predicted(log_p)
+    numbers, more = _confidence_scores(log_p, labels)
+    sure, right = scores.confidence(log_p), answer == labels
+    coverage, risk = scores.risk_coverage(sure, right)
+    at = np.unique(np.ceil(len(risk) * np.arange(1, _POINTS + 1) / _POINTS).astype(int) - 1)
+    numbers |= {
+        "aurc": float(risk.mean()),
+        "confidence": float(sure.mean()),
+        "entropy": _mean(scores.entropy(log_p)),
+    }
+    more |= {
+        "per_class": scores.per_class(answer, labels, classes),
+        "risk_coverage": {"coverage": coverage[at], "risk": risk[at]},
+    }
+    if classes <= MOST_CONFUSION:
+        more["confusion"] = scores.confusion(answer, labels, classes)
+    return numbers, more
+
+
+def of_networks(found: SplitPredictions) -> tuple[dict[str, float], dict[str, Any]]:
+    """(scores that are numbers, matrices [S, S]) of several networks together."""
+    logits = found.networks()
+    answer = np.stack([scores.predicted(scores.log_softmax(one)) for one in logits])
+    matrices = {
+        "disagreement_matrix": diversity.pairwise_disagreement(answer),
+        "pairwise_kl_matrix": diversity.pairwise_kl(logits),
+        "error_correlation_matrix": diversity.error_correlation(answer == found.labels),
+    }
+    entropy, information = diversity.uncertainty(logits)
+    return {
+        "pairwise_kl": diversity.mean_of_pairs(matrices["pairwise_kl_matrix"]),
+        "error_correlation": diversity.mean_of_pairs(matrices["error_correlation_matrix"]),
+        "entropy": entropy,
+        "mutual_information": information,
+    }, matrices
+
+
+def scaled(results: Results, found: Predictions) -> dict[str, Any]:
+    """Scores of the test set before and after temperature scaling, of every answer.
+
+    The temperatures come from the split `validation` where there is one, else from the test set by
+    cross-fitting. Their numbers are added to `results`, too.
+    """
+    test, held = found.splits["test"], found.splits.get("validation")
+    named = {}
+    for name, logits in test.logits.items():
+        if held is not None:
+            after = temperature.from_validation(logits, test.labels, held.logits[name], held.labels)
+        else:
+            after = temperature.cross_fitted(logits, test.labels)
+        numbers, more = _confidence_scores(after.log_p, test.labels)
+        numbers = {"nll": scores.nll(after.log_p, test.labels)} | numbers
+        mine = results["test"][name]
+        named[name] = {
+            "temperature": after.temperature,
+            "folds": list(after.folds),
+            "before": {metric: mine[metric] for metric in numbers},
+            "after": numbers | more,
+        }
+        mine["temperature"] = after.temperature
+        mine |= {f"{metric}_scaled": numbers[metric] for metric in ("nll", "ece")}
+    return {
+        "fitted_on": "validation" if held is not None else "test halves",
+        "fitted_examples": len(test.labels if held is None else held.labels),
+        "scored_on": "test",
+        "answers": named,
+    }
+
+
+def gap(results: Results) -> dict[str, dict[str, float]]:
+    """metric -> {'train', 'test', 'gap': test - train}, of the diversity of several networks."""
+    if NETWORKS not in results["test"]:
+        return {}
+    train, test = results[TRAIN][NETWORKS], results["test"][NETWORKS]
+    return {
+        name: {"train": train[name], "test": test[name], "gap": test[name] - train[name]}
+        for name in _GAPS
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that the numbers come from."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in _LIBRARIES
+    }
+
+
+def text(record: Mapping[str, Any]) -> str:
+    """The record as JSON: a line for each entry, null for what is not finite."""
+    return _json(_plain(record), 0) + "\n"
+
+
+def _confidence_scores(
+    log_p: np.ndarray, labels: np.ndarray
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Those that temperature scaling changes."""
+    sure, right = scores.confidence(log_p), scores.predicted(log_p) == labels
+    numbers = {
+        "brier": scores.brier(log_p, labels),
+        "ece": scores.ece(sure, right),
+        "adaptive_ece": scores.adaptive_ece(sure, right),
+    }
+    return numbers, {"reliability": scores.reliability(sure, right)._asdict()}
+
+
+def _mean_of_networks(means: Mapping[str, Mapping[str, float]], metric: str) -> float:
+    return float(np.mean([means[name][metric] for name in means if name.startswith("net")]))
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of those that are not NaN; NaN if all are."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(of) for key, of in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(of) for of in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json(value: Any, depth: int) -> str:
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    pad = "  " * (depth + 1)
+    lines = (f"{pad}{json.dumps(key)}: {_json(of, depth + 1)}" for key, of in value.items())
+    return "{\n" + ",\n".join(lines) + "\n" + pad[2:] + "}"
