@@ -57,30 +57,28 @@ def of_answer(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float],
 
     logits: float[N, K]; labels: int[N].
     """
-    log_p, classes = scores.log_softmax(logits), logits.shape[1]
-    answer = scores.predicted(log_p)
-    numbers, more = _confidence_scores(log_p, labels)
-    sure, right = scores.confidence(log_p), answer == labels
-    coverage, risk = scores.risk_coverage(sure, right)
+    each, classes = scores.of_each(logits, labels), logits.shape[1]
+    numbers, more = _confidence_scores(each, labels)
+    coverage, risk = scores.risk_coverage(each.confidence, each.predicted == labels)
     at = np.unique(np.ceil(len(risk) * np.arange(1, _POINTS + 1) / _POINTS).astype(int) - 1)
     numbers |= {
         "aurc": float(risk.mean()),
-        "confidence": float(sure.mean()),
-        "entropy": _mean(scores.entropy(log_p)),
+        "confidence": float(each.confidence.mean()),
+        "entropy": _mean(each.entropy),
     }
     more |= {
-        "per_class": scores.per_class(answer, labels, classes),
+        "per_class": scores.per_class(each.predicted, labels, classes),
         "risk_coverage": {"coverage": coverage[at], "risk": risk[at]},
     }
     if classes <= MOST_CONFUSION:
-        more["confusion"] = scores.confusion(answer, labels, classes)
+        more["confusion"] = scores.confusion(each.predicted, labels, classes)
     return numbers, more
 
 
 def of_networks(found: SplitPredictions) -> tuple[dict[str, float], dict[str, Any]]:
     """(scores that are numbers, matrices [S, S]) of several networks together."""
     logits = found.networks()
-    answer = np.stack([scores.predicted(scores.log_softmax(one)) for one in logits])
+    answer = scores.predicted(logits)
     matrices = {
         "disagreement_matrix": diversity.pairwise_disagreement(answer),
         "pairwise_kl_matrix": diversity.pairwise_kl(logits),
@@ -105,19 +103,20 @@ def scaled(results: Results, found: Predictions) -> dict[str, Any]:
     named = {}
     for name, logits in test.logits.items():
         if held is not None:
-            after = temperature.from_validation(logits, test.labels, held.logits[name], held.labels)
+            fitted = temperature.from_validation(len(test.labels), held.logits[name], held.labels)
         else:
-            after = temperature.cross_fitted(logits, test.labels)
-        numbers, more = _confidence_scores(after.log_p, test.labels)
-        numbers = {"nll": scores.nll(after.log_p, test.labels)} | numbers
+            fitted = temperature.cross_fitted(logits, test.labels)
+        after = scores.of_each(logits, test.labels, fitted.each)
+        numbers, more = _confidence_scores(after, test.labels)
+        numbers = {"nll": float(after.nll.mean())} | numbers
         mine = results["test"][name]
         named[name] = {
-            "temperature": after.temperature,
-            "folds": list(after.folds),
+            "temperature": fitted.temperature,
+            "folds": list(fitted.folds),
             "before": {metric: mine[metric] for metric in numbers},
             "after": numbers | more,
         }
-        mine["temperature"] = after.temperature
+        mine["temperature"] = fitted.temperature
         mine |= {f"{metric}_scaled": numbers[metric] for metric in ("nll", "ece")}
     return {
         "fitted_on": "validation" if held is not None else "test halves",
@@ -151,12 +150,12 @@ def text(record: Mapping[str, Any]) -> str:
 
 
 def _confidence_scores(
-    log_p: np.ndarray, labels: np.ndarray
+    each: scores.Each, labels: np.ndarray
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Those that temperature scaling changes."""
-    sure, right = scores.confidence(log_p), scores.predicted(log_p) == labels
+    sure, right = each.confidence, each.predicted == labels
     numbers = {
-        "brier": scores.brier(log_p, labels),
+        "brier": float(each.brier.mean()),
         "ece": scores.ece(sure, right),
         "adaptive_ece": scores.adaptive_ece(sure, right),
     }
