@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxsplit.evaluation import scores
 
-LEAST, MOST = 0.01, 100.0  # where the NLL falls without end, as where every answer is right
+LEAST, MOST = 0.05, 100.0
 _SEED = 1706  # of the halves
 CHUNK = 2**17  # logits that are looked at together
 
@@ -28,11 +28,13 @@ class Scaled(NamedTuple):
 
 
 def fit(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of least mean NLL, in LEAST..MOST.
+    """The temperature of least mean NLL, at most MOST; 1 if it would be below LEAST.
 
     The NLL is convex in b = 1 / T; its derivative, the mean of (E_p[z] - z_label), grows with b,
     and Brent's method finds its root in log b. Examples with logits that are not finite are left
-    out. T is 1 where it changes nothing, as where all logits are equal or no example is left.
+    out. T is 1 where there is nothing to fit: where no example is left, all logits are equal, or
+    the NLL falls without end as T falls, since every answer is right. A T so small would make the
+    first wrong answer among other examples cost hundreds of nats.
 
     Args:
       logits: float[N, K].
@@ -48,7 +50,7 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> float:
     if _slope(logits, labels, low) >= 0:
         return MOST
     if _slope(logits, labels, high) <= 0:
-        return LEAST
+        return 1.0
     found = optimize.root_scalar(
         lambda at: _slope(logits, labels, at), bracket=(low, high), method="brentq", xtol=1e-9
     )

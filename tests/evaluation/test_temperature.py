@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize
 
 from jaxsplit.evaluation import scores, temperature
-from jaxsplit.evaluation.temperature import LEAST, MOST
+from jaxsplit.evaluation.temperature import MOST
 
 RNG = np.random.Generator(np.random.Philox(7))
 
@@ -50,9 +50,10 @@ def test_on_log_probabilities_as_on_logits():
 
 def test_where_there_is_no_minimum():
     logits, right = np.eye(3) * 2, np.arange(3)
-    assert temperature.fit(logits, right) == LEAST
+    assert temperature.fit(logits, right) == 1  # all right: it would be 0
     assert temperature.fit(logits, (right + 1) % 3) == MOST  # all wrong
-    assert temperature.fit(logits[:1], right[:1]) == LEAST  # one example
+    assert temperature.fit(logits[:1], right[:1]) == 1  # one example
+    assert temperature.fit(logits[:1], right[1:2]) == MOST
     assert temperature.fit(np.ones((4, 3)), np.zeros(4, int)) == 1  # all equal
     assert temperature.fit(np.zeros((0, 3)), np.zeros(0, int)) == 1
 
@@ -87,5 +88,5 @@ def test_no_example_is_scored_by_its_own_fit():
 def test_cross_fitting_of_few():
     one = temperature.cross_fitted(np.array([[1.0, 0.0]]), np.array([0]))
     assert one.folds == (1, 1) and one.temperature == 1
-    two = temperature.cross_fitted(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]))
-    assert two.folds == (LEAST, LEAST) and two.each.tolist() == [LEAST, LEAST]
+    two = temperature.cross_fitted(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 0]))
+    assert two.folds == (MOST, MOST) and two.each.tolist() == [MOST, MOST]
