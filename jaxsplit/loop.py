@@ -8,19 +8,19 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import early_stop, evaluation, experiment, metrics, origin, rating
-from jaxsplit.checkpoints import read, store
-from jaxsplit.config import advice, history
-from jaxsplit.errors import ConfigError, NonFiniteLossError, SaveError
-from jaxsplit.experiment import Experiment
+from jaxsplit.config import advice
+from jaxsplit.errors import NonFiniteLossError, SaveError
+from jaxsplit.evaluate import evaluate_checkpoint
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import tables
 from jaxsplit.run import Now, Run, open_run, open_workdir, say
-from jaxsplit.workdir import compile_cache, files, lock
+from jaxsplit.workdir import compile_cache, lock
+
+__all__ = ["evaluate_checkpoint", "train_and_evaluate"]
 
 # Steps that may be queued on the device: enough to keep it busy, few enough to bound memory.
 _QUEUE = 2
@@ -74,43 +74,6 @@ def train_and_evaluate(
             if processes.is_multiprocess():
                 at_end.pop_all()  # closing waits for the others, who may be gone
             raise
-
-
-def evaluate_checkpoint(
-    config: ConfigDict, workdir: str | pathlib.Path, which: str | int = "latest"
-) -> dict[str, float]:
-    """Restores the networks of a checkpoint, evaluates them and prints the table.
-
-    Args:
-      config: of the run; `config.load(workdir)` gives it.
-      workdir: of the run.
-      which: 'latest', 'best' or a step.
-
-    Returns:
-      test/<name>/top1 ... as `train_and_evaluate`, and `step`.
-
-    Raises:
-      ConfigError: no such checkpoint, or a config that does not fit the workdir.
-    """
-    workdir = files.path_of(workdir)
-    config_lib.check_same_on_all(config)
-    if not store.exists(workdir):
-        raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
-    history.adopt(config, workdir / config_lib.CONFIG_FILE)
-    config_lib.check_evaluation(config_lib.load(workdir), config, workdir)
-    exp = experiment.build_for_evaluation(config)
-    checkpoints = read.Reader(workdir, exp.best_metric)
-    found = checkpoints.find(which)
-    variables = read.restore_model(checkpoints.path(found), exp.state_shapes())
-    results = rating.evaluate_all(exp, variables)
-    best = checkpoints.best()
-    if jax.process_index() == 0:
-        kind = which if which in ("latest", "best") else "chosen"
-        line = _best_line(exp, best)
-        if best and store.weights_only(workdir):
-            line = tables.imported_line(exp, best[1][exp.best_metric])
-        print(tables.tables(exp, results, f"step {found}, the {kind}", line), flush=True)
-    return {"step": float(found)} | evaluation.flatten(results) | _flat_best(exp, best)
 
 
 # ---- The stages
@@ -273,9 +236,9 @@ def _finish(run: Run, now: Now) -> dict[str, float]:
     if run.chief:
         if share := advice.share_of_start(exp.config, now.step):
             print(share)
-        line = _best_line(exp, best)
+        line = rating.best_line(exp, best)
         print(tables.tables(exp, results, f"step {now.step}, the last", line), flush=True)
-    return flat | _flat_best(exp, best)
+    return flat | rating.flat_best(exp, best)
 
 
 # ---- Details
@@ -306,16 +269,3 @@ def _check_saved(run: Run, now: Now) -> None:
     if now.step not in have:
         others = ", ".join(map(str, have)) or "none"
         raise SaveError(f"step {now.step}, the last, is not saved; there are {others}")
-
-
-def _best_line(exp: Experiment, best: tuple[int, dict] | None) -> str:
-    """The line on the best checkpoint; '' if none was evaluated."""
-    return tables.best_line(exp, best[0], best[1][exp.best_metric]) if best else ""
-
-
-def _flat_best(exp: Experiment, best: tuple[int, dict] | None) -> dict[str, float]:
-    """best/step and best/<its metric>; empty if no checkpoint was evaluated."""
-    if best is None:
-        return {}
-    at, values = best
-    return {"best/step": float(at), f"best/{exp.best_metric}": values[exp.best_metric]}

@@ -47,6 +47,7 @@ NOT_RUN = (
     ),
     (rf"{_IMPORT} --help", "as the test of --help"),
     (rf"{_TRAIN} --config=\.\.\.", "a pattern; needs several hosts"),
+    (r"jaxsplit eval --workdir=runs/digits", "needs a run: test_commands_that_train"),
     (rf"{_RUN} .*--workdir=runs/(c100|imported)", "needs a run of hours"),
     (rf"{_RUN} .*--config=my_backbone\.py", "test_own_backbone.py runs it"),
     (rf"{_RUN} .*--config=my_method\.py", "test_own_method.py runs it"),
@@ -196,7 +197,7 @@ def fields(config: ConfigDict, prefix: str = "") -> set[str]:
 
 FIELDS = fields(defaults.get_config())
 # Names in backticks that begin like a field and are none.
-NO_FIELDS = {"config.json", "config.load", "data.prepare", "stop.request"}
+NO_FIELDS = {"config.json", "config.load", "data.prepare", "eval.json", "stop.request"}
 OWN_FIELDS = {"my_method.weight"}  # of the method that docs/extending.md writes
 
 
