@@ -126,7 +126,7 @@ class Predictor:
         # A copy shares the compiled programs.
         other = object.__new__(Predictor)
         other.__dict__ = self.__dict__ | {"_options": dataclasses.replace(self._options, **changes)}
-        for name in (*other._votes(), other._answer() or ""):
+        for name in (*other.voters, other._answer() or ""):
             other._temperature(name)  # one that is not known is refused now
         return other
 
@@ -156,11 +156,11 @@ class Predictor:
             waiting = started, len(batch)
         if waiting is None:
             empty = np.zeros((0, this.restored.facts.num_classes), np.float32)
-            return Prediction(empty, dict.fromkeys(this._votes(), empty))
+            return Prediction(empty, dict.fromkeys(this.voters, empty))
         parts.append(_host(*waiting))
         return Prediction(
             np.concatenate([part.probabilities for part in parts]),
-            {n: np.concatenate([part.networks[n] for part in parts]) for n in this._votes()},
+            {n: np.concatenate([part.networks[n] for part in parts]) for n in this.voters},
         )
 
     def logits(self, images: pictures.Pictures) -> dict[str, np.ndarray]:
@@ -174,7 +174,7 @@ class Predictor:
 
     def _start(self, batch: np.ndarray) -> tuple[Array, dict[str, Array]]:
         """(probabilities, {network: probabilities}) of a batch, which the device computes."""
-        votes, answer = self._votes(), self._answer()
+        votes, answer = self.voters, self._answer()
         images = self.forward.put(batch)
         names = votes if answer is None else tuple(dict.fromkeys((*votes, answer)))
         named = self.forward(images, names)
@@ -184,8 +184,9 @@ class Predictor:
         logits = tuple(named[name] for name in together)
         return _softmax(logits, self._temperature(answer or ""), how), own
 
-    def _votes(self) -> tuple[str, ...]:
-        """The networks that have a say in the answer, or that are told of."""
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """The networks whose own probabilities `predict` gives: those chosen, else all."""
         return self._options.networks or tuple(self.restored.singles)
 
     def _answer(self) -> str | None:
@@ -205,7 +206,7 @@ class Predictor:
         """The answer of evaluations that a combination here is; '' where it is none."""
         stack = tuple(n for n, s in self.restored.singles.items() if s.part == "stack")
         same_how = self._options.combine in (None, self.config.eval.ensemble)
-        return ENSEMBLE if same_how and self._votes() == stack else ""
+        return ENSEMBLE if same_how and self.voters == stack else ""
 
     def _named(self, networks: Sequence[str | int] | str | int) -> tuple[str, ...]:
         """Names without repetition; numbers count in the stack."""
@@ -285,7 +286,7 @@ def _probabilities(logits: tuple[Array, ...], temperature: float, how: str) -> A
     return jax.nn.softmax(combined.astype(jnp.float32) / temperature)
 
 
-_softmax = jax.jit(_probabilities, static_argnames="how")
+_softmax: Callable[..., Array] = jax.jit(_probabilities, static_argnames="how")
 
 
 def _host(started: tuple[Array, dict[str, Array]], count: int) -> Prediction:

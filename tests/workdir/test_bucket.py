@@ -10,6 +10,7 @@ from configs import common
 from jaxsplit import config as config_lib
 from jaxsplit import loop, metrics
 from jaxsplit.checkpoints import read, resume, store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.hosts import signals
 from jaxsplit.workdir import files, lock
@@ -154,5 +155,5 @@ def test_a_run(bucket, tmp_path, monkeypatch):
     assert untimed(bucket.at(RUN)) == untimed(tmp_path / "local")
     assert_same(state_at(tiny(), RUN, 4), state_at(tiny(), tmp_path / "local", 4))
     names = {path.name for path in bucket.at(RUN).iterdir()}
-    assert names == {"config.json", metrics.JSONL, store.FOLDER}
+    assert names == {"config.json", facts.NAME, metrics.JSONL, store.FOLDER}
     assert all(path.startswith("gs://bucket/runs/a/") for path in bucket.written)
