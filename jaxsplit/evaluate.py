@@ -15,7 +15,6 @@ from jaxsplit import compiler, data, evaluation, experiment, metrics, rating
 from jaxsplit import config as config_lib
 from jaxsplit.checkpoints import read, store
 from jaxsplit.config import history, limits
-from jaxsplit.data import prepared
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import Results, SplitResults, predictions, record
 from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
@@ -137,7 +136,6 @@ def describe(chosen: Chosen, results: Results, found: Predictions) -> dict[str, 
     config = exp.config
     splits = record.of_splits(results, found)
     classes = exp.dataset.num_classes
-    names = prepared.class_names(config.data.name, config.data.dir, classes)
     return {
         "format": record.FORMAT,
         "step": chosen.step,
@@ -153,7 +151,7 @@ def describe(chosen: Chosen, results: Results, found: Predictions) -> dict[str, 
         },
         "names": list(found.names),
         "answer": exp.method.answer,
-        "classes": list(names or map(str, range(classes))),
+        "classes": list(exp.dataset.class_names or map(str, range(classes))),
         "splits": splits,
         "temperature": record.scaled(results, found),
         "diversity_gap": record.gap(results),

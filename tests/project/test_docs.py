@@ -47,6 +47,7 @@ NOT_RUN = (
     ),
     (rf"{_IMPORT} --help", "as the test of --help"),
     (rf"{_TRAIN} --config=\.\.\.", "a pattern; needs several hosts"),
+    (r"(python main\.py --mode=|jaxsplit )predict", "needs a run: cli/test_predict.py"),
     (r"jaxsplit eval --workdir=runs/digits", "needs a run: test_commands_that_train"),
     (rf"{_RUN} .*--workdir=runs/(c100|imported)", "needs a run of hours"),
     (rf"{_RUN} .*--config=my_backbone\.py", "test_own_backbone.py runs it"),

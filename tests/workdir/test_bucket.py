@@ -10,6 +10,7 @@ from configs import common
 from jaxsplit import config as config_lib
 from jaxsplit import loop, metrics
 from jaxsplit.checkpoints import read, resume, store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.hosts import signals
 from jaxsplit.workdir import files, lock
@@ -157,6 +158,7 @@ def test_a_run(bucket, tmp_path, monkeypatch):
     names = {path.name for path in bucket.at(RUN).iterdir()}
     assert names == {
         "config.json",
+        facts.NAME,
         "eval.json",
         "predictions.npz",
         metrics.JSONL,
