@@ -140,6 +140,9 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 0  # 0: as batch_size
     config.eval.every = "1 epochs"
     config.eval.ensemble = "mean_logits"  # mean_logits | mean_probs | max_logits | max_probs
+    # For --mode=eval only. Another data set, whose images should be told from the test images.
+    config.eval.ood = ""
+    config.eval.corruptions = False  # also the test images under 15 corruptions at 5 severities
 
     # Ends the run after so many evaluations one after another that were not better than the best
     # before by more than min_delta.

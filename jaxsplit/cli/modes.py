@@ -19,6 +19,12 @@ _CHECKPOINT = flags.DEFINE_string(
 _TO = flags.DEFINE_string(
     "to", None, "for export_leader: the leader's workdir; WORKDIR/leader if not given"
 )
+_OOD = flags.DEFINE_string(
+    "eval.ood", None, "for eval: another data set, to be told from the test set by uncertainty"
+)
+_CORRUPTIONS = flags.DEFINE_boolean(
+    "eval.corruptions", None, "for eval: also the test images under 15 corruptions, 5 severities"
+)
 # Of several processes on machines that know nothing of each other; see `processes.initialize`.
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "of several processes: host:port that process 0 listens on"
@@ -36,6 +42,14 @@ _INIT_FROM = flags.DEFINE_string(
 )
 
 
+def _evaluate(config: ConfigDict) -> None:
+    if _OOD.value is not None:
+        config.eval.ood = _OOD.value
+    if _CORRUPTIONS.value is not None:
+        config.eval.corruptions = _CORRUPTIONS.value
+    loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value)
+
+
 def _workdir() -> str:
     return run_flags.WORKDIR.value or ""  # a mode that needs one is refused without
 
@@ -49,7 +63,7 @@ def _train(config: ConfigDict) -> None:
 
 MODES = {
     "train": _train,
-    "eval": lambda config: loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value),
+    "eval": _evaluate,
     "summary": lambda config: print(summary.of_config(config)),
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
@@ -60,6 +74,7 @@ MODES = {
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
 
 _RUN = {"config": "NAME|FILE", "workdir": "DIR"}
+_SHIFTS = {"eval.ood": "DATASET", "eval.corruptions": "True"}
 _PROCESSES = {"coordinator": "HOST:PORT", "num_processes": "N", "process_id": "N"}
 _OVERRIDES = "[--config.FIELD=VALUE ...]"
 PAGES = {
@@ -81,9 +96,10 @@ Without --config the config of the workdir holds.""",
         usage=f"jaxsplit eval --workdir=DIR {_OVERRIDES}",
         about="""Evaluates a checkpoint of a run: prints tables of its networks, writes
 WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
-        flags=_RUN | {"checkpoint": "STEP"} | _PROCESSES,
+        flags=_RUN | {"checkpoint": "STEP"} | _SHIFTS | _PROCESSES,
         examples=(
             "jaxsplit eval --workdir=runs/digits --checkpoint=best",
+            "jaxsplit eval --workdir=runs/c10 --eval.ood=svhn_cropped --eval.corruptions=True",
             "jaxsplit eval --workdir=runs/digits --config.eval.ensemble=max_probs",
         ),
     ),
@@ -111,6 +127,7 @@ them, as WORKDIR/views.png.""",
 Without --config the config of the workdir holds. `jaxsplit VERB` is the same program.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
+        | _SHIFTS
         | _PROCESSES,
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
@@ -153,6 +170,9 @@ def main(_: list[str], verb: str = "") -> None:
             raise ConfigError(f"init_from: only with --mode=train, not {mode}")
         if mode != "export_leader" and _TO.value is not None:
             raise ConfigError(f"to: only with --mode=export_leader, not {mode}")
+        for flag in (_OOD, _CORRUPTIONS):
+            if mode != "eval" and flag.value is not None:
+                raise ConfigError(f"{flag.name}: only with --mode=eval, not {mode}")
         if mode in ("train", "eval"):
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[mode](run_flags.CONFIG.value)
@@ -160,7 +180,8 @@ def main(_: list[str], verb: str = "") -> None:
 
 def _check_flags(verb: str) -> None:
     """Raises ConfigError for a flag of another verb."""
-    for flag in (_MODE, _CHECKPOINT, _TO, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _INIT_FROM):
+    processes_flags = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+    for flag in (_MODE, _CHECKPOINT, _OOD, _CORRUPTIONS, _TO, _INIT_FROM, *processes_flags):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
             raise ConfigError(f"{flag.name}={flag.value!r}: `{verb}` has the flags {known}")

@@ -18,7 +18,7 @@ def cases():
 
 
 @pytest.mark.parametrize(
-    "name,inside,outside", cases(), ids=lambda x: x if isinstance(x, str) else ""
+    "name,inside,outside", list(cases()), ids=lambda x: x if isinstance(x, str) else ""
 )
 def test_detection_is_scikit_learns(name, inside, outside):
     inside, outside = (np.nan_to_num(x, posinf=1e6) for x in (inside, outside))

@@ -69,7 +69,7 @@ def _snow(rows: list, height: int, width: int) -> tuple[np.ndarray, ...]:
     mean, scale, factor, threshold, radius, sigma, share = zip(*rows, strict=True)
     zooms = [np.stack([resampling.zoom(size, f) for f in factor]) for size in (height, width)]
     (kernels,) = _motion(list(zip(radius, sigma, strict=True)), height, width)
-    return *zooms, kernels, *(np.float32(v) for v in (mean, scale, threshold, share))
+    return *zooms, kernels, *(np.array(v, np.float32) for v in (mean, scale, threshold, share))
 
 
 def _elastic(rows: list, height: int, width: int) -> tuple[np.ndarray, ...]:
@@ -78,7 +78,7 @@ def _elastic(rows: list, height: int, width: int) -> tuple[np.ndarray, ...]:
         np.stack([resampling.gaussian(size, row[1] * side, "reflect", 3.0) for row in rows])
         for size in (height, width)
     ]
-    return *filters, *(np.float32([row[i] * side for row in rows]) for i in (0, 2))
+    return *filters, *(np.array([row[i] * side for row in rows], np.float32) for i in (0, 2))
 
 
 def _pixelate(rows: list, height: int, width: int) -> tuple[np.ndarray, ...]:

@@ -41,7 +41,7 @@ def disk(radius: float, sigma: float) -> np.ndarray:
         pad[axis] = (reach, reach)
         wide = np.pad(kernel, pad, mode="reflect")
         parts = [np.take(wide, np.arange(len(at)) + i, axis) for i in range(2 * reach + 1)]
-        kernel = sum(weight * part for weight, part in zip(smooth, parts, strict=True))
+        kernel = np.tensordot(smooth, np.stack(parts), 1)
     return kernel.astype(np.float32)
 
 

@@ -1,5 +1,7 @@
 """Contrast, warping, pixels and JPEG. Images are float32[H, W, C] in 0..1."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,9 +58,10 @@ def elastic(
     y, x = jnp.mgrid[:height, :width].astype(jnp.float32)
     middle = np.array([width // 2, height // 2], np.float32)
     side = min(height, width) // 3
-    before = middle + np.array([[side, side], [side, -side], [-side, -side]], np.float32)
+    moves = np.array([[side, side], [side, -side], [-side, -side]], np.float32)
+    before = jnp.asarray(middle + moves)
     after = before + jax.random.uniform(affine_key, (3, 2), minval=-corners, maxval=corners)
-    from_x, from_y = _affine(after, jnp.asarray(before), x, y)
+    from_x, from_y = _affine(after, before, x, y)
     image = bilinear(image, from_y, from_x, _mirror_once)
 
     def smooth(key: Array) -> Array:
@@ -71,7 +74,7 @@ def elastic(
 def _affine(source: Array, target: Array, x: Array, y: Array) -> tuple[Array, Array]:
     """Where the affine map of three points [3, (x, y)] onto three others takes x and y."""
     (a, c), (b, d) = source[1] - source[0], source[2] - source[0]
-    # In small networks of 8 pixels the points can fall on one line.
+    # In images of a few pixels the points can fall on one line.
     area = a * d - b * c
     area = jnp.where(jnp.abs(area) < 1e-6, 1e-6, area)
     u = ((x - source[0, 0]) * d - (y - source[0, 1]) * b) / area
@@ -83,7 +86,7 @@ def _affine(source: Array, target: Array, x: Array, y: Array) -> tuple[Array, Ar
     )
 
 
-def bilinear(image: Array, y: Array, x: Array, outside: object) -> Array:
+def bilinear(image: Array, y: Array, x: Array, outside: Callable[[Array, int], Array]) -> Array:
     """float[H, W, C]: the image at y, x float[H, W]; `outside` maps whole positions inside."""
     low_y, low_x = jnp.floor(y), jnp.floor(x)
     share_y, share_x = (y - low_y)[..., None], (x - low_x)[..., None]

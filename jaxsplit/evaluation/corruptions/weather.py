@@ -25,7 +25,7 @@ def brightness(key: Array, image: Array, more: Array) -> Array:
     return jnp.where(value > 0, image * brighter / jnp.where(value > 0, value, 1), brighter)
 
 
-def plasma(key: Array, shape: tuple[int, int], decay: Array) -> Array:
+def plasma(key: Array, shape: tuple[int, ...], decay: Array) -> Array:
     """float32[H, W] in 0..1: diamond-square noise, whose detail falls by `decay` a level.
 
     The map is a square of the next power of two that wraps around, and its corner is taken. Each
