@@ -11,13 +11,13 @@ import jax
 from ml_collections import ConfigDict
 
 import jaxsplit
-from jaxsplit import compiler, evaluation, experiment, metrics, rating
+from jaxsplit import compiler, data, evaluation, experiment, metrics, rating
 from jaxsplit import config as config_lib
 from jaxsplit.checkpoints import read, store
 from jaxsplit.config import history, limits
 from jaxsplit.data import prepared
 from jaxsplit.errors import ConfigError
-from jaxsplit.evaluation import Results, predictions, record, shift
+from jaxsplit.evaluation import Results, SplitResults, predictions, record, shift
 from jaxsplit.evaluation import foreign as foreign_images
 from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
 from jaxsplit.experiment import Experiment
@@ -108,11 +108,11 @@ def collect(chosen: Chosen) -> tuple[Results, Predictions | None]:
     if not processes.broadcast(_fits(exp, sum(map(len, splits.values())))):
         names = rating.splits(exp)
         return {name: rating.evaluate_split(exp, variables, name) for name in names}, None
-    how, step = rating.eval_pass(exp), _predict_step(exp)
     results: Results = {}
     kept: dict[str, SplitPredictions] = {}
+    predict = predictor(chosen)
     for name, examples in splits.items():
-        means, its = predictions.collect(step, variables, examples, how)
+        means, its = predict(examples)
         results[name] = rating.count_bad(exp, examples, means)
         if its is not None:
             kept[name] = its
@@ -120,6 +120,15 @@ def collect(chosen: Chosen) -> tuple[Results, Predictions | None]:
         return results, None
     kept[record.TRAIN] = dataclasses.replace(kept[record.TRAIN], index=at[kept[record.TRAIN].index])
     return results, Predictions(chosen.step, kept)
+
+
+def predictor(
+    chosen: Chosen,
+) -> Callable[[data.Arrays | data.Stream], tuple[SplitResults, SplitPredictions | None]]:
+    """A function that passes once over examples, compiled once: see `predictions.collect`."""
+    exp = chosen.exp
+    how, step = rating.eval_pass(exp), _predict_step(exp)
+    return lambda examples: predictions.collect(step, chosen.variables, examples, how)
 
 
 def _predict_step(exp: Experiment) -> Callable[[dict, dict], tuple]:
