@@ -199,6 +199,9 @@ def _eval() -> Fields:
     # How the networks' outputs are combined: mean_logits | mean_probs | max_logits | max_probs. An
     # evaluation may change it; a resumed run may not.
     config.ensemble = "mean_logits"
+    # The next two are for `jaxsplit eval` only.
+    config.ood = ""  # another data set, whose images uncertainty should tell from the test images
+    config.corruptions = False  # True: also the test images under 15 corruptions at 5 severities
     return config
 
 

@@ -16,11 +16,12 @@ from jaxsplit import config as config_lib
 from jaxsplit.checkpoints import read, store
 from jaxsplit.config import history, limits
 from jaxsplit.errors import ConfigError
-from jaxsplit.evaluation import Results, SplitResults, predictions, record
+from jaxsplit.evaluation import Results, SplitResults, predictions, record, shift
+from jaxsplit.evaluation import foreign as foreign_images
 from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
 from jaxsplit.experiment import Experiment
 from jaxsplit.hosts import processes
-from jaxsplit.report import evaluated, tables
+from jaxsplit.report import evaluated, progress, shifted, tables
 from jaxsplit.workdir import files, lock
 
 
@@ -61,10 +62,14 @@ def evaluate_checkpoint(
       ConfigError: no such checkpoint, or a config that does not fit the workdir.
     """
     chosen = restore(config, workdir, which)
+    foreign = _foreign(chosen)
     results, found = collect(chosen)
+    more = _shifted(chosen, foreign, found)
     flat: dict[str, float] = {}
     if jax.process_index() == 0:
-        scored = None if found is None else describe(chosen, results, found)
+        scored = None if found is None else describe(chosen, results, found) | more
+        if scored is not None:
+            _add_numbers(results, more)
         _print(chosen, results, scored)
         flat = evaluation.flatten(results)
         if scored is not None and found is not None:
@@ -121,13 +126,60 @@ def predictor(
 ) -> Callable[[data.Arrays | data.Stream], tuple[SplitResults, SplitPredictions | None]]:
     """A function that passes once over examples, compiled once: see `predictions.collect`."""
     exp = chosen.exp
-    how, dataset = rating.eval_pass(exp), exp.dataset
-    step = predictions.make_collect(
-        evaluation.make_predict_step(exp.method, dataset.mean, dataset.std),
-        how,
+    how, step = rating.eval_pass(exp), _predict_step(exp)
+    return lambda examples: predictions.collect(step, chosen.variables, examples, how)
+
+
+def _predict_step(exp: Experiment) -> Callable[[dict, dict], tuple]:
+    return predictions.make_collect(
+        evaluation.make_predict_step(exp.method, exp.dataset.mean, exp.dataset.std),
+        rating.eval_pass(exp),
         compiler.options(exp.sharding.platform),
     )
-    return lambda examples: predictions.collect(step, chosen.variables, examples, how)
+
+
+def _foreign(chosen: Chosen) -> foreign_images.Foreign | None:
+    """The data set that `config.eval.ood` names, before anything is computed."""
+    config, shape = chosen.exp.config, chosen.exp.dataset.image_shape
+    if not config.eval.ood:
+        return None
+    found = foreign_images.load(config.data, config.eval.ood, shape)
+    if found.note and jax.process_index() == 0:
+        print(found.note, flush=True)
+    return found
+
+
+def _shifted(
+    chosen: Chosen, foreign: foreign_images.Foreign | None, found: Predictions | None
+) -> dict[str, Any]:
+    """The sections `ood` and `corruptions` of eval.json, where they are asked for. Collective."""
+    exp = chosen.exp
+    how, sections = rating.eval_pass(exp), {}
+    if not processes.broadcast(found is not None):
+        return sections  # which a line has said
+    if foreign is not None:
+        logits = foreign_images.collect(_predict_step(exp), chosen.variables, foreign, how)
+        if found is not None and logits is not None:
+            sections["ood"] = foreign_images.scored(found.splits["test"], foreign, logits)
+    if exp.config.eval.corruptions:
+        options = compiler.options(exp.sharding.platform)
+        step = shift.make_step(exp.method, exp.dataset.mean, exp.dataset.std, how, options)
+        test = exp.dataset.test
+        batches = -(-len(test) // how.rows)
+        with progress.counted(batches, "batches under 75 corruptions") as advance:
+            section = shift.evaluate(step, chosen.variables, test, how, advance)
+        sections["corruptions"] = section
+    return sections
+
+
+def _add_numbers(results: Results, sections: dict[str, Any]) -> None:
+    """Gives TensorBoard and callers the numbers of `_shifted`."""
+    for name, its in sections.get("corruptions", {}).get("answers", {}).items():
+        results["test"][name]["mean_corruption_error"] = its["mean_corruption_error"]
+        results["test"][name] |= {f"corrupted_{metric}": its[metric] for metric in shift.SCORES}
+    for name, kinds in sections.get("ood", {}).get("answers", {}).items():
+        for kind, its in kinds.items():
+            results["test"][name] |= {f"ood_{kind}_{score}": its[score] for score in its}
 
 
 def describe(chosen: Chosen, results: Results, found: Predictions) -> dict[str, Any]:
@@ -182,7 +234,8 @@ def _print(chosen: Chosen, results: Results, scored: dict[str, Any] | None) -> N
     shown = {name: results[name] for name in rating.splits(exp)}
     which = f"step {chosen.step}, the {chosen.which}"
     more = evaluated.text(scored) if scored else ""
-    parts = [tables.tables(exp, shown, which), more, line]
+    shift_tables = shifted.text(scored) if scored else ""
+    parts = [tables.tables(exp, shown, which), more, shift_tables, line]
     print("\n\n".join(part for part in parts if part), flush=True)
 
 

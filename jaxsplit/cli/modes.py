@@ -21,6 +21,12 @@ _CHECKPOINT = flags.DEFINE_string(
 _TO = flags.DEFINE_string(
     "to", None, "for export_leader: the workdir to write; default: WORKDIR/leader"
 )
+_OOD = flags.DEFINE_string(
+    "eval.ood", None, "for eval: another data set, to be told from the test set by uncertainty"
+)
+_CORRUPTIONS = flags.DEFINE_boolean(
+    "eval.corruptions", None, "for eval: also the test images under 15 corruptions, 5 severities"
+)
 # For processes on machines that no cluster manager connects; see `processes.initialize`.
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "for several processes: host:port that process 0 listens on"
@@ -36,6 +42,22 @@ _INIT_FROM = flags.DEFINE_string(
     "checkpoints/<step>, or PyTorch files separated by commas (with :ema at the end: the moving "
     "averages in them)",
 )
+# Flags of one mode only.
+_ONE_MODE = (
+    (_INIT_FROM, "train"),
+    (_OOD, "eval"),
+    (_CORRUPTIONS, "eval"),
+    (_TO, "export_leader"),
+    *((flag, "predict") for flag in predict.FLAGS),
+)
+
+
+def _evaluate(config: ConfigDict) -> None:
+    if _OOD.value is not None:
+        config.eval.ood = _OOD.value
+    if _CORRUPTIONS.value is not None:
+        config.eval.corruptions = _CORRUPTIONS.value
+    loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value)
 
 
 def _workdir() -> str:
@@ -51,7 +73,7 @@ def _train(config: ConfigDict) -> None:
 
 MODES = {
     "train": _train,
-    "eval": lambda config: loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value),
+    "eval": _evaluate,
     "predict": lambda config: predict.run(config, _workdir(), _CHECKPOINT.value),
     "summary": lambda config: print(summary.of_config(config)),
     "export_leader": lambda config: print(
@@ -63,6 +85,7 @@ MODES = {
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
 
 _RUN = {"config": "NAME|FILE", "workdir": "DIR"}
+_SHIFTS = {"eval.ood": "DATASET", "eval.corruptions": "True"}
 _PROCESSES = {"coordinator": "HOST:PORT", "num_processes": "N", "process_id": "N"}
 _OVERRIDES = "[--config.FIELD=VALUE ...]"
 PAGES = {
@@ -84,9 +107,10 @@ Without --config the config saved in the workdir is used.""",
         usage=f"jaxsplit eval --workdir=DIR {_OVERRIDES}",
         about="""Evaluates a checkpoint of a run: prints tables of its networks, writes
 WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
-        flags=_RUN | {"checkpoint": "STEP"} | _PROCESSES,
+        flags=_RUN | {"checkpoint": "STEP"} | _SHIFTS | _PROCESSES,
         examples=(
             "jaxsplit eval --workdir=runs/digits --checkpoint=best",
+            "jaxsplit eval --workdir=runs/c10 --eval.ood=svhn_cropped --eval.corruptions=True",
             "jaxsplit eval --workdir=runs/digits --config.eval.ensemble=max_probs",
         ),
     ),
@@ -115,6 +139,7 @@ see, as WORKDIR/views.png.""",
 Without --config the config saved in the workdir is used. `jaxsplit VERB` is the same program.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
+        | _SHIFTS
         | predict.VALUES
         | _PROCESSES,
         examples=(
@@ -155,13 +180,9 @@ def main(_: list[str], verb: str = "") -> None:
             raise ConfigError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
         if mode != "summary" and not run_flags.WORKDIR.value:
             raise ConfigError(f"workdir: must be given with {verb or f'--mode={mode}'}")
-        if mode != "train" and _INIT_FROM.value is not None:
-            raise ConfigError(f"init_from: only with --mode=train, not {mode}")
-        if mode != "export_leader" and _TO.value is not None:
-            raise ConfigError(f"to: only with --mode=export_leader, not {mode}")
-        for flag in predict.FLAGS:
-            if flag.present and mode != "predict":
-                raise ConfigError(f"{flag.name}: only with --mode=predict, not {mode}")
+        for flag, its_mode in _ONE_MODE:
+            if flag.present and mode != its_mode:
+                raise ConfigError(f"{flag.name}: only with --mode={its_mode}, not {mode}")
         if mode in ("train", "eval"):
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[mode](run_flags.CONFIG.value)
@@ -169,8 +190,8 @@ def main(_: list[str], verb: str = "") -> None:
 
 def _check_flags(verb: str) -> None:
     """Raises ConfigError for a flag of another verb."""
-    own = (_MODE, _CHECKPOINT, _TO, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _INIT_FROM)
-    for flag in (*own, *predict.FLAGS):
+    shared = (_MODE, _CHECKPOINT, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+    for flag in (*shared, *(flag for flag, _ in _ONE_MODE)):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
             raise ConfigError(

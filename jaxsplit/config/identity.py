@@ -14,6 +14,8 @@ RUNTIME = (
     "mesh",
     "eval.batch_size",
     "eval.every",
+    "eval.ood",
+    "eval.corruptions",
     "log_every",
     "checkpoint",
     "data.dir",

@@ -216,6 +216,9 @@ def test_bad_argument_in_summary(refused):
 def test_flags_that_do_not_fit_the_mode(refused, tmp_path):
     line = refused("--mode=eval", f"--workdir={tmp_path}", DIGITS, "--init_from=elsewhere")
     assert line == "init_from: only with --mode=train, not eval"
+    for flag in ("eval.ood=digits", "eval.corruptions=True"):
+        line = refused(f"--workdir={tmp_path}", DIGITS, f"--{flag}")
+        assert line == f"{flag.partition('=')[0]}: only with --mode=eval, not train"
 
 
 def test_arguments_of_a_config_that_takes_none(refused):
