@@ -29,14 +29,8 @@ from jaxsplit.data.arrays import (
     read_synthetic,
 )
 from jaxsplit.data.dataset import Dataset
-from jaxsplit.data.feed import (
-    TrainFeed,
-    epoch_order,
-    eval_batches,
-    first_images,
-    num_eval_batches,
-    train_feed,
-)
+from jaxsplit.data.eval_feed import eval_batches, num_eval_batches
+from jaxsplit.data.feed import TrainFeed, epoch_order, first_images, train_feed
 from jaxsplit.data.stream import Stream
 from jaxsplit.errors import ConfigError
 
