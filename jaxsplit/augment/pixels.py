@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsplit import compiler
+
 KEEP, POINT, NEAREST, FILTERED, BLEND, LOOKUP = range(6)  # branches
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 ENHANCE = ("brightness", "contrast", "color", "sharpness")  # variants of BLEND
@@ -132,6 +134,34 @@ def apply(
     }
     used = [_keep] + [calls[i] if i in branches else _keep for i in range(POINT, LOOKUP + 1)]
     return choose(p.branch, used, image, p)
+
+
+def apply_branches(
+    image: jax.Array, drawn: Params, fill: Sequence[int] | np.ndarray, branches: Sequence[int]
+) -> jax.Array:
+    """Runs several ops on one image, one after the other.
+
+    Args:
+        image: uint8[H, W, C], C = 1 or 3.
+        drawn: the ops, along the leading axis of its leaves.
+        fill: C numbers, for pixels from outside the image.
+        branches: those that may occur in `drawn`.
+
+    Returns:
+        uint8[H, W, C].
+    """
+    # On an accelerator every branch runs for every image, all at once. A CPU is 20 times faster
+    # with a loop over the images that runs only the branch that an image needs.
+    loop = compiler.platform() == "cpu"
+    choose = jax.lax.switch if loop else select
+
+    def run(image: jax.Array, drawn: Params) -> jax.Array:
+        def step(image: jax.Array, p: Params) -> tuple[jax.Array, None]:
+            return apply(image, p, fill, branches, choose), None
+
+        return jax.lax.scan(step, image, drawn)[0]
+
+    return (jax.custom_batching.sequential_vmap(run) if loop else run)(image, drawn)
 
 
 # ---- branches: (image, Params) -> image

@@ -137,10 +137,12 @@ def check_mode(image: Any) -> None:
         raise ValueError(f"mode {mode}: no rule for its colours; convert it to RGB")
 
 
-def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int], bool]:
+def checked_shape(data: bytes, check: str) -> tuple[tuple[int, int, int], bool]:
     """((H, W, C) as decoded, whether EXIF turns it) of an encoded image.
 
-    decode_all: decodes it; otherwise its header and its end are looked at.
+    Args:
+      data: the bytes of an image file.
+      check: 'full' decodes the image; 'header' reads only its header and its end.
 
     Raises:
       Exception: as `decode`.
@@ -160,7 +162,7 @@ def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int
         raise ValueError("no known image format") from error
     if turned >= 5:
         width, height = height, width
-    if decode_all:
+    if check == "full":
         decode(data, channels)
     else:
         end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form or "", b"")

@@ -256,7 +256,7 @@ def test_imagenet_trees(tmp_path, flat):
 # Resuming
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_resumes(tmp_path, monkeypatch, capsys):
     """Broken off in the middle of the second shard; the result is as if it never was."""
     make_tree(tmp_path / "s" / "train", {"a": 12, "b": 12})
     make_tree(tmp_path / "s" / "test", {"a": 2, "b": 2})
@@ -291,7 +291,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     )
     capsys.readouterr()
     folder = prepare.prepare("birds", tmp_path / "s", tmp_path / "d", **kwargs)
-    assert f"train: goes on after {done} images" in capsys.readouterr().out
+    assert f"train: resumes after {done} images" in capsys.readouterr().out
     assert len(again) == 24 - done + 4
     assert contents(folder) == contents(whole)
     assert [path.name for path in root.iterdir()] == ["1.0.0"]
@@ -417,10 +417,10 @@ def test_an_image_that_was_mended_is_taken(tmp_path, monkeypatch, capsys, flat):
     capsys.readouterr()
     found = contents(prepare.prepare(*args, partial=True))
     assert [image for image, _ in found[split]] == made
-    assert "goes on after" not in capsys.readouterr().out
+    assert "resumes after" not in capsys.readouterr().out
 
 
-def test_a_full_check_does_not_go_on_from_headers(tmp_path, monkeypatch):
+def test_a_full_check_does_not_resume_a_check_of_headers(tmp_path, monkeypatch):
     made = make_tree(tmp_path / "train", {"a": 1, "b": 1}, size=(200, 300))
     make_tree(tmp_path / "test", {"a": 1, "b": 1})
     path = tmp_path / "train" / "b" / "000.JPEG"
