@@ -248,7 +248,7 @@ def _bad_records(run: Run, now: Now) -> int:
     """The records that all processes have left out of their parts of the batches. Collective."""
     if not rating.skips(run.exp):
         return 0
-    return processes.total(now.bad_here, counts=run.exp.sharding.reads_first)
+    return processes.total(now.bad_here if run.exp.sharding.reads_first else 0)
 
 
 def _check_finite(run: Run, now: Now) -> None:

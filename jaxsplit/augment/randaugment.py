@@ -36,13 +36,15 @@ PROB = 0.5  # with which a chosen op is applied
 
 
 class RandAugment(NamedTuple):
-    """The meaning of `rand-m9-n2-mstd0.5-inc1-w0`."""
+    """The settings that a notation such as 'rand-m9-n2-mstd0.5-inc1-w0' stands for."""
 
     magnitude: float = 10.0  # m: 0 to 10
     layers: int = 2  # n: ops chosen for an image
-    magnitude_std: float = 0.0  # mstd: of the normal distribution, cut at 0 and 10
-    increasing: bool = False  # inc: a larger magnitude always means a stronger change
-    weighted: bool = False  # w0: ops chosen by their weights, none twice
+    magnitude_std: float = (
+        0.0  # mstd: standard deviation of the magnitude, which is cut at 0 and 10
+    )
+    increasing: bool = False  # inc: whether a larger magnitude always is a stronger change
+    weighted: bool = False  # w0: whether ops are drawn by their weights, without replacement
 
 
 def parse(notation: str) -> RandAugment:
@@ -99,7 +101,9 @@ def make(settings: RandAugment, mean: Sequence[float], *, resample: str = "refer
     def op(key: jax.Array, image: jax.Array) -> jax.Array:
         u = jax.random.uniform(key, (5 * n + (count if settings.weighted else 0),))
         choice, applied, sign, cubic, level = u[: 5 * n].reshape(5, n)
-        if settings.weighted:  # Gumbel: the n largest are a weighted draw without replacement
+        if (
+            settings.weighted
+        ):  # Gumbel's trick: the n largest are a weighted draw without replacement
             chosen = jax.lax.top_k(logits - jnp.log(-jnp.log(u[5 * n :])), n)[1]
         else:
             chosen = (choice * count).astype(jnp.int32)

@@ -88,8 +88,7 @@ class Source:
         """The data set, nothing held out. <data.dir>/<name>.npz is used first where it exists."""
         npz = _npz(self.name, data_config.dir)
         if npz is not None:
-            skip = data_config.on_bad_record == "skip"
-            train, test = read_npz(npz, self.num_classes, skip)
+            train, test = read_npz(npz, self.num_classes, data_config.on_bad_record)
             if self.name not in DATASETS and (line := in_both(train, test)):
                 print(f"note: {npz}: {line}", flush=True)
             shape = train.images.shape[1:]
@@ -375,13 +374,17 @@ def load(data_config: ConfigDict, *, seed_split: int = 0) -> Dataset:
             f"data.validation={share}: holds out {count} of {len(train)} training examples, must "
             "leave some on both sides"
         )
-    kept, held = holdout.validation_part(
-        train,
-        share,
-        seed_split,
-        prepared.class_names(dataset.name, data_config.dir, dataset.num_classes),
-        known=dataset.name in DATASETS,
-    )
+    if dataset.name in DATASETS and isinstance(train, Stream) and train.shape is None:
+        # Of these data sets only imagenet2012 is cropped. Its classes have at least 732 images, and
+        # reading their labels would read all files.
+        kept, held = holdout.random_validation_part(train, share, seed_split)
+    else:
+        kept, held = holdout.validation_part(
+            train,
+            share,
+            seed_split,
+            prepared.class_names(dataset.name, data_config.dir, dataset.num_classes),
+        )
     return replace(dataset, train=kept, validation=held)
 
 

@@ -170,20 +170,31 @@ def _check_labels(labels: np.ndarray, count: int, where: str) -> None:
 
 
 def check_arrays(
-    images: np.ndarray, labels: np.ndarray, *, num_classes: int, where: str, skip: bool = False
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    where: str,
+    on_bad_record: str = "error",
 ) -> Arrays:
-    """Arrays of `images` uint8[N, H, W, C] (or [N, H, W]: C = 1) and integer `labels` [N], checked.
+    """Checks images and labels; returns them as `Arrays`.
 
-    skip: examples with a label outside 0..num_classes-1 are `Arrays.bad`, not an error.
+    Args:
+      images: uint8[N, H, W, C], or uint8[N, H, W] with C = 1.
+      labels: int[N].
+      num_classes: labels must lie in 0..num_classes-1.
+      where: the beginning of every error.
+      on_bad_record: 'error' raises at a wrong label; 'skip' notes its example in `Arrays.bad`.
 
     Raises:
-      ConfigError: wrong dtype, shape, length or label; begins with `where`.
+      ConfigError: a dtype, shape, length or label is wrong, or all labels are.
     """
     shape = _image_shape(images.shape, images.dtype, where)
     _check_labels(labels, len(images), where)
     images = images.reshape(-1, *shape)
     good = (labels >= 0) & (labels < num_classes)
     bad = np.flatnonzero(~good).tolist()
+    skip = on_bad_record == "skip"
     if bad and not (skip and good.any()):
         raise ConfigError(
             f"{where}_labels: values {labels.min()}..{labels.max()}, must lie in "
@@ -285,13 +296,15 @@ def in_both(train: Arrays, test: Arrays) -> str | None:
     )
 
 
-def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[Arrays, Arrays]:
-    """(train, test) from an .npz with train_images, train_labels, test_images, test_labels.
+def read_npz(
+    path: pathlib.Path, num_classes: int, on_bad_record: str = "error"
+) -> tuple[Arrays, Arrays]:
+    """(train, test) from an .npz file with the arrays NPZ_KEYS.
 
-    skip: examples with a label out of range are `Arrays.bad`, not an error.
+    num_classes and on_bad_record: as of `check_arrays`.
 
     Raises:
-      ConfigError: not such a file, or its arrays are not those of `check_arrays`.
+      ConfigError: the file cannot be read, lacks an array, or `check_arrays` refuses one.
     """
     with _opened(path) as (file, where):
         arrays = {key: file[key] for key in NPZ_KEYS}
@@ -301,7 +314,7 @@ def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[
             arrays[f"{split}_labels"],
             num_classes=num_classes,
             where=f"{where}{split}",
-            skip=skip,
+            on_bad_record=on_bad_record,
         )
         for split in ("train", "test")
     )

@@ -235,7 +235,11 @@ class _Walk:
     def follow_links(self) -> None:
         while self.to_classes or self.to_folders:
             tree, c, path = (self.to_classes or self.to_folders).popleft()
-            self._list(tree, c, path, linked=True)
+            folder = tree.folder / tree.folders[c] / path
+            if _key(os.stat(folder)) in self.visited:
+                self.left_out.add(str(folder))
+            else:
+                self._list(tree, c, path)
         taken = set()
         keys: dict[str, tuple[int, int]] = {}  # of folders, by path
         for tree, c, path in self.to_files:
@@ -250,13 +254,10 @@ class _Walk:
                 taken.add(target)
                 tree.files[c].append(path)
 
-    def _list(self, tree: Tree, c: int, path: str, linked: bool = False) -> None:
+    def _list(self, tree: Tree, c: int, path: str) -> None:
         """Lists a folder and those below it; notes their links for later."""
         base = tree.folder / tree.folders[c]
         root = base == tree.folder  # was visited by `add`
-        if linked and _key(os.stat(base / path)) in self.visited:
-            self.left_out.add(str(base / path))
-            return
         waiting = [path]
         while waiting:
             path = waiting.pop()

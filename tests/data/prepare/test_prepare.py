@@ -448,7 +448,7 @@ def test_interrupted_by_the_user(tmp_path, monkeypatch, capsys):
     status, _, err = run(
         "my_digits", "--source", tmp_path, "--data_dir", tmp_path / "d", capsys=capsys
     )
-    assert status == 130 and err.startswith("interrupted; the same command goes on")
+    assert status == 130 and err.startswith("interrupted; the same command resumes")
 
 
 def test_two_runs_at_once(tmp_path):
