@@ -174,7 +174,7 @@ def test_the_checkpoint_before_a_damaged_one(opened, tmp_path, damage):
     assert step == 2
     assert_same(state, make_state(2))
     assert said.startswith(f"checkpoint=4 in {tmp_path / 'checkpoints'}: is damaged (")
-    assert said.endswith("; set aside as damaged-4, going on from step 2")
+    assert said.endswith("; set aside as damaged-4, resuming from step 2")
     assert len(said.splitlines()) == 1
     # It takes no place any more, and its step can be saved again.
     assert checkpoints.steps() == [2] and checkpoints.best() == (2, {METRIC: 0.25, "test/count": 8})

@@ -188,7 +188,7 @@ def test_one_is_lost(victim, how, compare, start, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_damage_that_one_process_reads(start, alone, tmp_path):
-    """It knows of it alone; all go on from the checkpoint before, and end as if there were none."""
+    """One process finds the damage; all resume from the checkpoint before, with the same result."""
     workdir = tmp_path / "run"
     command = training(2, workdir, **{"mesh.net": 2})
     for process in start(2, command):
@@ -199,7 +199,7 @@ def test_damage_that_one_process_reads(start, alone, tmp_path):
     again = start(2, command)
     for process in again:
         assert process.wait() == 0, process.said
-    assert "set aside as damaged-6, going on from step 4" in again[0].said
+    assert "set aside as damaged-6, resuming from step 4" in again[0].said
     assert "resumed at step 4" in again[0].said
     assert (workdir / store.FOLDER / "damaged-6").is_dir()
     assert_same_run(workdir, alone(2))

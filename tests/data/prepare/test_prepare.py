@@ -716,6 +716,6 @@ def test_command_without_tensorflow(tmp_path):
 
 def test_lines_without_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(prepare, "_LINE_EVERY_S", 0.0)
-    with prepare._Progress("train", 4000, 1000) as tick:
-        assert list(tick(range(2))) == [0, 1]
+    progress = prepare._Progress("train", 4000, 1000)
+    assert list(progress.of(range(2))) == [0, 1]
     assert capsys.readouterr().out.startswith("train: 1,001 of 4,000 images, ")
