@@ -1,4 +1,4 @@
-"""Magnitudes drawn inside a step: those of double precision, so that integer ops equal Pillow's."""
+"""Magnitudes drawn inside a step equal double precision, so integer ops equal Pillow's."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from PIL import Image, ImageEnhance
 from jaxsplit.augment import levels, pixels, randaugment
 from tests.support.policies import random_image
 
-EVERY = np.arange(levels.PER_LEVEL * 10 + 1)  # all that can be drawn
-LEVELS = EVERY / levels.PER_LEVEL  # as double precision holds them
+EVERY = np.arange(levels.PER_LEVEL * 10 + 1)  # all levels that can be drawn
+LEVELS = EVERY / levels.PER_LEVEL  # in double precision
 
 
 def test_every_factor_is_rounded_once():
-    """As the reference computes it, then as Pillow rounds it."""
+    """The factor is computed as in the reference, then rounded as in Pillow."""
     made = {
         "inc0": (levels.factor(EVERY), (LEVELS / 10) * 1.8 + 0.1),
         "inc1, up": (levels.increasing_factor(EVERY, 1), 1 + (LEVELS / 10) * 0.9),
@@ -57,7 +57,7 @@ def test_enhancing_by_a_drawn_level_equals_pillow(op, increasing):
 
 
 def test_a_given_level_is_rounded_once():
-    """Without a deviation; the sign is drawn."""
+    """Without a deviation the level is static; only the sign is drawn."""
     for level in (3.0, 7.0, 9.0):
         factor = jax.jit(
             lambda sign, level=level: (

@@ -1,4 +1,4 @@
-"""Image ops against Pillow: the reference's results, and images of our own.
+"""Compares image ops with Pillow: the reference's results, and images made here.
 
 `golden/augment_ops.npz` holds a part of the reference's results (see `thinned`); with
 JAXSPLIT_PARITY all of them are compared, and a test says that the golden file is a part of them.

@@ -82,7 +82,7 @@ def test_traced_levels_equal_static_ones(increasing):
 
 
 def test_signs_of_randaugment():
-    """Geometric ops take the sign always, enhancing ones where they increase, others never."""
+    """Geometric ops always take the sign, enhancing ops only with `increasing`, others never."""
     for op in randaugment.OPS:
         for increasing in (False, True):
             plus, minus = (
@@ -170,12 +170,12 @@ def keys() -> jax.Array:
 
 
 def near(count: float, n: int, prob: float) -> bool:
-    """Within five standard errors."""
+    """Whether a count is within five standard errors of n * prob."""
     return abs(count - n * prob) <= 5 * np.sqrt(n * prob * (1 - prob)) + 1e-9
 
 
 def drawn(monkeypatch, op, keys) -> pixels.Params:
-    """What the policy `op` would apply, for each key."""
+    """The Params that the policy `op` would apply, for each key."""
     monkeypatch.setattr(pixels, "apply_branches", lambda image, drawn, fill, branches: drawn)
     image = jnp.zeros((8, 8, 3), jnp.uint8)
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(op, (0, None)))(keys, image))
@@ -213,7 +213,9 @@ def test_signs_of_autoaugment():
 
 
 def draws_of_randaugment(monkeypatch, keys, notation: str) -> pixels.Params:
-    """branch: applied; variant: op; factor: level; fixed: sign and interpolation."""
+    """Params that mark each draw: branch is whether an op is applied, variant the op, factor the
+    level, fixed the sign and the interpolation.
+    """
 
     def marked(chosen, level, sign, shape, *, interpolation, increasing):
         return pixels.Params(1, chosen, level, 0, 0, jnp.stack([sign, interpolation]))
@@ -294,7 +296,7 @@ def test_the_policy_stands_between_flip_and_normalize():
     "fields", [FORMS[0], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])]
 )
 def test_views_do_not_depend_on_the_mesh_nor_on_the_form(monkeypatch, fields):
-    """A loop over images (CPU) and all images at once (accelerators), cut over 4 x 2 devices."""
+    """A loop over images (CPU) and all images at once (accelerators), split over 4 x 2 devices."""
     images = np.stack([random_image(12, 10, 3, seed=i) for i in range(8)])
     ops = views.pipeline(CONFIG | fields, (0.4, 0.5, 0.5), (0.2,) * 3, streamed=False)
     key = jax.random.key(1)

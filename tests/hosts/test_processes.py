@@ -1,4 +1,4 @@
-"""Several processes: the results of one, errors that all agree on, what is left after a kill."""
+"""Several processes give the results of one, agree on errors, and resume after a kill."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def lines(workdir):
 
 
 def weights(workdir, step=STEPS):
-    """The arrays of a checkpoint, whatever devices they were on."""
+    """The arrays of a checkpoint, on the host."""
     folder = pathlib.Path(workdir) / store.FOLDER / str(step) / "model"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         saved = reader.metadata(folder).item_metadata.tree
@@ -39,7 +39,7 @@ def weights(workdir, step=STEPS):
 
 
 def assert_same_run(workdir, other):
-    """Metrics and final weights to 1e-5."""
+    """Metrics and final weights must agree within 1e-5."""
     a, b = lines(workdir), lines(other)
     assert [line["step"] for line in a] == [line["step"] for line in b]
     for line, like in zip(a, b, strict=True):
@@ -56,7 +56,7 @@ def assert_same_run(workdir, other):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The workdirs of one process with one device, by number of networks."""
+    """Workdirs of runs with one process and one device, by number of networks."""
     made = {}
 
     def alone_(split):
@@ -142,7 +142,7 @@ LONG = {
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """The workdir of a run of two processes that ended; filled by the first test that needs it."""
+    """The workdir of an undisturbed run of two processes; the first test that needs it runs it."""
     with tempfile.TemporaryDirectory() as folder:
         yield pathlib.Path(folder) / "run"
 
@@ -279,7 +279,7 @@ def test_other_configs(start, tmp_path):
 
 @pytest.fixture
 def met(monkeypatch):
-    """What jax.distributed.initialize was called with; the environment is that of no cluster."""
+    """The arguments of calls to jax.distributed.initialize, in an environment without a cluster."""
     calls = []
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "TPU_", "KUBERNETES_")):

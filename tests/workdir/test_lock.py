@@ -30,7 +30,7 @@ def child():
 
 
 def leave(folder, **fields) -> None:
-    """A lock as another process would have left it."""
+    """Writes a lock as another process would leave it."""
     owner = lock._me() | {"token": "other"} | fields
     (folder / lock.FILE).write_text(json.dumps(owner))
 
@@ -91,7 +91,7 @@ def test_a_process_id_that_was_used_again(tmp_path, child):
 
 
 def test_of_another_machine_only_changes_count(tmp_path):
-    """Whatever its clock says: the file is a day ahead."""
+    """Only changes count, not the clock: the file's time is a day ahead."""
     leave(tmp_path, machine="another", host="there", pid=os.getpid())
     os.utime(tmp_path / lock.FILE, (time.time() + 86400,) * 2)
     waiting, line = taken(tmp_path)
@@ -175,7 +175,7 @@ def test_a_lock_that_was_removed_comes_back(tmp_path):
 
 
 def test_a_full_disk_is_made_room_on(tmp_path, monkeypatch):
-    """Once the workdir is locked, by a file that needs no block."""
+    """Only after an empty lock file, which needs no block, has locked the workdir."""
     written, room = files.write_text, []
 
     def full(path, text):

@@ -1,4 +1,4 @@
-"""`python -m jaxsplit.data.prepare`: every source format made small, damaged ones, resuming."""
+"""`python -m jaxsplit.data.prepare`: small sources of every format, damaged sources, resuming."""
 
 import gzip
 import json
@@ -257,7 +257,7 @@ def test_imagenet_trees(tmp_path, flat):
 
 
 def test_an_interrupted_run_resumes(tmp_path, monkeypatch, capsys):
-    """Broken off in the middle of the second shard; the result is as if it never was."""
+    """A run interrupted within the second shard gives the same result as an undisturbed one."""
     make_tree(tmp_path / "s" / "train", {"a": 12, "b": 12})
     make_tree(tmp_path / "s" / "test", {"a": 2, "b": 2})
     size = 5 * (tmp_path / "s" / "train" / "a" / "000.JPEG").stat().st_size
@@ -387,7 +387,7 @@ def test_a_run_with_partial_does_not_count_without_it(tmp_path, monkeypatch, cap
 
 
 def broken_off(monkeypatch, *args, **kwargs):
-    """A run that is complete but for its last step."""
+    """Runs `prepare` and stops it before its last step."""
     with monkeypatch.context() as patch:
         patch.setattr(shards.Unfinished, "finish", lambda *_: (_ for _ in ()).throw(OSError("x")))
         with pytest.raises(ConfigError, match="cannot be written"):
@@ -396,7 +396,7 @@ def broken_off(monkeypatch, *args, **kwargs):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_an_image_that_was_mended_is_taken(tmp_path, monkeypatch, capsys, flat):
-    """Names stay as they are: size and time of change tell."""
+    """Names stay the same; size and modification time show the change."""
     if flat:
         make_tree(tmp_path / "train", dict.fromkeys(WNIDS, 2))
         (tmp_path / "val").mkdir()
@@ -526,7 +526,7 @@ def test_wrong_arguments(tmp_path, capsys, args, message):
 
 
 def test_numbers_of_a_known_set(tmp_path, monkeypatch):
-    """Those known beforehand stop it at once, the others before it is final."""
+    """Numbers known in advance stop it at once, the others before the set is final."""
     make_idx(tmp_path)
     with pytest.raises(ConfigError, match="30 train images of mnist, must be 60,000"):
         prepare.prepare("mnist", tmp_path, tmp_path / "d")
