@@ -18,7 +18,7 @@ from jaxsplit.hosts import signals
 from jaxsplit.report.progress import Progress
 from jaxsplit.state import TrainState
 from jaxsplit.weights import warm_start
-from jaxsplit.workdir import files, lock
+from jaxsplit.workdir import files, lock, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,7 @@ def open_run(
     if chief:  # not before: it holds the step from which a change holds
         more = history.more(workdir / config_lib.CONFIG_FILE, start, found.changes)
         config_lib.save(config, workdir, more)
+        versions.record(workdir, start, versions.now(jax.devices()[0].device_kind))
     resident = _resident(exp)
     batches = exp.feed.batches(start)
     at_end.callback(batches.close)

@@ -5,19 +5,24 @@ import functools
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from jaxsplit import config as config_lib
 from jaxsplit import loop
-from jaxsplit.cli import pages, run_flags
+from jaxsplit.cli import pages, report, run_flags
+from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import summary, views
 from jaxsplit.weights import extract
 
-_MODE = flags.DEFINE_string("mode", "train", "train, eval, summary, show_views or export_leader")
+_MODE = flags.DEFINE_string("mode", "train", "train, eval, report, summary, views or leader")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "for eval and export_leader: latest, best or a step"
 )
 _TO = flags.DEFINE_string(
     "to", None, "for export_leader: the leader's workdir; WORKDIR/leader if not given"
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "for report: the page; report.html in the first workdir if not given"
 )
 # Of several processes on machines that know nothing of each other; see `processes.initialize`.
 _COORDINATOR = flags.DEFINE_string(
@@ -110,10 +115,12 @@ them, as WORKDIR/views.png.""",
 Without --config the config of the workdir holds. `jaxsplit VERB` is the same program.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
+        | {"out": "FILE"}
         | _PROCESSES,
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
             "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
+            "python main.py --mode=report --workdir=runs/digits,runs/other",
             "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",
             "python main.py --mode=show_views --config=digits_wrn16_4_x4 --workdir=runs/digits",
             "python main.py --mode=export_leader --workdir=runs/ffsd",
@@ -125,12 +132,24 @@ Without --config the config of the workdir holds. `jaxsplit VERB` is the same pr
 
 def run(argv: list[str], verb: str = "") -> int:
     """The program; `argv` without the verb, '' is main.py."""
+    if not verb and (given := _for_report(argv)) is not None:
+        return report.main(given)
     app.run(
         functools.partial(main, verb=verb),
         argv=argv,
         flags_parser=functools.partial(parse, verb=verb),
     )
     return 0
+
+
+def _for_report(argv: list[str]) -> list[str] | None:
+    """The arguments, if they hold --mode=report: it takes several workdirs, and no config."""
+    try:
+        given = flag_files.expanded(argv[1:])
+    except ConfigError:  # is told when the flags are parsed
+        return None
+    asked = config_lib.flags_given([argv[0], *given]).get("mode") == "report"
+    return given if asked and not pages.asked_for(given) else None
 
 
 def parse(argv: list[str], verb: str = "") -> list[str]:
@@ -145,13 +164,15 @@ def main(_: list[str], verb: str = "") -> None:
             _check_flags(verb)
         mode = _MODE_OF.get(verb, verb) or _MODE.value
         if mode not in MODES:
-            raise ConfigError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+            raise ConfigError(f"mode={mode!r}: must be one of {', '.join([*MODES, 'report'])}")
         if mode != "summary" and not run_flags.WORKDIR.value:
             raise ConfigError(f"workdir: must be given with {verb or f'--mode={mode}'}")
         if mode != "train" and _INIT_FROM.value is not None:
             raise ConfigError(f"init_from: only with --mode=train, not {mode}")
         if mode != "export_leader" and _TO.value is not None:
             raise ConfigError(f"to: only with --mode=export_leader, not {mode}")
+        if _OUT.value is not None:
+            raise ConfigError(f"out: only with --mode=report, not {mode}")
         if mode in ("train", "eval"):
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[mode](run_flags.CONFIG.value)
@@ -159,7 +180,16 @@ def main(_: list[str], verb: str = "") -> None:
 
 def _check_flags(verb: str) -> None:
     """Raises ConfigError for a flag of another verb."""
-    for flag in (_MODE, _CHECKPOINT, _TO, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _INIT_FROM):
+    for flag in (
+        _MODE,
+        _CHECKPOINT,
+        _TO,
+        _OUT,
+        _COORDINATOR,
+        _NUM_PROCESSES,
+        _PROCESS_ID,
+        _INIT_FROM,
+    ):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
             raise ConfigError(f"{flag.name}={flag.value!r}: `{verb}` has the flags {known}")
