@@ -84,7 +84,8 @@ Without --config the config of the workdir holds.""",
     ),
     "eval": pages.Page(
         usage=f"jaxsplit eval --workdir=DIR {_OVERRIDES}",
-        about="Evaluates a checkpoint of a run and prints a table of its networks.",
+        about="""Evaluates a checkpoint of a run: prints tables of its networks, writes
+WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
         flags=_RUN | {"checkpoint": "STEP"} | _PROCESSES,
         examples=(
             "jaxsplit eval --workdir=runs/digits --checkpoint=best",

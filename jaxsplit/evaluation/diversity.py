@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxsplit.evaluation import scores
 
-_CHUNK = 2**20  # log-probabilities of one network that are looked at together; bounds memory
+CHUNK = 2**20  # log-probabilities of one network that are looked at together; bounds memory
 
 
 def pairwise_disagreement(predicted: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def oracle(right: np.ndarray) -> float:
 
 def _finite_chunks(logits: np.ndarray) -> Iterator[np.ndarray]:
     """Log-probabilities float64[S, n, K] of the examples without NaN, part by part."""
-    size = max(1, _CHUNK // logits.shape[2])
+    size = max(1, CHUNK // logits.shape[2])
     for at in range(0, logits.shape[1], size):
         log_p = scores.log_softmax(logits[:, at : at + size])
         yield log_p[:, ~np.isnan(log_p).any((0, 2))]

@@ -12,7 +12,7 @@ from jaxsplit.evaluation import scores
 
 LEAST, MOST = 0.01, 100.0  # where the NLL falls without end, as where every answer is right
 _SEED = 1706  # of the halves
-_CHUNK = 2**20  # logits that are looked at together
+CHUNK = 2**20  # logits that are looked at together
 
 
 class Scaled(NamedTuple):
@@ -82,7 +82,7 @@ def cross_fitted(logits: np.ndarray, labels: np.ndarray) -> Scaled:
 def _slope(logits: np.ndarray, labels: np.ndarray, log_b: float) -> float:
     """The derivative by b of the NLL at b = exp(log_b), summed over logits [N, K]."""
     total, b = 0.0, np.exp(log_b)
-    size = max(1, _CHUNK // logits.shape[1])
+    size = max(1, CHUNK // logits.shape[1])
     for at in range(0, len(labels), size):
         z = np.asarray(logits[at : at + size], np.float64)
         z = z - np.take_along_axis(z, labels[at : at + size, None], 1)  # that of the label is 0

@@ -40,6 +40,7 @@ NOT_RUN = (
     (r"python main\.py --help|python -m jaxsplit\.torch_import --help", "as the test of --help"),
     (r"python main\.py --config=\.\.\.", "a pattern; needs several hosts"),
     (r"python main\.py --mode=eval --workdir=runs/(c100|imported)", "needs a run of hours"),
+    (r"python main\.py --mode=eval --workdir=runs/digits", "needs a run: test_commands_that_train"),
     (r"python main\.py --config=my_backbone\.py", "test_own_backbone.py runs it"),
     (r"python main\.py --config=my_method\.py", "test_own_method.py runs it"),
     (r"python -m jaxsplit\.data\.prepare (?!my_birds)", "needs a download; test_prepare.py"),

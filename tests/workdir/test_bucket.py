@@ -154,5 +154,11 @@ def test_a_run(bucket, tmp_path, monkeypatch):
     assert untimed(bucket.at(RUN)) == untimed(tmp_path / "local")
     assert_same(state_at(tiny(), RUN, 4), state_at(tiny(), tmp_path / "local", 4))
     names = {path.name for path in bucket.at(RUN).iterdir()}
-    assert names == {"config.json", metrics.JSONL, store.FOLDER}
+    assert names == {
+        "config.json",
+        "eval.json",
+        "predictions.npz",
+        metrics.JSONL,
+        store.FOLDER,
+    }
     assert all(path.startswith("gs://bucket/runs/a/") for path in bucket.written)
