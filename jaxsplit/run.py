@@ -13,6 +13,7 @@ from jaxsplit import early_stop, metrics, origin, rating
 from jaxsplit.checkpoints import folder as checkpoint_folder
 from jaxsplit.checkpoints import store
 from jaxsplit.config import history
+from jaxsplit.data import facts
 from jaxsplit.experiment import Experiment
 from jaxsplit.hosts import signals
 from jaxsplit.report.progress import Progress
@@ -120,6 +121,7 @@ def open_run(
         more = history.more(workdir / config_lib.CONFIG_FILE, start, found.changes)
         config_lib.save(config, workdir, more)
         versions.record(workdir, start, versions.now(jax.devices()[0].device_kind))
+        facts.write(workdir, facts.of_dataset(exp.dataset))
     resident = _resident(exp)
     batches = exp.feed.batches(start)
     at_end.callback(batches.close)

@@ -12,6 +12,7 @@ from jaxsplit.hosts import allocator, signals
 VERBS = {
     "train": "train a run, or resume it, then evaluate it",
     "eval": "evaluate a checkpoint of a run",
+    "predict": "predict the classes of a folder of images",
     "summary": "print parameters, multiply-adds and schedules of a config; or of architectures",
     "report": "write a page on one run, or on several side by side",
     "views": "draw what the networks see: a picture of augmented images",
@@ -20,7 +21,7 @@ VERBS = {
     "import-torch": "turn PyTorch weights into a workdir",
     "published": "print the results that the papers report",
 }
-_RUNS = ("train", "eval", "views", "export-leader")  # verbs that are modes of main.py
+_RUNS = ("train", "eval", "predict", "views", "export-leader")  # verbs that are modes of main.py
 
 
 def run() -> int:

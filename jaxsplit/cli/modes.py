@@ -7,22 +7,21 @@ from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import loop
-from jaxsplit.cli import pages, report, run_flags
+from jaxsplit.cli import pages, predict, report, run_flags
 from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import summary, views
 from jaxsplit.weights import extract
 
-_MODE = flags.DEFINE_string("mode", "train", "train, eval, report, summary, views or leader")
+_MODE = flags.DEFINE_string(
+    "mode", "train", "train, eval, report, predict, summary, show_views or export_leader"
+)
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "for eval and export_leader: latest, best or a step"
+    "checkpoint", "latest", "for eval, predict and export_leader: latest, best or a step"
 )
 _TO = flags.DEFINE_string(
     "to", None, "for export_leader: the leader's workdir; WORKDIR/leader if not given"
-)
-_OUT = flags.DEFINE_string(
-    "out", None, "for report: the page; report.html in the first workdir if not given"
 )
 # Of several processes on machines that know nothing of each other; see `processes.initialize`.
 _COORDINATOR = flags.DEFINE_string(
@@ -55,6 +54,7 @@ def _train(config: ConfigDict) -> None:
 MODES = {
     "train": _train,
     "eval": lambda config: loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value),
+    "predict": lambda config: predict.run(config, _workdir(), _CHECKPOINT.value),
     "summary": lambda config: print(summary.of_config(config)),
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
@@ -92,6 +92,7 @@ WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
             "jaxsplit eval --workdir=runs/digits --config.eval.ensemble=max_probs",
         ),
     ),
+    "predict": predict.PAGE,
     "summary": pages.Page(
         usage=f"jaxsplit summary --config=NAME|FILE {_OVERRIDES}", about="", flags=_RUN, examples=()
     ),
@@ -116,12 +117,13 @@ them, as WORKDIR/views.png.""",
 Without --config the config of the workdir holds. `jaxsplit VERB` is the same program.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
-        | {"out": "FILE"}
+        | predict.VALUES
         | _PROCESSES,
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
             "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
             "python main.py --mode=report --workdir=runs/digits,runs/other",
+            "python main.py --mode=predict --workdir=runs/digits --images=photos",
             "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",
             "python main.py --mode=show_views --config=digits_wrn16_4_x4 --workdir=runs/digits",
             "python main.py --mode=export_leader --workdir=runs/ffsd",
@@ -172,8 +174,9 @@ def main(_: list[str], verb: str = "") -> None:
             raise ConfigError(f"init_from: only with --mode=train, not {mode}")
         if mode != "export_leader" and _TO.value is not None:
             raise ConfigError(f"to: only with --mode=export_leader, not {mode}")
-        if _OUT.value is not None:
-            raise ConfigError(f"out: only with --mode=report, not {mode}")
+        for flag in predict.FLAGS:
+            if flag.present and mode != "predict":
+                raise ConfigError(f"{flag.name}: only with --mode=predict, not {mode}")
         if mode in ("train", "eval"):
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[mode](run_flags.CONFIG.value)
@@ -181,16 +184,8 @@ def main(_: list[str], verb: str = "") -> None:
 
 def _check_flags(verb: str) -> None:
     """Raises ConfigError for a flag of another verb."""
-    for flag in (
-        _MODE,
-        _CHECKPOINT,
-        _TO,
-        _OUT,
-        _COORDINATOR,
-        _NUM_PROCESSES,
-        _PROCESS_ID,
-        _INIT_FROM,
-    ):
+    own = (_MODE, _CHECKPOINT, _TO, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _INIT_FROM)
+    for flag in (*own, *predict.FLAGS):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
             raise ConfigError(f"{flag.name}={flag.value!r}: `{verb}` has the flags {known}")

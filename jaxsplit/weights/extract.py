@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxsplit import config as config_lib
 from jaxsplit import methods, models
 from jaxsplit.checkpoints import integrity, read, store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files, lock
 
@@ -71,8 +72,10 @@ def leader(
     variables, step, metrics = _read(config, workdir, "leader", which)
     alone = _alone(config, "leader")
     alone = config_lib.check(alone)
+    known = facts.of_workdir(workdir, config.data, integrity.shapes(variables))
     with contextlib.ExitStack() as at_end:
         folder = config_lib.prepare_workdir(to, lock.held(at_end))
+        facts.write(folder, known)
         _write(
             alone,
             folder,

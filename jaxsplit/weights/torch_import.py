@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from jaxsplit import config as config_lib
 from jaxsplit import data, models
 from jaxsplit.checkpoints import store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion
 from jaxsplit.report import summary
@@ -314,6 +315,7 @@ def import_checkpoint(
     with contextlib.ExitStack() as at_end:
         folder = config_lib.prepare_workdir(workdir, lock.held(at_end))
         config_lib.save(config, folder)
+        facts.write(folder, facts.of_config(config.data))
         checkpoints = store.Checkpoints(folder, best_metric=next(iter(metrics), ""))
         checkpoints.save_weights(variables, config, origin, metrics or None)
         checkpoints.close()

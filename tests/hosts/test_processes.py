@@ -99,6 +99,7 @@ def test_processes_do_what_one_does(mesh, start, alone, tmp_path):
         assert [line for line in other.said.splitlines() if not line.startswith("[Gloo]")] == []
     assert {path.name for path in workdir.iterdir()} <= {
         "config.json",
+        "dataset.json",
         "metrics.jsonl",
         store.FOLDER,
         *(path.name for path in workdir.glob("events.out.tfevents.*")),

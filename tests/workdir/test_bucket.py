@@ -10,9 +10,10 @@ from configs import common
 from jaxsplit import config as config_lib
 from jaxsplit import loop, metrics
 from jaxsplit.checkpoints import read, resume, store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.hosts import signals
-from jaxsplit.workdir import files, lock
+from jaxsplit.workdir import files, lock, versions
 from tests.support import bucket as bucket_fake
 from tests.support.checkpoints import METRIC, assert_same, like, make_state, save
 from tests.support.runs import lines_of, state_at, tiny, untimed
@@ -158,6 +159,8 @@ def test_a_run(bucket, tmp_path, monkeypatch):
         "config.json",
         "eval.json",
         "predictions.npz",
+        facts.NAME,
+        versions.NAME,
         metrics.JSONL,
         store.FOLDER,
     }

@@ -1,0 +1,73 @@
+"""Compiled forward passes of restored networks, over batches padded to powers of two."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxsplit import compiler
+from jaxsplit.inference.restore import Restored
+
+
+class Forward:
+    """Applies networks to batches; compiles once for each set of names and padded batch size.
+
+    Args:
+      restored: the networks.
+    """
+
+    def __init__(self, restored: Restored) -> None:
+        self.restored = restored
+        self.answers = restored.answers()
+        self._index = {
+            name: single.index
+            for name, single in restored.singles.items()
+            if single.part == "stack"
+        }
+        self._programs: dict[tuple[str, ...], Callable[[Array], dict[str, Array]]] = {}
+
+    def padded(self, count: int) -> int:
+        """The rows of a batch of `count` images: a power of two on each device."""
+        devices = self.restored.sharding.data_devices
+        return devices * (1 << max(0, (-(-count // devices) - 1).bit_length()))
+
+    def put(self, images: np.ndarray) -> Array:
+        """uint8[b, H, W, C] on the devices, padded with black images."""
+        rows = self.padded(len(images))
+        if rows > len(images):
+            black = np.zeros((rows - len(images), *images.shape[1:]), np.uint8)
+            images = np.concatenate([images, black])
+        mesh = self.restored.sharding
+        return mesh.put_local(images, mesh.batch)
+
+    def __call__(self, images: Array, names: Sequence[str]) -> dict[str, Array]:
+        """uint8[B, H, W, C] as `put` makes it -> name -> logits float[B, K]; waits for nothing.
+
+        If all names are networks of the stack, no other is computed.
+        """
+        key = tuple(names)
+        if key not in self._programs:
+            self._programs[key] = self._program(key)
+        return self._programs[key](images)
+
+    def _program(self, names: tuple[str, ...]) -> Callable[[Array], dict[str, Array]]:
+        restored, index = self.restored, self._index
+        options = compiler.options(restored.sharding.platform)
+        everything = set(self.answers) <= set(names)
+        if not everything and all(name in index for name in names):
+            layers = restored.take([index[name] for name in names])
+
+            def of_stack(layers: dict, images: Array) -> dict[str, Array]:
+                logits = restored.predict_stack(layers, images)
+                return {name: logits[i] for i, name in enumerate(names)}
+
+            some = jax.jit(of_stack, compiler_options=options)
+            return lambda images: some(layers, images)
+
+        def of_all(variables: dict, images: Array) -> dict[str, Array]:
+            named = restored.predict(variables, images)
+            return {name: named[name] for name in names}
+
+        every = jax.jit(of_all, compiler_options=options)
+        return lambda images: every(restored.variables, images)
