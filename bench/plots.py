@@ -4,7 +4,7 @@ python -m bench.plots --figures bench/results/growth_cpu.jsonl --out docs/figure
 python -m bench.plots --run runs/digits --out docs/figures
 
 One SVG for each series of `bench.train_step --grow` (networks, batch, devices), or one of a run,
-called as its workdir. Needs matplotlib (`pip install -e '.[bench]'`).
+called as its workdir.
 """
 
 import argparse

@@ -72,7 +72,8 @@ def write(workdirs: str, out: str | None) -> pathlib.Path:
     written = page.write(paths, to, _evaluate)
     size = len(written.read_bytes())
     print(f"report: {written} ({size / 1e6:.2f} MB)")
-    print(f"next: open {'it in a browser' if '://' in str(written) else written.as_uri()}")
+    if not files.is_remote(written):
+        print(f"next: python -m webbrowser {written.as_uri()}")
     return written
 
 

@@ -38,7 +38,7 @@ def write(
     found, notes = [], []
     for run in runs.read(workdirs):
         if why := _missing(run):
-            say(f"{run.path} {why}: evaluating it first")
+            say(f"{run.path} {why}; evaluating it first")
             notes.append(_evaluated(run, evaluate, why))
             (again,) = runs.read([run.path])
             run = runs.renamed(again, run.name)
@@ -58,10 +58,10 @@ def _missing(run: Run) -> str:
     if not steps:
         return ""
     if not run.evaluation or not (run.path / runs.PREDICTIONS).exists():
-        return "has no evaluation"
+        return "had no evaluation"
     newest = max(steps)
     if run.evaluation.get("checkpoint") == "latest" and run.evaluation.get("step") != newest:
-        return f"was evaluated at step {run.evaluation.get('step')}, before step {newest}"
+        return f"had an evaluation of step {run.evaluation.get('step')}, not of step {newest}"
     return ""
 
 

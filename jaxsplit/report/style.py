@@ -54,7 +54,7 @@ th:first-child, .words th, .words td { text-align: left; }
 .words td { white-space: normal; min-width: 7rem; max-width: 24rem; overflow-wrap: anywhere; }
 tr.group th { padding-top: .8rem; white-space: normal; }
 .grid { display: grid; gap: 1rem 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
 figure { margin: .75rem 0; min-width: 0; }
 .plot { display: block; width: 100%; height: auto; overflow: visible; color: var(--ink); }
 .plot text { font-family: inherit; fill: currentColor; }

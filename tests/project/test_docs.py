@@ -41,6 +41,11 @@ NOT_RUN = (
     (r"python main\.py --config=\.\.\.", "a pattern; needs several hosts"),
     (r"python main\.py --mode=eval --workdir=runs/(c100|imported)", "needs a run of hours"),
     (r"python main\.py --mode=eval --workdir=runs/digits", "needs a run: test_commands_that_train"),
+    (r"python main\.py --mode=report --workdir=runs/seed0", "needs three runs"),
+    (
+        r"python main\.py --mode=report --workdir=runs/digits",
+        "needs a run: test_commands_that_train",
+    ),
     (r"python main\.py --config=my_backbone\.py", "test_own_backbone.py runs it"),
     (r"python main\.py --config=my_method\.py", "test_own_method.py runs it"),
     (r"python -m jaxsplit\.data\.prepare (?!my_birds)", "needs a download; test_prepare.py"),
@@ -335,4 +340,5 @@ def test_commands_that_train(run, clone):
     for command in found:
         done = shell(command.text, clone, timeout=3000)
         assert done.returncode == 0, done.stderr
-        assert re.search(r"^(ensemble|leader|net0) ", done.stdout, re.M) or "export" in command.text
+        said = r"^(ensemble|leader|net0) |^report: "
+        assert re.search(said, done.stdout, re.M) or "export" in command.text
