@@ -1,12 +1,16 @@
 """`jaxsplit predict`, main.py --mode=predict: a CSV of what the networks say of images."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from jaxsplit.cli import pages
 from jaxsplit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxsplit.inference import Predictor
 
 _IMAGES = flags.DEFINE_multi_string(
     "images",
@@ -34,7 +38,13 @@ _TEMPERATURE = flags.DEFINE_string(
     "for predict: what logits are divided by: a number, or fitted for the temperatures that "
     "`jaxsplit eval` has written; default: 1",
 )
-FLAGS = (_IMAGES, _TOP, _OUT, _NETWORKS, _COMBINE, _TEMPERATURE)
+_CASCADE = flags.DEFINE_string(
+    "cascade",
+    None,
+    "for predict: asks network after network until they are sure: a threshold of the largest "
+    "probability, as 0.9, or accuracy=0.97 or cost=0.5 (of all multiply-adds) to fit one",
+)
+FLAGS = (_IMAGES, _TOP, _OUT, _NETWORKS, _COMBINE, _TEMPERATURE, _CASCADE)
 VALUES = {
     "images": "PATH",
     "out": "FILE",
@@ -42,6 +52,7 @@ VALUES = {
     "networks": "NAMES",
     "combine": "HOW",
     "temperature": "T",
+    "cascade": "HOW",
 }
 PAGE = pages.Page(
     usage="jaxsplit predict --workdir=DIR --images=PATH [--out=FILE] [FLAGS]",
@@ -86,6 +97,8 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> None:
             config=config,
             devices=jax.local_devices(),
         )
+        if _CASCADE.value is not None:
+            predictor = predictor.using(cascade=_threshold(predictor, _CASCADE.value))
         done = table.write(predictor, images, out, _TOP.value)
     text = f"predicted {done.predicted:,} image{'s' * (done.predicted != 1)}"
     if done.damaged:
@@ -93,3 +106,28 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     print(f"{text}: {out}", flush=True)
     if done.damaged:
         sys.exit(1)
+
+
+def _threshold(predictor: "Predictor", text: str) -> float:
+    """That of --cascade; fitted where it asks for an accuracy or a cost.
+
+    Raises:
+      ConfigError: it is none of these, or cannot be fitted.
+    """
+    goal, _, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = None
+    if value is None or goal not in ("", "accuracy", "cost"):
+        raise ConfigError(f"cascade={text!r}: must be a threshold, accuracy=NUMBER or cost=NUMBER")
+    if not goal:
+        return value
+    fitted = predictor.fit_cascade(**{goal: value})
+    its = fitted.expected
+    print(
+        f"cascade: threshold {fitted.threshold:.4f}, expected on other images: accuracy "
+        f"{its.accuracy:.2%} at {its.share:.1%} of the multiply-adds",
+        flush=True,
+    )
+    return fitted.threshold

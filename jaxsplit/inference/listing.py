@@ -10,13 +10,13 @@ from jaxsplit.data.prepare.class_trees import SUFFIXES, is_image
 from jaxsplit.data.prepare.junk import is_junk
 from jaxsplit.errors import ConfigError
 
+_LETTERS = 10**18  # behind all numbers
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts 'img2' before 'img10'."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts if p] + [
-        (False, 0, name)
-    ]
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 'img2' before 'img10'; digits come before letters."""
+    parts = [part for part in re.split(r"([0-9]+)", name.casefold()) if part]
+    return [(int(p), "") if p[0] in "0123456789" else (_LETTERS, p) for p in parts] + [(-1, name)]
 
 
 class Images:

@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax import Array
 from ml_collections import ConfigDict
 
 from jaxsplit import losses
 from jaxsplit.errors import ConfigError
-from jaxsplit.inference import pictures, temperatures
+from jaxsplit.inference import cascade as cascades
+from jaxsplit.inference import cascade_fit, pictures, temperatures
 from jaxsplit.inference.forward import Forward
 from jaxsplit.inference.restore import Restored, restore
 
 ENSEMBLE = "ensemble"
+_WINDOW = 8  # batches that a cascade takes together
 Temperature = float | str
 
 
@@ -29,11 +32,14 @@ class Prediction(NamedTuple):
     """What networks say of N images.
 
     probabilities: float32[N, K] of the common answer.
-    networks: name -> float32[N, K], each network's own probabilities.
+    networks: name -> float32[N, K], each network's own probabilities; NaN where a cascade did not
+      ask it.
+    used: int[N], how many networks a cascade asked; None: all were.
     """
 
     probabilities: np.ndarray
     networks: dict[str, np.ndarray]
+    used: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Options:
     networks: tuple[str, ...] | None = None
     combine: str | None = None
     temperature: Temperature = 1.0
+    cascade: float | None = None
 
 
 class Predictor:
@@ -93,12 +100,18 @@ class Predictor:
         """Names that `networks=` takes: net0, ..., and leader and fusion where they exist."""
         return tuple(name for name in self.forward.answers if name != ENSEMBLE)
 
+    @property
+    def together(self) -> int:
+        """Images that are worked on together; a cascade takes several batches at once."""
+        return self.batch_size * (1 if self._options.cascade is None else _WINDOW)
+
     def using(
         self,
         *,
         networks: Sequence[str | int] | str | int | None = None,
         combine: str | None = None,
         temperature: Temperature | None = None,
+        cascade: float | None = None,
     ) -> "Predictor":
         """The same networks, which answer in another way; what is None stays as it is.
 
@@ -109,6 +122,9 @@ class Predictor:
             by default as `config.eval.ensemble` says.
           temperature: the logits are divided by it: a positive number, or 'fitted' for those in
             the `eval.json` of the workdir.
+          cascade: a threshold of 0 or more: one network after another is asked, in the order of
+            `networks`, until the largest probability of their common answer reaches it. By default
+            that order is the one by validation accuracy where that is known.
 
         Raises:
           ConfigError: a value is none of these.
@@ -123,6 +139,10 @@ class Predictor:
             changes["combine"] = combine
         if temperature is not None:
             changes["temperature"] = temperatures.checked(temperature)
+        if cascade is not None:
+            if not cascade >= 0:
+                raise ConfigError(f"cascade={cascade}: must be a threshold of 0 or more")
+            changes["cascade"] = float(cascade)
         # A copy shares the compiled programs.
         other = object.__new__(Predictor)
         other.__dict__ = self.__dict__ | {"_options": dataclasses.replace(self._options, **changes)}
@@ -148,20 +168,17 @@ class Predictor:
           ConfigError: a wrong array or option.
         """
         this = self.using(**options) if options else self
+        if this._options.cascade is not None:
+            return this._cascade(images, this._options.cascade)
         parts, waiting = [], None
         for batch in this._batches(images):
             started = this._start(batch)
             if waiting is not None:  # read one later, so that the device always has work
                 parts.append(_host(*waiting))
             waiting = started, len(batch)
-        if waiting is None:
-            empty = np.zeros((0, this.restored.facts.num_classes), np.float32)
-            return Prediction(empty, dict.fromkeys(this.voters, empty))
-        parts.append(_host(*waiting))
-        return Prediction(
-            np.concatenate([part.probabilities for part in parts]),
-            {n: np.concatenate([part.networks[n] for part in parts]) for n in this.voters},
-        )
+        if waiting is not None:
+            parts.append(_host(*waiting))
+        return this._joined(parts)
 
     def logits(self, images: pictures.Pictures) -> dict[str, np.ndarray]:
         """Name -> float32[N, K] of every answer of the method, as an evaluation has them."""
@@ -171,6 +188,62 @@ class Predictor:
             found = jax.device_get(named)
             parts.append({name: found[name][: len(batch)] for name in self.forward.answers})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def fit_cascade(
+        self, *, accuracy: float | None = None, cost: float | None = None
+    ) -> cascades.Fitted:
+        """The threshold of a cascade of `voters`, from the `predictions.npz` of the workdir.
+
+        Args:
+          accuracy: at least this share of right answers, at the lowest cost.
+          cost: at most this share of the multiply-adds of all networks, with the best accuracy.
+
+        Returns:
+          `threshold`, for `using(cascade=)`, and what is `expected` on other images.
+
+        Raises:
+          ConfigError: not one of the two is given, none reaches it, or there is no such file.
+        """
+        this = self if self._options.cascade is not None else self.using(cascade=1)
+        how = this._options.combine or this.config.eval.ensemble
+        temperature = this._temperature("")
+        return cascade_fit.fitted(
+            this.restored,
+            this.voters,
+            how=how,
+            temperature=temperature,
+            accuracy=accuracy,
+            share=cost,
+        )
+
+    def _cascade(self, images: pictures.Pictures, threshold: float) -> Prediction:
+        """`predict` by a cascade."""
+        names, parts = self.voters, []
+        how = self._options.combine or self.config.eval.ensemble
+        common, own = self._temperature(""), [self._temperature(name) for name in names]
+        # Of several batches together, so that those who stay fill whole batches again.
+        for some in self._batches(images, self.together):
+            run = self.forward.cascaded(some, names, self.batch_size)
+            found = cascades.compact(
+                run, len(some), len(names), threshold, how=how, temperature=common
+            )
+            votes = {
+                name: scipy.special.softmax(z / t, -1)
+                for name, z, t in zip(names, found.logits, own, strict=True)
+            }
+            probabilities = np.exp(found.log_probabilities).astype(np.float32)
+            parts.append(Prediction(probabilities, votes, found.used))
+        return self._joined(parts)
+
+    def _joined(self, parts: list[Prediction]) -> Prediction:
+        """All parts as one; of none, no images."""
+        empty = np.zeros((0, self.restored.facts.num_classes), np.float32)
+        used = [np.zeros(0, np.int64), *(p.used for p in parts if p.used is not None)]
+        return Prediction(
+            np.concatenate([empty, *(part.probabilities for part in parts)]),
+            {n: np.concatenate([empty, *(p.networks[n] for p in parts)]) for n in self.voters},
+            None if self._options.cascade is None else np.concatenate(used),
+        )
 
     def _start(self, batch: np.ndarray) -> tuple[Array, dict[str, Array]]:
         """(probabilities, {network: probabilities}) of a batch, which the device computes."""
@@ -187,7 +260,11 @@ class Predictor:
     @property
     def voters(self) -> tuple[str, ...]:
         """The networks whose own probabilities `predict` gives: those chosen, else all."""
-        return self._options.networks or tuple(self.restored.singles)
+        if self._options.networks is not None:
+            return self._options.networks
+        if self._options.cascade is not None:
+            return self.restored.by_accuracy()
+        return tuple(self.restored.singles)
 
     def _answer(self) -> str | None:
         """The name in the method's answers that is the answer; None: it is combined here."""
@@ -206,7 +283,7 @@ class Predictor:
         """The answer of evaluations that a combination here is; '' where it is none."""
         stack = tuple(n for n, s in self.restored.singles.items() if s.part == "stack")
         same_how = self._options.combine in (None, self.config.eval.ensemble)
-        return ENSEMBLE if same_how and self.voters == stack else ""
+        return ENSEMBLE if same_how and set(self.voters) == set(stack) else ""
 
     def _named(self, networks: Sequence[str | int] | str | int) -> tuple[str, ...]:
         """Names without repetition; numbers count in the stack."""
@@ -222,9 +299,9 @@ class Predictor:
             raise ConfigError("networks=(): must be at least one")
         return tuple(dict.fromkeys(names))
 
-    def _batches(self, images: pictures.Pictures) -> Iterator[np.ndarray]:
-        """uint8[b, H, W, C], b at most `batch_size`; threads read ahead of the device."""
-        size = self.batch_size
+    def _batches(self, images: pictures.Pictures, size: int = 0) -> Iterator[np.ndarray]:
+        """uint8[b, H, W, C], b at most `size` or `batch_size`; threads read ahead of the device."""
+        size = size or self.batch_size
         array = pictures.ready(images, self.restored.facts)
         if array is not None:
             yield from (array[at : at + size] for at in range(0, len(array), size))
@@ -249,6 +326,7 @@ def load(
     networks: Sequence[str | int] | str | int | None = None,
     combine: str | None = None,
     temperature: Temperature | None = None,
+    cascade: float | None = None,
     config: ConfigDict | None = None,
     batch_size: int = 0,
     devices: Sequence[jax.Device] | None = None,
@@ -259,7 +337,7 @@ def load(
     Args:
       workdir: of a run, or one that was imported or exported.
       which: checkpoint, 'latest', 'best' or a step.
-      networks, combine, temperature: as of `Predictor.using`.
+      networks, combine, temperature, cascade: as of `Predictor.using`.
       config: of the run, with fields changed that may differ in an evaluation; None: its own.
       batch_size: images at once at most; 0: as an evaluation. Rounded down to a power of two.
       devices: the images of a batch are shared out over them; None: the first of this process.
@@ -272,7 +350,9 @@ def load(
         raise ConfigError(f"batch_size={batch_size}: must be at least 0")
     restored = restore(workdir, which, config=config, devices=devices, say=say)
     predictor = Predictor(restored, batch_size=batch_size, say=say)
-    return predictor.using(networks=networks, combine=combine, temperature=temperature)
+    return predictor.using(
+        networks=networks, combine=combine, temperature=temperature, cascade=cascade
+    )
 
 
 def threads(config: ConfigDict) -> int:

@@ -24,6 +24,7 @@ class Restored:
 
     config: of the run. step: of the checkpoint. facts: of `dataset.json`.
     variables: {'params', 'batch_stats'} on the devices of `sharding`, as `method.predict` takes.
+    metrics: of an evaluation, that lie in the checkpoint.
     """
 
     workdir: pathlib.Path
@@ -34,6 +35,13 @@ class Restored:
     stack: stack.Stack
     method: methods.Method
     variables: dict
+    metrics: Mapping[str, float]
+
+    def by_accuracy(self) -> tuple[str, ...]:
+        """The networks of the stack, the best on the validation set first where that is known."""
+        names = [name for name, single in self.singles.items() if single.part == "stack"]
+        known = {name: self.metrics.get(f"validation/{name}/top1", 0.0) for name in names}
+        return tuple(sorted(names, key=lambda name: -known[name]))
 
     @property
     def singles(self) -> Mapping[str, methods.Single]:
@@ -122,6 +130,7 @@ def restore(
         stack=networks,
         method=method,
         variables=read.restore_model(checkpoints.path(step), like),
+        metrics=checkpoints.metrics(step) or {},
     )
 
 

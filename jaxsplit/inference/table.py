@@ -29,8 +29,9 @@ def write(predictor: Predictor, images: listing.Images, out: pathlib.Path, top: 
     """Predicts images and writes a line of CSV for each that can be read.
 
     The columns are `file`; `class1`, `probability1`, ... of the `top` most probable classes; and
-    for each network its name, its own most probable class, and `<name>_probability`. Files that
-    cannot be read are named on stderr. Until the end the lines lie in OUT.part.
+    for each network its name, its own most probable class, and `<name>_probability`. Those
+    that a cascade did not ask have empty cells. Files that cannot be read are named on stderr.
+    Until the end the lines lie in OUT.part.
 
     Raises:
       ConfigError: `top` is out of range, or the file cannot be written.
@@ -83,7 +84,7 @@ def _read(
     with ThreadPoolExecutor(threads(predictor.config)) as pool:
 
         def start() -> list[tuple[str, Future]]:
-            some = itertools.islice(waiting, predictor.batch_size)
+            some = itertools.islice(waiting, predictor.together)
             return [(path, pool.submit(_attempt, predictor, path)) for path in some]
 
         try:
@@ -122,7 +123,8 @@ def _rows(
             row += [names[k], _text(found.probabilities[i, k])]
         for own in found.networks.values():
             best = int(own[i].argmax())
-            row += [names[best], _text(own[i, best])]
+            asked = not np.isnan(own[i, best])
+            row += [names[best], _text(own[i, best])] if asked else ["", ""]
         yield row
 
 
