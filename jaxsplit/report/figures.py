@@ -115,8 +115,9 @@ def _inline(drawn: str, name: str, title: str, text: str, size: tuple[float, flo
 
 def _themed(style: re.Match) -> str:
     text = re.sub(r"#[0-9a-f]{6}", lambda m: _VARIABLES.get(m[0], m[0]), style[0])
-    # matplotlib names its own font; without one the page's own is taken.
-    return re.sub(r"font: ([\w. ]*?)([\d.]+)px [^;]*", r"font-size: \2px", text)
+    # matplotlib names its own font, as `font:` up to 3.10; without one the page's own is taken.
+    text = re.sub(r"font: ([\w. ]*?)([\d.]+)px [^;]*", r"font-size: \2px", text)
+    return re.sub(r"font-family: [^;]*(; |$)", "", text)
 
 
 # ---- Lines

@@ -1,7 +1,7 @@
 """The report of runs: one HTML page that needs no other file, no script and no network."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxsplit.checkpoints import folder as checkpoints
 from jaxsplit.errors import ConfigError
@@ -76,7 +76,7 @@ def _evaluated(run: Run, evaluate: Callable[[Run], None], why: str) -> str:
 def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
     """The HTML of the report."""
     groups = runs.alike(found)
-    kept = {run.name: its for run in found if (its := _test_predictions(run)) is not None}
+    kept = {run.name: its for run in found if (its := _predictions(run))}
     most = max(2, min(8, _IMAGES // len(found)))
     shown = [
         sections.results_table(groups),
@@ -84,6 +84,7 @@ def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
         sections.calibration(found),
         sections.errors(found, kept),
         sections.diversity(found),
+        sections.cost(found, kept),
         sections.wrong(found, kept, most),
         sections.configs(found),
         sections.versions(found),
@@ -93,14 +94,14 @@ def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
     return html.page(title, style.CSS, html.tag("main", body))
 
 
-def _test_predictions(run: Run) -> SplitPredictions | None:
-    """What predictions.npz holds of the test set; None: it is not of this evaluation."""
+def _predictions(run: Run) -> Mapping[str, SplitPredictions]:
+    """Split -> what predictions.npz holds; {}: it is not of the evaluation that eval.json holds."""
     path = run.path / runs.PREDICTIONS
     if not run.evaluation or not path.exists():
-        return None
+        return {}
     found = predictions.read(path)
-    its = found.splits.get("test")
-    return its if found.step == run.step and its and run.answer in its.logits else None
+    test = found.splits.get("test")
+    return found.splits if found.step == run.step and test and run.answer in test.logits else {}
 
 
 def _head(title: str, groups: Sequence[Sequence[Run]], notes: Sequence[str]) -> html.Raw:

@@ -1,19 +1,21 @@
 """The sections of a report, in the order of its page; each '' where it has nothing to show."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from jaxsplit.evaluation import scores
 from jaxsplit.evaluation.predictions import SplitPredictions
-from jaxsplit.report import charts, examples, html, reproduce, results
+from jaxsplit.report import cascades, charts, examples, html, reproduce, results
 from jaxsplit.report.html import Raw
 from jaxsplit.report.runs import Run
 
 _PAIRS = 10  # of most confused classes in the list
 _CLASSES = 5  # worst and best in the table of classes
 _SPLITS = ("test", "validation")
+# Name of a run -> split -> what was answered.
+Predictions: TypeAlias = Mapping[str, Mapping[str, SplitPredictions]]
 
 
 def results_table(groups: Sequence[Sequence[Run]]) -> Raw:
@@ -130,12 +132,12 @@ def _fitted(found: Mapping[str, Any]) -> str:
     return "fitted on one half of the test set and scored on the other, both ways"
 
 
-def errors(runs: Sequence[Run], predictions: Mapping[str, SplitPredictions]) -> Raw:
+def errors(runs: Sequence[Run], predictions: Predictions) -> Raw:
     """Confusion matrices, the most confused pairs, error against coverage, classes."""
     drawn: list[charts.Chart | None] = []
     bodies = []
     for number, run in enumerate(runs):
-        counts = _confusion(run, predictions.get(run.name))
+        counts = _confusion(run, predictions.get(run.name, {}).get("test"))
         if counts is None:
             continue
         drawn.append(charts.confusion(run, number, counts))
@@ -234,7 +236,21 @@ def _number(value: float | None, text: str, times: float) -> str:
     return "-" if value is None else text.format(times * value)
 
 
-def wrong(runs: Sequence[Run], predictions: Mapping[str, SplitPredictions], most: int) -> Raw:
+def cost(runs: Sequence[Run], predictions: Predictions) -> Raw:
+    """Accuracy of a cascade against its multiply-adds."""
+    drawn = [
+        cascades.curve(run, number, its["test"], its.get("validation"))
+        for number, run in enumerate(runs)
+        if (its := predictions.get(run.name))
+    ]
+    begin = html.paragraph(
+        "A cascade asks network after network until the mean of their answers is sure enough; "
+        "easy images cost little (arXiv 2012.01988)."
+    )
+    return html.section("cost", "Cost", [begin, _figures(drawn)] if any(drawn) else [])
+
+
+def wrong(runs: Sequence[Run], predictions: Predictions, most: int) -> Raw:
     """The images that the runs are most confidently wrong about."""
     from jaxsplit.errors import ConfigError
 
@@ -242,7 +258,7 @@ def wrong(runs: Sequence[Run], predictions: Mapping[str, SplitPredictions], most
     for run in runs:
         if run.name not in predictions:
             continue
-        found = examples.most_confident(run, predictions[run.name], most)
+        found = examples.most_confident(run, predictions[run.name]["test"], most)
         parts.append(html.tag("h3", f"{run.name}: {run.answer}"))
         if not found:
             parts.append(html.paragraph("Every test image is answered right."))

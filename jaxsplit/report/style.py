@@ -78,7 +78,7 @@ figure { margin: .75rem 0; min-width: 0; }
   @page { margin: 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
-  h2, h3, caption { break-after: avoid; }
+  h2, h3, caption, h2 + p { break-after: avoid; }
   figure, .example, tr, pre { break-inside: avoid; }
   .scroll { overflow: visible; }
   .scroll * { position: static !important; }
@@ -86,6 +86,9 @@ figure { margin: .75rem 0; min-width: 0; }
   th, td { padding: .15rem .35rem; }
   .grid { grid-template-columns: repeat(2, 1fr); }
   .examples { grid-template-columns: repeat(3, 1fr); }
+  .example { padding: .4rem; gap: .4rem; }
+  .example img { width: 3.2rem; }
+  .example figcaption { font-size: 8pt; }
   pre { white-space: pre-wrap; }
   .plot, .example img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
