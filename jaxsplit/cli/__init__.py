@@ -34,6 +34,8 @@ def run() -> int:
 
         return modes.run(["jaxsplit", *argv[1:]], verb)
     if verb in VERBS:
+        if verb == "report":  # which may evaluate
+            early()
         module = importlib.import_module(f"jaxsplit.cli.{verb.replace('-', '_')}")
         return module.main(argv[1:])
     if verb.lstrip("-") in ("help", "h"):

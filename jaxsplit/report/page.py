@@ -7,7 +7,7 @@ from jaxsplit.checkpoints import folder as checkpoints
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import predictions
 from jaxsplit.evaluation.predictions import SplitPredictions
-from jaxsplit.report import figures, html, results, runs, sections, style
+from jaxsplit.report import figures, html, results, runs, sections, shift, style
 from jaxsplit.report.runs import Run
 
 FILE = "report.html"
@@ -57,7 +57,7 @@ def _missing(run: Run) -> str:
     steps = checkpoints.steps_in(run.path / checkpoints.FOLDER)
     if not steps:
         return ""
-    if not run.evaluation or not (run.path / runs.PREDICTIONS).exists():
+    if not run.evaluation or not (run.path / predictions.FILE).exists():
         return "had no evaluation"
     newest = max(steps)
     if run.evaluation.get("checkpoint") == "latest" and run.evaluation.get("step") != newest:
@@ -86,6 +86,7 @@ def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
         sections.diversity(found),
         sections.cost(found, kept),
         sections.wrong(found, kept, most),
+        shift.section(found),
         sections.configs(found),
         sections.versions(found),
     ]
@@ -96,7 +97,7 @@ def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
 
 def _predictions(run: Run) -> Mapping[str, SplitPredictions]:
     """Split -> what predictions.npz holds; {}: it is not of the evaluation that eval.json holds."""
-    path = run.path / runs.PREDICTIONS
+    path = run.path / predictions.FILE
     if not run.evaluation or not path.exists():
         return {}
     found = predictions.read(path)

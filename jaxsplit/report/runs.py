@@ -15,11 +15,13 @@ from jaxsplit import config as config_lib
 from jaxsplit import metrics
 from jaxsplit.config import history
 from jaxsplit.costs import ALL, own_costs, stack_cost
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import answers
+from jaxsplit.evaluation.record import FILE as EVAL
+from jaxsplit.evaluation.record import FORMAT
 from jaxsplit.workdir import files
 
-EVAL, PREDICTIONS, DATASET = "eval.json", "predictions.npz", "dataset.json"
 # Fields that change how a run is computed and stored, and not what it finds.
 _STORAGE = (
     "lowering",
@@ -41,7 +43,7 @@ class Run:
     name: what tells it from the other runs, the shortest end of its path.
     lines: of metrics.jsonl, in order; empty where there is none.
     evaluation: of eval.json; empty where there is none.
-    dataset: of dataset.json; empty where there is none.
+    dataset: of dataset.json; None: there is none.
     changes: of config.json: [{"step": int, "changed": {field: [before, after]}}].
     """
 
@@ -50,7 +52,7 @@ class Run:
     config: ConfigDict
     lines: Sequence[Mapping[str, float]] = ()
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dataset: facts.Facts | None = None
     changes: Sequence[Mapping[str, Any]] = ()
     written_by: str = ""
 
@@ -89,7 +91,8 @@ class Run:
     @functools.cached_property
     def class_names(self) -> list[str]:
         """Of dataset.json, else of eval.json; empty where neither has them."""
-        names = self.dataset.get("class_names") or self.evaluation.get("classes") or ()
+        names = self.dataset.class_names if self.dataset else ()
+        names = names or self.evaluation.get("classes") or ()
         return [_printable(str(name)) for name in names]
 
     def class_name(self, label: int) -> str:
@@ -146,15 +149,8 @@ def _last_logged(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 def _data_facts(run: Run) -> tuple[int, tuple[int, int, int]]:
     """(K, (H, W, C)) as the workdir says it, else as the data set does."""
-    found = run.dataset
-    if "num_classes" in found and "image_shape" in found:
-        height, width, channels = found["image_shape"]
-        return int(found["num_classes"]), (int(height), int(width), int(channels))
-    from jaxsplit import data
-
-    source, size = data.source(run.config.data), run.config.data.image_size
-    height, width, channels = source.image_shape
-    return source.num_classes, (size or height, size or width, channels)
+    found = run.dataset or facts.of_config(run.config.data)
+    return found.num_classes, found.image_shape
 
 
 def paths(text: str) -> list[pathlib.Path]:
@@ -198,7 +194,7 @@ def _read(path: pathlib.Path, name: str) -> Run:
         config=config,
         lines=list(_lines(path / metrics.JSONL)),
         evaluation=_json(path / EVAL),
-        dataset=_json(path / DATASET),
+        dataset=facts.read(path),
         changes=raw.get(history.KEY) or (),
         written_by=_printable(str(raw.get("written_by", ""))),
     )
@@ -214,6 +210,11 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error}); `jaxsplit eval` writes it") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: must hold an object of JSON")
+    if found.get("format") != FORMAT:
+        raise ConfigError(
+            f"{path}: format={found.get('format')!r}: must be {FORMAT}; `jaxsplit eval` writes it "
+            "anew"
+        )
     return found
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from jaxsplit.cli import report
 from jaxsplit.errors import ConfigError
+from jaxsplit.evaluation import predictions
 from jaxsplit.report import examples, figures, page, reproduce, results, runs, sections
 from jaxsplit.report.charts import confused_pairs
 from jaxsplit.workdir import versions
@@ -285,6 +286,22 @@ def test_what_is_published_stands_below_the_table(tmp_path, undrawn):
     assert "the paper reports 97.94 % (300 epochs" in Checked(written(path)).text
 
 
+def test_other_data_and_corruptions(tmp_path, undrawn):
+    path = reports.workdir(tmp_path / "a", reports.digits())
+    scored = json.loads((path / runs.EVAL).read_text())
+    scored["ood"] = {"mnist": {"count": 1234, "answers": {"ensemble": {"entropy": {"auroc": 0.5}}}}}
+    scored["corruptions"] = {"net0": {"snow": [0.1, 0.2, None], "mean": 0.3}}
+    (path / runs.EVAL).write_text(json.dumps(scored))
+    text = written(path)
+    said = Checked(text).text
+    assert "Foreign and corrupted images" in said
+    row = '<th scope="row">{}</th>{}</tr>'
+    assert row.format("mnist / answers / ensemble / entropy", "<td>0.5000</td>") in text
+    assert row.format("mnist", "<td>1,234</td>") in text
+    assert row.format("net0 / snow", "<td>0.1000</td><td>0.2000</td><td>-</td>") in text
+    assert row.format("net0", "<td>0.3000</td>") in text
+
+
 # ---- Evaluated first
 
 
@@ -301,7 +318,7 @@ def test_a_run_is_evaluated_first(unevaluated, tmp_path, undrawn):
     def evaluate(run) -> None:
         asked.append(run.name)
         made = reports.workdir(tmp_path / "made", reports.digits())
-        for name in (runs.EVAL, runs.PREDICTIONS):
+        for name in (runs.EVAL, predictions.FILE):
             (unevaluated / name).write_bytes((made / name).read_bytes())
 
     said = Checked(written(unevaluated, evaluate=evaluate)).text
@@ -470,6 +487,8 @@ def test_bad_input(three, tmp_path, capsys, undrawn):
     assert "eval.json: cannot be read" in refused(f"--workdir={broken}", capsys=capsys)
     (broken / runs.EVAL).write_text("[]")
     assert "must hold an object of JSON" in refused(f"--workdir={broken}", capsys=capsys)
+    (broken / runs.EVAL).write_text('{"format": 99}')
+    assert "format=99: must be 1" in refused(f"--workdir={broken}", capsys=capsys)
 
 
 def test_without_matplotlib(three, monkeypatch, capsys):
