@@ -4,19 +4,20 @@ import dataclasses
 import os
 import pathlib
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 import jaxsplit
-from jaxsplit import compiler, evaluation, experiment, metrics, rating
+from jaxsplit import compiler, data, evaluation, experiment, metrics, rating
 from jaxsplit import config as config_lib
 from jaxsplit.checkpoints import read, store
 from jaxsplit.config import history, limits
 from jaxsplit.data import prepared
 from jaxsplit.errors import ConfigError
-from jaxsplit.evaluation import Results, predictions, record
+from jaxsplit.evaluation import Results, SplitResults, predictions, record
 from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
 from jaxsplit.experiment import Experiment
 from jaxsplit.hosts import processes
@@ -102,16 +103,11 @@ def collect(chosen: Chosen) -> tuple[Results, Predictions | None]:
     if not processes.broadcast(_fits(exp, sum(map(len, splits.values())))):
         names = rating.splits(exp)
         return {name: rating.evaluate_split(exp, variables, name) for name in names}, None
-    how, dataset = rating.eval_pass(exp), exp.dataset
-    step = predictions.make_collect(
-        evaluation.make_predict_step(exp.method, dataset.mean, dataset.std),
-        how,
-        compiler.options(exp.sharding.platform),
-    )
     results: Results = {}
     kept: dict[str, SplitPredictions] = {}
+    predict = predictor(chosen)
     for name, examples in splits.items():
-        means, its = predictions.collect(step, variables, examples, how)
+        means, its = predict(examples)
         results[name] = rating.count_bad(exp, examples, means)
         if its is not None:
             kept[name] = its
@@ -119,6 +115,20 @@ def collect(chosen: Chosen) -> tuple[Results, Predictions | None]:
         return results, None
     kept[record.TRAIN] = dataclasses.replace(kept[record.TRAIN], index=at[kept[record.TRAIN].index])
     return results, Predictions(chosen.step, kept)
+
+
+def predictor(
+    chosen: Chosen,
+) -> Callable[[data.Arrays | data.Stream], tuple[SplitResults, SplitPredictions | None]]:
+    """A function that passes once over examples, compiled once: see `predictions.collect`."""
+    exp = chosen.exp
+    how, dataset = rating.eval_pass(exp), exp.dataset
+    step = predictions.make_collect(
+        evaluation.make_predict_step(exp.method, dataset.mean, dataset.std),
+        how,
+        compiler.options(exp.sharding.platform),
+    )
+    return lambda examples: predictions.collect(step, chosen.variables, examples, how)
 
 
 def describe(chosen: Chosen, results: Results, found: Predictions) -> dict[str, Any]:

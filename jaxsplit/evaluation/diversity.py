@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxsplit.evaluation import scores
 
-CHUNK = 2**20  # log-probabilities of one network that are looked at together; bounds memory
+CHUNK = 2**17  # logits of one network that are looked at together
 
 
 def pairwise_disagreement(predicted: np.ndarray) -> np.ndarray:
@@ -37,11 +37,16 @@ def pairwise_kl(logits: np.ndarray) -> np.ndarray:
     for log_p in _finite_chunks(logits):
         count += log_p.shape[1]
         p = np.exp(log_p)
+        if np.isfinite(log_p).all():
+            flat = log_p.reshape(len(log_p), -1)
+            cross = p.reshape(flat.shape) @ flat.T
+            sums += np.diag(cross)[:, None] - cross
+            continue
         for i, j in np.ndindex(sums.shape):
             with np.errstate(invalid="ignore"):  # 0 * (-inf + inf)
                 terms = p[i] * (log_p[i] - log_p[j])
             sums[i, j] += np.where(p[i] == 0, 0.0, terms).sum()
-    return sums / count if count else np.full_like(sums, np.nan)
+    return np.maximum(sums, 0.0) / count if count else np.full_like(sums, np.nan)
 
 
 def error_correlation(right: np.ndarray) -> np.ndarray:
@@ -92,7 +97,8 @@ def oracle(right: np.ndarray) -> float:
 
 def _finite_chunks(logits: np.ndarray) -> Iterator[np.ndarray]:
     """Log-probabilities float64[S, n, K] of the examples without NaN, part by part."""
-    size = max(1, CHUNK // logits.shape[2])
-    for at in range(0, logits.shape[1], size):
-        log_p = scores.log_softmax(logits[:, at : at + size])
-        yield log_p[:, ~np.isnan(log_p).any((0, 2))]
+    _, count, classes = logits.shape
+    for rows in scores.chunks(count, classes, CHUNK):
+        log_p = scores.log_softmax(logits[:, rows])
+        bad = np.isnan(log_p[..., 0]).any(0)  # all classes are, or none
+        yield log_p[:, ~bad] if bad.any() else log_p

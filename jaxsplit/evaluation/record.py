@@ -4,16 +4,18 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxsplit.evaluation import diversity, scores, temperature
 from jaxsplit.evaluation.metrics import METRICS
 from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
-from jaxsplit.evaluation.results import EXAMPLES, NETWORKS, Results, answers
+from jaxsplit.evaluation.results import EXAMPLES, NETWORKS, Results, SplitResults, answers
 
+T = TypeVar("T")
 FILE = "eval.json"
 FORMAT = 1  # of the file; grows where a key changes its meaning
 TRAIN = "train"  # the name of the sample of the training set
@@ -29,26 +31,29 @@ def of_splits(results: Results, found: Predictions) -> dict[str, dict]:
     results: the means of METRICS; they get every score that is one number, so that the flat form
       has them, too.
     """
-    out: dict[str, dict[str, Any]] = {}
-    for split, its in found.splits.items():
-        means = results[split]
-        named = {}
-        for name in answers(means):
-            numbers, more = of_answer(its.logits[name], its.labels)
-            # A jitted function sorts the metrics.
-            means[name] = {m: means[name][m] for m in METRICS if m in means[name]} | numbers
-            named[name] = means[name] | more
-        count = {name: int(value) for name, value in means[EXAMPLES].items()}
-        out[split] = count | {"answers": named}
-        if NETWORKS in means:
-            numbers, more = of_networks(its)
-            gains = {
-                f"ensemble_gain_{metric}": sign
-                * (means["ensemble"][metric] - _mean_of_networks(means, metric))
-                for metric, sign in (("top1", 1), ("nll", -1))
-            }
-            means[NETWORKS] |= numbers | gains
-            out[split]["networks"] = means[NETWORKS] | more
+    return {split: _of_split(results[split], its) for split, its in found.splits.items()}
+
+
+def _of_split(means: SplitResults, its: SplitPredictions) -> dict[str, Any]:
+    def of(name: str) -> tuple[dict[str, float], dict[str, Any]]:
+        return of_answer(its.logits[name], its.labels)
+
+    named = {}
+    for name, (numbers, more) in _map(of, answers(means)).items():
+        # A jitted function sorts the metrics.
+        means[name] = {m: means[name][m] for m in METRICS if m in means[name]} | numbers
+        named[name] = means[name] | more
+    out: dict[str, Any] = {name: int(value) for name, value in means[EXAMPLES].items()}
+    out["answers"] = named
+    if NETWORKS in means:
+        numbers, more = of_networks(its)
+        gains = {
+            f"ensemble_gain_{metric}": sign
+            * (means["ensemble"][metric] - _mean_of_networks(means, metric))
+            for metric, sign in (("top1", 1), ("nll", -1))
+        }
+        means[NETWORKS] |= numbers | gains
+        out["networks"] = means[NETWORKS] | more
     return out
 
 
@@ -57,30 +62,28 @@ def of_answer(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float],
 
     logits: float[N, K]; labels: int[N].
     """
-    log_p, classes = scores.log_softmax(logits), logits.shape[1]
-    answer = scores.predicted(log_p)
-    numbers, more = _confidence_scores(log_p, labels)
-    sure, right = scores.confidence(log_p), answer == labels
-    coverage, risk = scores.risk_coverage(sure, right)
+    each, classes = scores.of_each(logits, labels), logits.shape[1]
+    numbers, more = _confidence_scores(each, labels)
+    coverage, risk = scores.risk_coverage(each.confidence, each.predicted == labels)
     at = np.unique(np.ceil(len(risk) * np.arange(1, _POINTS + 1) / _POINTS).astype(int) - 1)
     numbers |= {
         "aurc": float(risk.mean()),
-        "confidence": float(sure.mean()),
-        "entropy": _mean(scores.entropy(log_p)),
+        "confidence": float(each.confidence.mean()),
+        "entropy": _mean(each.entropy),
     }
     more |= {
-        "per_class": scores.per_class(answer, labels, classes),
+        "per_class": scores.per_class(each.predicted, labels, classes),
         "risk_coverage": {"coverage": coverage[at], "risk": risk[at]},
     }
     if classes <= MOST_CONFUSION:
-        more["confusion"] = scores.confusion(answer, labels, classes)
+        more["confusion"] = scores.confusion(each.predicted, labels, classes)
     return numbers, more
 
 
 def of_networks(found: SplitPredictions) -> tuple[dict[str, float], dict[str, Any]]:
     """(scores that are numbers, matrices [S, S]) of several networks together."""
     logits = found.networks()
-    answer = np.stack([scores.predicted(scores.log_softmax(one)) for one in logits])
+    answer = scores.predicted(logits)
     matrices = {
         "disagreement_matrix": diversity.pairwise_disagreement(answer),
         "pairwise_kl_matrix": diversity.pairwise_kl(logits),
@@ -102,26 +105,31 @@ def scaled(results: Results, found: Predictions) -> dict[str, Any]:
     cross-fitting. Their numbers are added to `results`, too.
     """
     test, held = found.splits["test"], found.splits.get("validation")
-    named = {}
-    for name, logits in test.logits.items():
+    labels, named = test.labels, {}
+
+    def fit(name: str) -> tuple[temperature.Scaled, scores.Each]:
+        logits = test.logits[name]
         if held is not None:
-            after = temperature.from_validation(logits, test.labels, held.logits[name], held.labels)
+            fitted = temperature.from_validation(len(labels), held.logits[name], held.labels)
         else:
-            after = temperature.cross_fitted(logits, test.labels)
-        numbers, more = _confidence_scores(after.log_p, test.labels)
-        numbers = {"nll": scores.nll(after.log_p, test.labels)} | numbers
+            fitted = temperature.cross_fitted(logits, labels)
+        return fitted, scores.of_each(logits, labels, fitted.each)
+
+    for name, (fitted, after) in _map(fit, list(test.logits)).items():
+        numbers, more = _confidence_scores(after, labels)
+        numbers = {"nll": float(after.nll.mean())} | numbers
         mine = results["test"][name]
         named[name] = {
-            "temperature": after.temperature,
-            "folds": list(after.folds),
+            "temperature": fitted.temperature,
+            "folds": list(fitted.folds),
             "before": {metric: mine[metric] for metric in numbers},
             "after": numbers | more,
         }
-        mine["temperature"] = after.temperature
+        mine["temperature"] = fitted.temperature
         mine |= {f"{metric}_scaled": numbers[metric] for metric in ("nll", "ece")}
     return {
         "fitted_on": "validation" if held is not None else "test halves",
-        "fitted_examples": len(test.labels if held is None else held.labels),
+        "fitted_examples": len(labels if held is None else held.labels),
         "scored_on": "test",
         "answers": named,
     }
@@ -150,13 +158,19 @@ def text(record: Mapping[str, Any]) -> str:
     return _json(_plain(record), 0) + "\n"
 
 
+def _map(do: Callable[[str], T], names: Sequence[str]) -> dict[str, T]:
+    """`do` of every answer, several at a time: NumPy's loops run in threads."""
+    with futures.ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(do, names), strict=True))
+
+
 def _confidence_scores(
-    log_p: np.ndarray, labels: np.ndarray
+    each: scores.Each, labels: np.ndarray
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Those that temperature scaling changes."""
-    sure, right = scores.confidence(log_p), scores.predicted(log_p) == labels
+    sure, right = each.confidence, each.predicted == labels
     numbers = {
-        "brier": scores.brier(log_p, labels),
+        "brier": float(each.brier.mean()),
         "ece": scores.ece(sure, right),
         "adaptive_ece": scores.adaptive_ece(sure, right),
     }

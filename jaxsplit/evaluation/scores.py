@@ -4,11 +4,13 @@ An example whose logits hold NaN has no answer: its predicted class is -1, it co
 its confidence is 0, below every other. Scores of several networks stand in `diversity`.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 BINS = 15
+CHUNK = 2**17  # logits that are looked at together: they stay in a processor's cache
 
 
 class Bins(NamedTuple):
@@ -22,6 +24,50 @@ class Bins(NamedTuple):
     accuracy: np.ndarray
 
 
+class Each(NamedTuple):
+    """What is computed of single examples; float64[N] each but `predicted`.
+
+    predicted: int64[N]. brier, nll, entropy: the terms of their means.
+    """
+
+    predicted: np.ndarray
+    confidence: np.ndarray
+    brier: np.ndarray
+    nll: np.ndarray
+    entropy: np.ndarray
+
+
+def of_each(logits: np.ndarray, labels: np.ndarray, temperature: np.ndarray | float = 1.0) -> Each:
+    """The scores of each example, part by part, which takes little memory.
+
+    Args:
+      logits: float[N, K].
+      labels: int[N].
+      temperature: by which the logits are divided; float or float[N], one for each example.
+    """
+    divisors = np.broadcast_to(np.asarray(temperature, np.float64), labels.shape)
+    parts = []
+    for rows in chunks(len(labels), logits.shape[1], CHUNK):
+        log_p = log_softmax(logits[rows] / divisors[rows, None])
+        p = np.exp(log_p)
+        parts.append(
+            Each(
+                predicted(log_p),
+                confidence(log_p),
+                _brier(p, labels[rows]),
+                -np.take_along_axis(log_p, labels[rows, None], 1)[:, 0],
+                _entropy(p, log_p),
+            )
+        )
+    return Each(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def chunks(count: int, num_classes: int, size: int) -> Iterator[slice]:
+    """The rows of [count, num_classes] in parts of about `size` entries."""
+    rows = max(1, size // num_classes)
+    return (slice(at, at + rows) for at in range(0, count, rows))
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities, float64[..., K]; all NaN where a logit is NaN or plus infinity."""
     shifted = np.asarray(logits, np.float64)
@@ -31,8 +77,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def predicted(log_p: np.ndarray) -> np.ndarray:
-    """int64[...]: the class with the highest of log_p [..., K], the first of equals; -1: NaN."""
-    return np.where(np.isnan(log_p).any(-1), -1, log_p.argmax(-1))
+    """int64[...]: the class with the highest of log_p [..., K], the first of equals; -1: NaN.
+
+    Of logits, too; -1 where their probabilities would be NaN.
+    """
+    return np.where(np.isfinite(log_p.max(-1)), log_p.argmax(-1), -1)
 
 
 def confidence(log_p: np.ndarray) -> np.ndarray:
@@ -49,9 +98,7 @@ def brier(log_p: np.ndarray, labels: np.ndarray) -> float:
       log_p: float[N, K].
       labels: int[N].
     """
-    p = np.nan_to_num(np.exp(log_p), nan=0.0)
-    own = np.take_along_axis(p, labels[:, None], 1)[:, 0]
-    return float(np.mean((p * p).sum(1) - 2 * own + 1))
+    return float(_brier(np.exp(log_p), labels).mean())
 
 
 def nll(log_p: np.ndarray, labels: np.ndarray) -> float:
@@ -61,9 +108,7 @@ def nll(log_p: np.ndarray, labels: np.ndarray) -> float:
 
 def entropy(log_p: np.ndarray) -> np.ndarray:
     """float64[...]: -sum_k p_k log p_k in nats, of log_p [..., K]; NaN where it is."""
-    p = np.exp(log_p)
-    with np.errstate(invalid="ignore"):  # 0 * -inf
-        return -np.where(p == 0, 0.0, p * log_p).sum(-1)
+    return _entropy(np.exp(log_p), log_p)
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> Bins:
@@ -143,6 +188,18 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
     given = predicted >= 0
     cells = labels[given].astype(np.int64) * num_classes + predicted[given]
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _brier(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    own = np.take_along_axis(p, labels[:, None], 1)[:, 0]
+    return np.nan_to_num((p * p).sum(1) - 2 * own + 1, nan=1.0)
+
+
+def _entropy(p: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # 0 * -inf
+        terms = p * log_p
+    terms[p == 0] = 0.0
+    return -terms.sum(-1)
 
 
 def _by_confidence(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,28 +10,31 @@ import numpy as np
 
 from jaxsplit.evaluation import scores
 
-LEAST, MOST = 0.01, 100.0  # where the NLL falls without end, as where every answer is right
+LEAST, MOST = 0.05, 100.0
 _SEED = 1706  # of the halves
-CHUNK = 2**20  # logits that are looked at together
+CHUNK = 2**17  # logits that are looked at together
 
 
 class Scaled(NamedTuple):
-    """Log-probabilities float64[N, K] after scaling, and the temperatures that were fitted.
+    """The temperatures by which the logits of N examples are to be divided.
 
-    temperature: the one, or the geometric mean of those of `folds`, which is empty then.
+    each: float64[N], of each example.
+    temperature: the one that was fitted, with `folds` empty, or the geometric mean of `folds`.
     """
 
-    log_p: np.ndarray
+    each: np.ndarray
     temperature: float
     folds: tuple[float, ...]
 
 
 def fit(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of least mean NLL, in LEAST..MOST.
+    """The temperature of least mean NLL, at most MOST; 1 if it would be below LEAST.
 
     The NLL is convex in b = 1 / T; its derivative, the mean of (E_p[z] - z_label), grows with b,
     and Brent's method finds its root in log b. Examples with logits that are not finite are left
-    out. T is 1 where it changes nothing, as where all logits are equal or no example is left.
+    out. T is 1 where there is nothing to fit: where no example is left, all logits are equal, or
+    the NLL falls without end as T falls, since every answer is right. A T so small would make the
+    first wrong answer among other examples cost hundreds of nats.
 
     Args:
       logits: float[N, K].
@@ -47,23 +50,21 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> float:
     if _slope(logits, labels, low) >= 0:
         return MOST
     if _slope(logits, labels, high) <= 0:
-        return LEAST
+        return 1.0
     found = optimize.root_scalar(
         lambda at: _slope(logits, labels, at), bracket=(low, high), method="brentq", xtol=1e-9
     )
     return float(np.exp(-found.root))
 
 
-def from_validation(
-    logits: np.ndarray, labels: np.ndarray, held_logits: np.ndarray, held_labels: np.ndarray
-) -> Scaled:
-    """Scales logits float[N, K] by the temperature that fits other examples, those held out."""
-    found = fit(held_logits, held_labels)
-    return Scaled(scores.log_softmax(np.asarray(logits, np.float64) / found), found, ())
+def from_validation(count: int, logits: np.ndarray, labels: np.ndarray) -> Scaled:
+    """Of `count` examples the temperature that fits others, those held out (logits, labels)."""
+    found = fit(logits, labels)
+    return Scaled(np.full(count, found), found, ())
 
 
 def cross_fitted(logits: np.ndarray, labels: np.ndarray) -> Scaled:
-    """Scales each random half of logits float[N, K] by the temperature that fits the other half.
+    """Of each random half of logits float[N, K] the temperature that fits the other half.
 
     So no example is scored by what was fitted on it (arXiv 2002.06470). A single example is its own
     other half: nothing is fitted, T is 1.
@@ -71,21 +72,19 @@ def cross_fitted(logits: np.ndarray, labels: np.ndarray) -> Scaled:
     count = len(labels)
     order = np.random.Generator(np.random.Philox(_SEED)).permutation(count)
     halves = np.sort(order[: count // 2]), np.sort(order[count // 2 :])
-    log_p = np.empty(logits.shape)
-    folds = []
+    each, folds = np.ones(count), []
     for mine, other in (halves, halves[::-1]):
         folds.append(fit(logits[other], labels[other]) if count > 1 else 1.0)
-        log_p[mine] = scores.log_softmax(np.asarray(logits[mine], np.float64) / folds[-1])
-    return Scaled(log_p, float(np.exp(np.mean(np.log(folds)))), tuple(folds))
+        each[mine] = folds[-1]
+    return Scaled(each, float(np.exp(np.mean(np.log(folds)))), tuple(folds))
 
 
 def _slope(logits: np.ndarray, labels: np.ndarray, log_b: float) -> float:
     """The derivative by b of the NLL at b = exp(log_b), summed over logits [N, K]."""
     total, b = 0.0, np.exp(log_b)
-    size = max(1, CHUNK // logits.shape[1])
-    for at in range(0, len(labels), size):
-        z = np.asarray(logits[at : at + size], np.float64)
-        z = z - np.take_along_axis(z, labels[at : at + size, None], 1)  # that of the label is 0
-        p = np.exp(scores.log_softmax(b * z))
-        total += float((p * z).sum())
+    for rows in scores.chunks(len(labels), logits.shape[1], CHUNK):
+        z = np.asarray(logits[rows], np.float64)
+        z = z - np.take_along_axis(z, labels[rows, None], 1)  # that of the label is 0
+        weights = np.exp(b * (z - z.max(1, keepdims=True)))
+        total += float(((weights * z).sum(1) / weights.sum(1)).sum())
     return total

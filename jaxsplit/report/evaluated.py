@@ -23,8 +23,8 @@ _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("entropy", "entropy of the mean, nats", _nats),
     ("mutual_information", "mutual information, nats", _nats),
     ("oracle", "oracle top-1 %", _percent),
-    ("ensemble_gain_top1", "ensemble over mean network, top-1 %", lambda x: f"{100 * x:+.2f}"),
-    ("ensemble_gain_nll", "ensemble over mean network, NLL", lambda x: f"{x:+.4f}"),
+    ("ensemble_gain_top1", "gain of the ensemble, top-1 %", lambda x: f"{100 * x:+.2f}"),
+    ("ensemble_gain_nll", "gain of the ensemble, NLL", lambda x: f"{x:+.4f}"),
 )
 
 

@@ -63,6 +63,24 @@ def test_nan_is_no_answer():
     assert coverage.tolist() == [0.5, 1] and risk.tolist() == [0, 0.5]
 
 
+def test_scores_of_each_example(monkeypatch):
+    """Those of the whole, part by part, each example with its own temperature."""
+    logits, labels = draw(50)
+    logits[7, 2] = np.nan
+    own = RNG.uniform(0.5, 2, 50)
+    log_p = scores.log_softmax(logits / own[:, None])
+    monkeypatch.setattr(scores, "CHUNK", 30)  # of 7 classes
+    each = scores.of_each(logits, labels, own)
+    np.testing.assert_array_equal(each.predicted, scores.predicted(log_p))
+    np.testing.assert_array_equal(scores.predicted(log_p), scores.predicted(logits))
+    np.testing.assert_allclose(each.confidence, scores.confidence(log_p))
+    np.testing.assert_allclose(each.entropy, scores.entropy(log_p))
+    assert each.brier.mean() == pytest.approx(scores.brier(log_p, labels)) and each.brier[7] == 1
+    good = np.arange(50) != 7
+    assert each.nll[good].mean() == pytest.approx(scores.nll(log_p[good], labels[good]))
+    assert np.isnan(each.nll[7])
+
+
 def test_equal_logits_answer_the_first_class():
     assert scores.predicted(scores.log_softmax(np.zeros((2, 3)))).tolist() == [0, 0]
 

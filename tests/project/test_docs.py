@@ -193,7 +193,7 @@ def fields(config: ConfigDict, prefix: str = "") -> set[str]:
 
 FIELDS = fields(defaults.get_config())
 # Names in backticks that begin like a field and are none.
-NO_FIELDS = {"config.json", "config.load", "data.prepare", "stop.request"}
+NO_FIELDS = {"config.json", "config.load", "data.prepare", "eval.json", "stop.request"}
 OWN_FIELDS = {"my_method.weight"}  # of the method that docs/extending.md writes
 
 
