@@ -57,7 +57,7 @@ class Reader:
         kind = "gray" if channels == 1 else "RGB"
         self._say(
             f"images of {self._facts.name} are {height}x{width} and {kind}: others are resized "
-            f"and converted, the first is {pixels.shape[0]}x{pixels.shape[1]}"
+            "and converted"
         )
 
 

@@ -22,8 +22,8 @@ from jaxsplit.inference import cascade as cascades
 from jaxsplit.inference import cascade_fit, pictures, temperatures
 from jaxsplit.inference.forward import Forward
 from jaxsplit.inference.restore import Restored, restore
+from jaxsplit.inference.temperatures import ENSEMBLE
 
-ENSEMBLE = "ensemble"
 _WINDOW = 8  # batches that a cascade takes together
 Temperature = float | str
 

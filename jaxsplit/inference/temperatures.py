@@ -8,7 +8,8 @@ from jaxsplit.inference.restore import Restored
 
 FITTED = "fitted"
 EVAL = "eval.json"  # written by --mode=eval
-SECTION = "temperature_scaling"  # in it
+SECTION = "temperature"  # in it
+ENSEMBLE = "ensemble"
 
 
 def checked(temperature: float | str) -> float | str:
@@ -66,6 +67,8 @@ def _fitted(restored: Restored) -> dict[str, float]:
         record = json.loads(path.read_text())
         step = record["step"]
         known = {n: float(of["temperature"]) for n, of in record[SECTION]["answers"].items()}
+        if record["config"]["ensemble"] != restored.config.eval.ensemble:
+            known.pop(ENSEMBLE, None)  # of networks that were combined in another way
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"temperature={FITTED!r}: {path} has no temperatures ({type(error).__name__}); {how}"

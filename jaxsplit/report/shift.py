@@ -1,70 +1,69 @@
-"""What eval.json holds of other data sets (`ood`) and corrupted images (`corruptions`), as tables.
-
-Both are dicts of dicts; the innermost have numbers, or lists of numbers by severity. A row is an
-innermost dict or list, whatever lies above it; rows with the same columns share a table.
-"""
+"""What eval.json holds of another data set (`ood`) and of corrupted images (`corruptions`)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxsplit.report import html
 from jaxsplit.report.html import Raw
 from jaxsplit.report.runs import Run
 
-KINDS = {
-    "ood": "Images of another data set, told from the test set by how uncertain the answers are. "
-    "AUROC and AUPR: more is better; FPR95: less.",
-    "corruptions": "Test images after the corruptions of ImageNet-C, by severity.",
-}
-_MOST = 12  # numbers of a list that is shown
-Row = tuple[str, dict[str, Any]]
+_DETECTION = {"auroc": "AUROC %", "aupr_out": "AUPR out %", "aupr_in": "AUPR in %"}
+_DETECTION |= {"fpr95": "FPR95 %"}
+_SEVERITIES = 5
 
 
 def section(runs: Sequence[Run]) -> Raw:
-    """The tables of both; '' where no run has them."""
+    """Tables of both; '' where no run has them."""
     parts = []
-    for kind, caption in KINDS.items():
-        for run in runs:
-            found = run.evaluation.get(kind)
-            if isinstance(found, Mapping) and found:
-                parts += [_table(f"{run.name}: {caption}", rows) for rows in _tables(found)]
+    for run in runs:
+        if foreign := run.evaluation.get("ood"):
+            parts.append(_foreign(run, foreign))
+        if corrupted := run.evaluation.get("corruptions"):
+            parts += _corrupted(run, corrupted)
     return html.section("shift", "Foreign and corrupted images", parts)
 
 
-def _tables(found: Mapping[str, Any]) -> list[list[Row]]:
-    """The rows, in lists of the same columns."""
-    kept: dict[tuple[str, ...], list[Row]] = {}
-    for name, values in _rows(found, ()):
-        kept.setdefault(tuple(values), []).append((name, values))
-    return list(kept.values())
+def _foreign(run: Run, found: Mapping[str, Any]) -> Raw:
+    note = f" ({found['note']})" if found.get("note") else ""
+    caption = (
+        f"{run.name}: {found.get('foreign_count', 0):,.0f} images of {found.get('data')}{note} told "
+        f"from {found.get('count', 0):,.0f} test images by how uncertain the answers are. AUROC "
+        "and AUPR: more is better; FPR95: less."
+    )
+    every = {**found.get("answers", {}), "networks together": found.get("networks", {})}
+    rows = [
+        [f"{name}, {kind.replace('_', ' ')}", *(_percent(its.get(key)) for key in _DETECTION)]
+        for name, kinds in every.items()
+        for kind, its in kinds.items()
+    ]
+    return html.table(caption, ["answer, uncertainty", *_DETECTION.values()], [("", rows)])
 
 
-def _rows(value: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[Row]:
-    numbers = {k: v for k, v in value.items() if not isinstance(v, Mapping | list)}
-    if numbers:
-        yield " / ".join(above), numbers
-    for key, each in value.items():
-        if isinstance(each, Mapping):
-            yield from _rows(each, (*above, str(key)))
-        elif isinstance(each, list) and 0 < len(each) <= _MOST and all(map(_plain, each)):
-            severities = {str(i + 1): v for i, v in enumerate(each)}
-            yield " / ".join((*above, str(key))), severities
+def _corrupted(run: Run, found: Mapping[str, Any]) -> list[Raw]:
+    """Means of every answer, then the error of the run's answer by kind and severity."""
+    heads = ["answer", "mean corruption error %", "NLL", "ECE %"]
+    rows = []
+    for name, its in found.get("answers", {}).items():
+        error, nll, ece = (its.get(key) for key in ("mean_corruption_error", "nll", "ece"))
+        rows.append([name, _percent(error), "-" if nll is None else f"{nll:.4f}", _percent(ece)])
+    caption = (
+        f"{run.name}: {found.get('count', 0):,.0f} test images, corrupted as in CIFAR-10-C and "
+        "ImageNet-C; means over kinds and severities. Less is better."
+    )
+    tables = [html.table(caption, heads, [("", rows)])]
+    by_kind = []
+    for kind, its in found.get("kinds", {}).items():
+        right = its.get("answers", {}).get(run.answer, {}).get("top1") or []
+        errors = [None if share is None else 1 - share for share in right]
+        mark = "" if its.get("definition") in (None, "", "published") else f" ({its['definition']})"
+        by_kind.append([kind.replace("_", " ") + mark, *map(_percent, errors[:_SEVERITIES])])
+    if by_kind:
+        caption = f"{run.name}: error of {run.answer} in %, by severity."
+        heads = ["kind", *map(str, range(1, _SEVERITIES + 1))]
+        tables.append(html.table(caption, heads, [("", by_kind)]))
+    return tables
 
 
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, int | float | str)
-
-
-def _table(caption: str, rows: Sequence[Row]) -> Raw:
-    heads = [key.replace("_", " ") for key in rows[0][1]]
-    cells = [[name or "all", *map(_text, values.values())] for name, values in rows]
-    return html.table(caption, ["", *heads], [("", cells)])
-
-
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _percent(share: float | None) -> str:
+    return "-" if share is None or not math.isfinite(share) else f"{100 * share:.2f}"

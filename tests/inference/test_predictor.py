@@ -1,6 +1,8 @@
 """Predicting gives the probabilities of evaluation, without data set and optimizer."""
 
 import io
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from jaxsplit import data, losses
 from jaxsplit.checkpoints import read
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
+from jaxsplit.inference import pictures
 from tests.support.inference import evaluated, write_untrained
 from tests.support.runs import one_network, tiny
 from tests.support.tfds import encode, picture, write_imagenet
@@ -108,10 +111,10 @@ def test_wrong_options(predictor, options, line):
     assert line in str(caught.value)
 
 
-def test_large_input_is_cut_into_padded_batches(stacked):
+def test_large_input_is_cut_into_padded_batches(stacked, predictor):
     workdir, exp, _, _ = stacked
     images = exp.dataset.test.images[:23]
-    whole = jaxsplit.load(workdir)(images)
+    whole = predictor(images)
     parts = jaxsplit.load(workdir, batch_size=9)  # 8 + 8 + 7, padded to 8
     assert parts.batch_size == 8
     np.testing.assert_allclose(parts(images), whole, **TOLERANCE)
@@ -163,18 +166,16 @@ def test_a_damaged_file_is_named(predictor, tmp_path):
 
 def test_other_sizes_are_told_once(stacked):
     said = []
-    predictor = jaxsplit.load(stacked[0], say=said.append)
-    predictor(stacked[3])
+    read = pictures.Reader(facts.of_dataset(stacked[1].dataset), said.append)
+    read(stacked[3][0])
     assert not said
-    predictor([picture(0, 30, 20), picture(1, 9, 9, 1)])
-    predictor(picture(2, 16, 16)[None])
-    assert said == [
-        "images of synthetic are 8x8 and RGB: others are resized and converted, the first is 30x20"
-    ]
+    for image in (picture(0, 30, 20), picture(1, 9, 9, 1)):
+        assert read(image).shape == (8, 8, 3)
+    assert said == ["images of synthetic are 8x8 and RGB: others are resized and converted"]
 
 
 def test_a_workdir_without_dataset_json(stacked, tmp_path):
-    workdir, _, _, images = stacked
+    workdir = stacked[0]
     (workdir / facts.NAME).rename(tmp_path / "away")
     try:
         said = []
@@ -186,7 +187,7 @@ def test_a_workdir_without_dataset_json(stacked, tmp_path):
         "has no dataset.json: image size, mean and std are those of data.name='synthetic', and the "
         "classes are called by their numbers"
     )
-    np.testing.assert_allclose(predictor(images), jaxsplit.load(workdir)(images), rtol=0)
+    assert predictor.restored.facts == jaxsplit.load(workdir).restored.facts
 
 
 def test_wrong_workdirs(stacked, tmp_path):
@@ -201,30 +202,19 @@ def test_wrong_workdirs(stacked, tmp_path):
         jaxsplit.load(stacked[0], batch_size=-1)
 
 
-METHODS = {
-    "ffsd": ("leader", ["net0", "net1", "leader"], ["net0", "net1", "fusion", "leader"]),
-    "one": ("gated", ["net0", "net1"], ["net0", "net1", "gated"]),
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_methods_with_other_answers(method, tmp_path):
-    answer, votes, names = METHODS[method]
-    exp = write_untrained(tiny(method=method), tmp_path)
+def test_an_answer_that_is_no_network(tmp_path):
+    """ONE answers by gates over its networks; FFSD is in methods/test_ffsd_runs.py."""
+    exp = write_untrained(tiny(method="one"), tmp_path)
     variables = read.restore_model(tmp_path / "checkpoints" / "0", exp.state_shapes())
     images = exp.dataset.test.images[:3]
     expected = evaluated(exp, variables, images)
     predictor = jaxsplit.load(tmp_path)
-    assert list(predictor.networks) == names
+    assert predictor.networks == ("net0", "net1", "gated")
     found = predictor.predict(images)
-    np.testing.assert_allclose(found.probabilities, expected[answer], **TOLERANCE)
-    assert list(found.networks) == votes
+    np.testing.assert_allclose(found.probabilities, expected["gated"], **TOLERANCE)
+    assert list(found.networks) == ["net0", "net1"]
     ensemble = predictor(images, combine="mean_logits")
-    if method == "one":
-        np.testing.assert_allclose(ensemble, expected["ensemble"], **TOLERANCE)
-    np.testing.assert_allclose(
-        predictor(images, networks=names[2]), expected[names[2]], **TOLERANCE
-    )
+    np.testing.assert_allclose(ensemble, expected["ensemble"], **TOLERANCE)
 
 
 def test_one_network_with_an_average(tmp_path):
@@ -239,12 +229,13 @@ def test_one_network_with_an_average(tmp_path):
 def test_photographs_are_cropped_as_evaluation_does(tmp_path):
     """JPEG, PNG, gray and CMYK files of several sizes, as a streamed data set has them."""
     write_imagenet(tmp_path, 16, 8)
-    config = tiny(data__name="imagenet2012", data__image_size=32, data__dir=str(tmp_path))
+    fields = dict(data__name="imagenet2012", data__image_size=16, data__dir=str(tmp_path))
+    config = one_network(**fields)
     exp = write_untrained(config, tmp_path / "run")
     variables = read.restore_model(tmp_path / "run" / "checkpoints" / "0", exp.state_shapes())
     test = exp.dataset.test
-    batch = next(iter(data.eval_batches(test, batch_size=8, image_shape=(32, 32, 3))))
-    expected = evaluated(exp, variables, batch["images"])["ensemble"]
+    batch = next(iter(data.eval_batches(test, batch_size=8, image_shape=(16, 16, 3))))
+    expected = evaluated(exp, variables, batch["images"])["net0"]
     encoded = [test.source[i]["image"] for i in range(8)]
     paths = []
     for i, content in enumerate(encoded):
@@ -252,6 +243,13 @@ def test_photographs_are_cropped_as_evaluation_does(tmp_path):
         paths[-1].write_bytes(content)
     predictor = jaxsplit.load(tmp_path / "run")
     np.testing.assert_allclose(predictor(paths), expected, **TOLERANCE)
-    assert predictor.restored.facts.shorter_side == 36
-    pictures = [Image.open(io.BytesIO(content)) for content in encoded]
-    np.testing.assert_allclose(predictor(pictures), expected, rtol=1e-2, atol=1e-4)
+    assert predictor.restored.facts.shorter_side == 18
+    opened = [Image.open(io.BytesIO(content)) for content in encoded]
+    np.testing.assert_allclose(predictor(opened), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_importing_the_package_stays_light():
+    code = "import jaxsplit, sys; assert not {'jax', 'numpy'} & set(sys.modules); jaxsplit.load"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        _ = jaxsplit.lode

@@ -10,12 +10,14 @@ import numpy as np
 import optax
 import pytest
 
+import jaxsplit
 from bench.scaling import collectives
 from configs import digits_ffsd_resnet20
 from configs import ffsd as ffsd_config
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, methods, models, stack, state
 from jaxsplit.checkpoints import read, store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.losses import attention
 from jaxsplit.models import fusion
@@ -427,6 +429,18 @@ def test_exported_leader(run, tmp_path, capsys):
         np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match="holds checkpoints already"):
         extract.leader(config, workdir, to)
+    # Predicting, without the data set.
+    assert facts.read(to) == facts.read(workdir)
+    test = exp.dataset.test
+    predictor = jaxsplit.load(workdir)
+    assert predictor.networks == ("net0", "net1", "fusion", "leader")
+    assert predictor.voters == ("net0", "net1", "leader")
+    found = {"leader": predictor(test.images), "fusion": predictor(test.images, networks="fusion")}
+    for name, probabilities in found.items():
+        top1 = (probabilities.argmax(-1) == test.labels).mean()
+        assert top1 == pytest.approx(results[f"test/{name}/top1"], abs=1e-6)
+    given = jaxsplit.load(to)(test.images)
+    np.testing.assert_allclose(given, found["leader"], rtol=1e-4, atol=1e-6)
 
 
 def saved(config, workdir):

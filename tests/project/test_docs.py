@@ -46,6 +46,7 @@ NOT_RUN = (
         r"python main\.py --mode=report --workdir=runs/digits",
         "needs a run: test_commands_that_train",
     ),
+    (r"python main\.py --mode=predict", "needs a run: cli/test_predict.py"),
     (r"python main\.py --config=my_backbone\.py", "test_own_backbone.py runs it"),
     (r"python main\.py --config=my_method\.py", "test_own_method.py runs it"),
     (r"python -m jaxsplit\.data\.prepare (?!my_birds)", "needs a download; test_prepare.py"),

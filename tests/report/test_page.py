@@ -289,17 +289,36 @@ def test_what_is_published_stands_below_the_table(tmp_path, undrawn):
 def test_other_data_and_corruptions(tmp_path, undrawn):
     path = reports.workdir(tmp_path / "a", reports.digits())
     scored = json.loads((path / runs.EVAL).read_text())
-    scored["ood"] = {"mnist": {"count": 1234, "answers": {"ensemble": {"entropy": {"auroc": 0.5}}}}}
-    scored["corruptions"] = {"net0": {"snow": [0.1, 0.2, None], "mean": 0.3}}
+    detected = {"auroc": 0.5, "aupr_out": 0.25, "aupr_in": None, "fpr95": 1.0}
+    scored["ood"] = {
+        "data": "<mnist>",
+        "note": "resized",
+        "count": 60,
+        "foreign_count": 1234,
+        "answers": {"ensemble": {"entropy": detected}},
+        "networks": {"mutual_information": detected},
+    }
+    scored["corruptions"] = {
+        "count": 60,
+        "answers": {"net0": {"mean_corruption_error": 0.3, "nll": 1.5, "ece": 0.1}},
+        "kinds": {
+            "snow_fall": {
+                "definition": "approximation",
+                "answers": {"ensemble": {"top1": [0.9, 0.8, None, 0.6, 0.5]}},
+            }
+        },
+    }
     (path / runs.EVAL).write_text(json.dumps(scored))
     text = written(path)
     said = Checked(text).text
-    assert "Foreign and corrupted images" in said
-    row = '<th scope="row">{}</th>{}</tr>'
-    assert row.format("mnist / answers / ensemble / entropy", "<td>0.5000</td>") in text
-    assert row.format("mnist", "<td>1,234</td>") in text
-    assert row.format("net0 / snow", "<td>0.1000</td><td>0.2000</td><td>-</td>") in text
-    assert row.format("net0", "<td>0.3000</td>") in text
+    assert "1,234 images of <mnist> (resized) told from 60 test images" in said
+    row = '<th scope="row">{}</th><td>{}</td></tr>'
+    cells = "50.00</td><td>25.00</td><td>-</td><td>100.00"
+    assert row.format("ensemble, entropy", cells) in text
+    assert row.format("networks together, mutual information", cells) in text
+    assert row.format("net0", "30.00</td><td>1.5000</td><td>10.00") in text
+    cells = "10.00</td><td>20.00</td><td>-</td><td>40.00</td><td>50.00"
+    assert row.format("snow fall (approximation)", cells) in text
 
 
 # ---- Evaluated first

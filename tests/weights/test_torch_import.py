@@ -19,6 +19,7 @@ from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import save_file
 
+import jaxsplit
 from configs import digits_wrn16_4_x4
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, models
@@ -315,6 +316,9 @@ def test_leader(save, tmp_path, capsys):
         config, [save("student.pth", {"weight": state})], tmp_path / "without"
     )
     results = [loop.evaluate_checkpoint(config, tmp_path / w) for w in ("run", "without")]
+    predictor = jaxsplit.load(tmp_path / "run")
+    top1 = (predictor(exp.dataset.test.images).argmax(-1) == exp.dataset.test.labels).mean()
+    assert top1 == pytest.approx(results[0]["test/net0/top1"])
     assert results[0] == results[1] and results[0]["test/net0/nll"] > 0
 
 
