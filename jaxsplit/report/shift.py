@@ -27,8 +27,8 @@ def section(runs: Sequence[Run]) -> Raw:
 def _foreign(run: Run, found: Mapping[str, Any]) -> Raw:
     note = f" ({found['note']})" if found.get("note") else ""
     caption = (
-        f"{run.name}: {found.get('foreign_count', 0):,.0f} images of {found.get('data')}{note} told "
-        f"from {found.get('count', 0):,.0f} test images by how uncertain the answers are. AUROC "
+        f"{run.name}: {found.get('foreign_count', 0):,.0f} images of {found.get('data')}{note} "
+        f"told from {found.get('count', 0):,.0f} test images by how uncertain the answers are. AUROC "
         "and AUPR: more is better; FPR95: less."
     )
     every = {**found.get("answers", {}), "networks together": found.get("networks", {})}
