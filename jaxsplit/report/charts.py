@@ -179,7 +179,7 @@ def reliability(run: Run, number: int) -> Chart | None:
             full = counts > 0
             x, y = (_numbers(bins[key])[full] for key in ("confidence", "accuracy"))
             sizes = 3 + 110 * np.sqrt(counts[full] / counts.sum())
-            axes.plot(x, y, label=label, markersize=1, linewidth=1, **look)
+            axes.plot(x, y, label=label, markersize=1, linewidth=1, alpha=0.6, **look)
             axes.scatter(x, y, s=sizes, color=look["color"], marker=look["marker"], alpha=0.6)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.04)

@@ -28,8 +28,8 @@ def _foreign(run: Run, found: Mapping[str, Any]) -> Raw:
     note = f" ({found['note']})" if found.get("note") else ""
     caption = (
         f"{run.name}: {found.get('foreign_count', 0):,.0f} images of {found.get('data')}{note} "
-        f"told from {found.get('count', 0):,.0f} test images by how uncertain the answers are. AUROC "
-        "and AUPR: more is better; FPR95: less."
+        f"told from {found.get('count', 0):,.0f} test images by how uncertain the answers are. "
+        "AUROC and AUPR: more is better; FPR95: less."
     )
     every = {**found.get("answers", {}), "networks together": found.get("networks", {})}
     rows = [
@@ -56,7 +56,8 @@ def _corrupted(run: Run, found: Mapping[str, Any]) -> list[Raw]:
     for kind, its in found.get("kinds", {}).items():
         right = its.get("answers", {}).get(run.answer, {}).get("top1") or []
         errors = [None if share is None else 1 - share for share in right]
-        mark = "" if its.get("definition") in (None, "", "published") else f" ({its['definition']})"
+        how = str(its.get("definition", "published")).partition(":")[0]
+        mark = "" if how == "published" else f" ({how})"
         by_kind.append([kind.replace("_", " ") + mark, *map(_percent, errors[:_SEVERITIES])])
     if by_kind:
         caption = f"{run.name}: error of {run.answer} in %, by severity."
