@@ -79,7 +79,8 @@ figure { margin: .75rem 0; min-width: 0; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
   h2, h3, caption, h2 + p { break-after: avoid; }
-  figure, .example, tr, pre { break-inside: avoid; }
+  figure, .example, tr, pre, p { break-inside: avoid; }
+  h2 + p + .grid { break-before: avoid; }
   .scroll { overflow: visible; }
   .scroll * { position: static !important; }
   table { font-size: 8pt; }
