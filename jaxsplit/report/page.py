@@ -76,7 +76,7 @@ def _evaluated(run: Run, evaluate: Callable[[Run], None], why: str) -> str:
 def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
     """The HTML of the report."""
     groups = runs.alike(found)
-    kept = {run.name: its for run in found if (its := _predictions(run))}
+    kept = {run.name: its for run in found if (its := predictions_of(run))}
     most = max(2, min(8, _IMAGES // len(found)))
     shown = [
         sections.results_table(groups),
@@ -95,7 +95,7 @@ def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
     return html.page(title, style.CSS, html.tag("main", body))
 
 
-def _predictions(run: Run) -> Mapping[str, SplitPredictions]:
+def predictions_of(run: Run) -> Mapping[str, SplitPredictions]:
     """Split -> what predictions.npz holds; {}: it is not of the evaluation that eval.json holds."""
     path = run.path / predictions.FILE
     if not run.evaluation or not path.exists():

@@ -26,10 +26,10 @@ def command(run: Run) -> str:
 
 def nearest(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     """(built-in experiment, field -> value where the config differs from it), the fewest such."""
-    wanted = _fields(config)
+    wanted = command_fields(config)
     found: dict[str, dict[str, Any]] = {}
     for name, made in _experiments(config).items():
-        fields = _fields(made)
+        fields = command_fields(made)
         found[name] = {k: v for k, v in wanted.items() if k not in fields or fields[k] != v}
     best = min(found, key=lambda name: (len(found[name]), name))
     return best, found[best]
@@ -47,7 +47,8 @@ def _experiments(config: ConfigDict) -> dict[str, ConfigDict]:
     return found
 
 
-def _fields(config: ConfigDict) -> dict[str, Any]:
+def command_fields(config: ConfigDict) -> dict[str, Any]:
+    """Field -> value of what `command` gives."""
     return {k: v for k, v in config_lib.flat(config) if k not in _NOT_GIVEN}
 
 

@@ -177,7 +177,7 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[Run]:
     Raises:
       ConfigError: a folder is no workdir, or a file in it cannot be read.
     """
-    return [_read(path, name) for path, name in zip(workdirs, _names(workdirs), strict=True)]
+    return [_read(path, name) for path, name in zip(workdirs, names(workdirs), strict=True)]
 
 
 def renamed(run: Run, name: str) -> Run:
@@ -231,13 +231,13 @@ def _lines(path: pathlib.Path) -> Iterator[dict[str, float]]:
             yield {k: v for k, v in values.items() if isinstance(v, int | float)}
 
 
-def _names(workdirs: Sequence[pathlib.Path]) -> list[str]:
+def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
     """The shortest ends of the paths, of equally many parts, that differ."""
     parts = [[part for part in os.fspath(path).split("/") if part] or ["/"] for path in workdirs]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
+        found = ["/".join(part[-length:]) for part in parts]
+        if len(set(found)) == len(found):
+            return found
     return [os.fspath(path) for path in workdirs]
 
 

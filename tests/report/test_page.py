@@ -4,75 +4,21 @@ import json
 import math
 import re
 import statistics
-import subprocess
-import sys
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from jaxsplit.cli import report
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import predictions
 from jaxsplit.report import examples, figures, page, reproduce, results, runs, sections
 from jaxsplit.report.charts import confused_pairs
 from jaxsplit.workdir import versions
 from tests.support import reports
+from tests.support.reports import Checked, written
 from tests.support.runs import lines_of, one_network, tiny
 
-VOID = {"meta", "img", "br"}
 EVIL = "<b>\"&' $x_1$ #0072b2"
-
-
-class Checked(HTMLParser):
-    """Reads a page; every element must be closed, and in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.cells: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.tags.append(tag)
-        self.ids += [given["id"]] if "id" in given else []
-        self.links += [given[k] for k in ("href", "src") if k in given]
-        self.cells += [(tag, given)] if tag == "th" else []
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def no_evaluation(run) -> None:
-    raise AssertionError(f"{run.name} is evaluated")
-
-
-def written(*workdirs, out=None, evaluate=no_evaluation) -> str:
-    out = out or workdirs[0] / page.FILE
-    return page.write(list(workdirs), out, evaluate, say=lambda text: None).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +35,6 @@ def three(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(three) -> str:
     return written(*three)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures take most of the time of a page; these tests read its words."""
-    monkeypatch.setattr(figures, "svg", lambda *args, **kwargs: "<svg></svg>")
 
 
 # ---- The page
@@ -184,7 +124,9 @@ def test_differences_and_commands_train_the_same_again(three):
     made = experiments.get_config(*name.split(":"))
     made.update_from_flattened_dict(others)
     left = {
-        k for k, v in reproduce._fields(found[2].config).items() if reproduce._fields(made)[k] != v
+        k
+        for k, v in reproduce.command_fields(found[2].config).items()
+        if reproduce.command_fields(made)[k] != v
     }
     assert left == set()
     assert reproduce.command(found[1]).startswith(f"jaxsplit train --config={name} ")
@@ -364,7 +306,7 @@ def test_a_run_that_cannot_be_evaluated(unevaluated, undrawn):
 
 def test_the_most_confident_wrong_answers_come_first(three):
     (run,) = runs.read(three[:1])
-    its = page._predictions(run)["test"]
+    its = page.predictions_of(run)["test"]
     found = examples.most_confident(run, its, 5)
     logits = its.logits["ensemble"].astype(np.float64)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -393,9 +335,9 @@ def test_confused_pairs():
 
 def test_names_tell_runs_apart(tmp_path):
     paths = [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "c"]
-    assert runs._names(paths[:1]) == ["x"]
-    assert runs._names(paths[:2]) == ["a/x", "b/x"]
-    assert len(set(runs._names(paths))) == 3
+    assert runs.names(paths[:1]) == ["x"]
+    assert runs.names(paths[:2]) == ["a/x", "b/x"]
+    assert len(set(runs.names(paths))) == 3
 
 
 def test_log_axis_without_positive_values():
@@ -424,37 +366,6 @@ def test_a_table_without_rows_is_left_out():
     assert sections.diversity([]) == "" and sections.wrong([], {}, 3) == ""
 
 
-# ---- Versions
-
-
-def test_versions_are_kept_for_each_start(tmp_path):
-    found = versions.now("cpu")
-    assert {"jaxsplit", "python", "jax", "numpy", "device"} <= set(found)
-    versions.record(tmp_path, 0, found)
-    versions.record(tmp_path, 5, found)
-    assert versions.read(tmp_path) == [{"step": 0, **found}]
-    versions.record(tmp_path, 9, found | {"jax": "9.9"})
-    assert [one["step"] for one in versions.read(tmp_path)] == [0, 9]
-    (tmp_path / versions.NAME).write_text("[1]")
-    assert versions.read(tmp_path) == []
-    versions.record(tmp_path, 9, found)
-    assert len(versions.read(tmp_path)) == 1
-
-
-def test_commit_of_a_clone(tmp_path):
-    folder = tmp_path / "clone" / "jaxsplit"
-    folder.mkdir(parents=True)
-    assert versions.commit(folder) == ""
-    (folder / "a.py").write_text("1")
-    git = ["git", "-C", str(folder.parent), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
-        subprocess.run([*git, *command], check=True)
-    head = versions.commit(folder)
-    assert re.fullmatch(r"[0-9a-f]{40}", head)
-    (folder / "a.py").write_text("2")
-    assert versions.commit(folder) == f"{head} with changes"
-
-
 def test_versions_of_training_and_evaluation(three):
     (run,) = runs.read(three[:1])
     versions.record(run.path, 0, {"jaxsplit": "0.1.0", "commit": "abc", "jax": "0.1"})
@@ -462,55 +373,3 @@ def test_versions_of_training_and_evaluation(three):
     (run.path / versions.NAME).unlink()
     assert found["commit"] == "abc" and found["jax"].startswith("0.1, evaluated with ")
     assert found["jaxsplit"] == "0.1.0"
-
-
-# ---- The command
-
-
-def refused(*argv: str, capsys) -> str:
-    assert report.main(argv) == 2
-    said = capsys.readouterr()
-    (line,) = said.err.splitlines()
-    return line
-
-
-def test_command(three, tmp_path, capsys, undrawn):
-    out = tmp_path / "sub" / "page.html"
-    assert report.main([f"--workdir={three[0]},{three[2]}", f"--out={out}"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"report: {out} (") and out.exists()
-    assert lines[1] == f"next: python -m webbrowser {out.as_uri()}"
-
-
-def test_a_comma_in_the_name_of_a_workdir(tmp_path, capsys, undrawn):
-    path = reports.workdir(tmp_path / "a,b", reports.digits())
-    assert report.main([f"--workdir={path}"]) == 0
-    assert (path / page.FILE).exists()
-
-
-def test_bad_input(three, tmp_path, capsys, undrawn):
-    assert "workdir: must be given" in refused(capsys=capsys)
-    assert "workdir: must be given" in refused("--workdir=,", capsys=capsys)
-    line = refused(f"--workdir={tmp_path}", capsys=capsys)
-    assert f"workdir='{tmp_path}': holds no readable config.json" in line
-    (tmp_path / "link").symlink_to(three[0])
-    line = refused(f"--workdir={three[0]},{tmp_path / 'link'}", capsys=capsys)
-    assert "is given twice" in line
-    line = refused(f"--workdir={three[0]}", f"--out={tmp_path}", capsys=capsys)
-    assert line.endswith("must be a file, is a directory")
-    line = refused(f"--workdir={three[0]}", "--out=/proc/x/page.html", capsys=capsys)
-    assert "out='/proc/x/page.html': cannot be written" in line
-    assert "unknown argument 'x'" in refused("x", capsys=capsys)
-    broken = reports.workdir(tmp_path / "broken", reports.digits())
-    (broken / runs.EVAL).write_text("[")
-    assert "eval.json: cannot be read" in refused(f"--workdir={broken}", capsys=capsys)
-    (broken / runs.EVAL).write_text("[]")
-    assert "must hold an object of JSON" in refused(f"--workdir={broken}", capsys=capsys)
-    (broken / runs.EVAL).write_text('{"format": 99}')
-    assert "format=99: must be 1" in refused(f"--workdir={broken}", capsys=capsys)
-
-
-def test_without_matplotlib(three, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    line = refused(f"--workdir={three[0]}", capsys=capsys)
-    assert "pip install 'matplotlib>=3.9'" in line

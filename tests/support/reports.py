@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+from collections.abc import Callable
+from html.parser import HTMLParser
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,9 +13,11 @@ from jaxsplit import metrics
 from jaxsplit.data import facts
 from jaxsplit.evaluation import predictions, record
 from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
+from jaxsplit.report import page
 from tests.support.runs import tiny
 
 STEP = 40
+VOID = {"meta", "img", "br"}  # elements that are not closed
 
 
 def digits(**fields) -> ConfigDict:
@@ -113,3 +117,56 @@ def workdir(
             text.append(json.dumps(row))
         (path / metrics.JSONL).write_text("\n".join(text) + "\n")
     return path
+
+
+class Checked(HTMLParser):
+    """Reads a page; every element must be closed, and in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.cells: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [given[k] for k in ("href", "src") if k in given]
+        self.cells += [(tag, given)] if tag == "th" else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def no_evaluation(run) -> None:
+    raise AssertionError(f"{run.name} is evaluated")
+
+
+def written(
+    *workdirs: pathlib.Path, out: pathlib.Path | None = None, evaluate: Callable = no_evaluation
+) -> str:
+    """The report of some workdirs; `out` is in the first if not given."""
+    out = out or workdirs[0] / page.FILE
+    return page.write(list(workdirs), out, evaluate, say=lambda text: None).read_text()
