@@ -19,7 +19,7 @@ from jaxsplit.hosts import signals
 from jaxsplit.report.progress import Progress
 from jaxsplit.state import TrainState
 from jaxsplit.weights import warm_start
-from jaxsplit.workdir import files, lock
+from jaxsplit.workdir import files, lock, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,7 @@ def open_run(
     if chief:  # only now is the step known at which a change begins
         more = history.more(workdir / config_lib.CONFIG_FILE, start, found.changes)
         config_lib.save(config, workdir, more)
+        versions.record(workdir, start, versions.now(jax.devices()[0].device_kind))
         facts.write(workdir, facts.of_dataset(exp.dataset))
     resident = _resident(exp)
     batches = exp.feed.batches(start)

@@ -196,7 +196,7 @@ BAD = {  # argument: how the line begins, what else it says
     "--config.lowering=best": ("lowering='best': must be one of ", "auto, dense"),
     "--workers=3": ("Unknown command line flag 'workers'", ""),
     "workdir": ("unknown argument 'workdir'", ""),
-    "--mode=predict": ("mode='predict': must be one of train, eval, summary", ""),
+    "--mode=guess": ("mode='guess': must be one of train, eval, ", ""),
 }
 
 
