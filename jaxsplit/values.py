@@ -1,4 +1,4 @@
-"""Fields of a config: a ConfigDict that takes NumPy's values and paths, and the types of values."""
+"""The values of config fields: conversion from NumPy and paths, and checks of their types."""
 
 import math
 import os
@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 
 from jaxsplit.errors import ConfigError, short
 
-LARGEST = 2**63 - 1  # of integers
+LARGEST = 2**63 - 1  # the largest integer that a field takes
 _LEAST, _MOST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 class Fields(ConfigDict):
-    """A ConfigDict, of which a field set to a path, a NumPy value or an array holds `plain` of it.
+    """A ConfigDict that stores paths, NumPy values and arrays as Python values; see `plain`.
 
-    So are the groups in it; all else is as in any ConfigDict.
+    Its groups do the same. Everything else is as in a ConfigDict.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -25,9 +25,10 @@ class Fields(ConfigDict):
 
 
 def plain(value: Any) -> Any:
-    """`value` as Python's own: str of a path, int, float, bool or tuple of NumPy's and JAX's.
+    """`value` as a Python value.
 
-    A list becomes a tuple, a ConfigDict becomes `Fields`; other values stay what they are.
+    A path becomes a str; a NumPy or JAX value becomes int, float, bool or tuple; a list becomes a
+    tuple; a ConfigDict becomes `Fields`. Other values are returned as they are.
     """
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         value = np.asarray(value).tolist()
@@ -41,10 +42,10 @@ def plain(value: Any) -> Any:
 
 
 def copy(config: ConfigDict) -> Fields:
-    """A copy of a config, a frozen one too, all values `plain`.
+    """A copy of a config, not frozen, with all values `plain`.
 
     Raises:
-      ConfigError: it is no ConfigDict.
+      ConfigError: `config` is no ConfigDict.
     """
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"config={config!r}: must be what jaxsplit.defaults.get_config() returns")
@@ -55,10 +56,10 @@ def copy(config: ConfigDict) -> Fields:
 
 
 def check_type(field: str, value: Any, default: Any) -> None:
-    """Checks that a value has the type of the field's default and fits into 64 or float32 bits.
+    """Checks that a value has the type of the field's default and fits into int64 or float32.
 
     Raises:
-      ConfigError: it has not; names the field, the value and what is allowed.
+      ConfigError: it does not; names the field, the value and what is allowed.
     """
     allowed = _wrong(value, default)
     if allowed:
@@ -66,7 +67,7 @@ def check_type(field: str, value: Any, default: Any) -> None:
 
 
 def _wrong(value: Any, default: Any) -> str:
-    """What a value must be; '' where it is."""
+    """What a value must be, in words; '' if it is that."""
     if isinstance(default, bool):
         return "" if isinstance(value, bool) else "True or False"
     if isinstance(default, str):

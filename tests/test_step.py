@@ -276,7 +276,7 @@ def test_a_config_whose_batch_cannot_be_cut():
     config.optim.accumulate = 8
     with pytest.raises(ConfigError, match="^optim.accumulate=8: must divide the 4 images of a dev"):
         experiment.build(config)
-    experiment.build(config, training=False)
+    experiment.build_for_evaluation(config)
 
 
 @pytest.mark.slow

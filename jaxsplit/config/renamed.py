@@ -1,4 +1,4 @@
-"""Fields and values that have another name today: old configs and workdirs keep working."""
+"""Translates old names of fields and values, so old configs and workdirs keep working."""
 
 import functools
 import sys
@@ -7,22 +7,22 @@ from typing import Any
 
 from jaxsplit.config.derived import PAPER
 
-# field -> old value -> the value that means the same today
+# field -> old value -> the value that now means the same
 VALUES: dict[str, dict[str, str]] = {"views": {"": PAPER}, "trunk": {"": PAPER}}
 
-# group, field -> the field today; only config.json has them
+# (old group, old name) -> the field now; only old config.json files have them
 MOVED = {("cotrain", "views"): "views"}
 
 
 def move(fields: dict[str, Any]) -> None:
-    """Gives fields of a config.json the names that they have today."""
+    """Renames old fields of a config.json, in place."""
     for (group, name), today in MOVED.items():
         if isinstance(old := fields.get(group), dict) and name in old:
             fields[today] = old.pop(name)
 
 
 def translate(fields: Any) -> None:
-    """Replaces the old values in a ConfigDict or dict of fields, and prints one line of them."""
+    """Replaces old values in a ConfigDict or dict, in place, and prints a line that names them."""
     if lines := list(_translated(fields)):
         say_once(f"note: {', '.join(lines)}")
 
@@ -37,4 +37,5 @@ def _translated(fields: Any) -> Iterator[str]:
 
 @functools.cache  # a config is checked more than once in a run
 def say_once(line: str) -> None:
+    """Prints a line to stderr, unless it was printed before."""
     print(line, file=sys.stderr, flush=True)

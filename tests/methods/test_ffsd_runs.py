@@ -454,7 +454,7 @@ def test_export_from_a_mesh(tmp_path):
     extract.leader(config_lib.load(tmp_path), tmp_path)
     alone = config_lib.load(tmp_path / extract.FOLDER)
     assert dict(alone.mesh) == {"data": -1, "net": 1}
-    experiment.build(alone, training=False)
+    experiment.build_for_evaluation(alone)
 
 
 def test_start_from_a_run_with_another_leader(run, tmp_path):

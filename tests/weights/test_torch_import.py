@@ -527,7 +527,7 @@ def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run
     workdir = tmp_path / "run"
     run(*map(str, paths), *OVERRIDES, f"--workdir={workdir}")
     said = capsys.readouterr().out
-    facts = ", epoch 3, test top-1 12.50% as the file says"
+    facts = ", epoch 3, test top-1 12.50% according to the file"
     facts *= layout in ("splitnet", "parallel")
     assert said.startswith(f"imported wide_resnet10_1 divided in 2{facts}, into {workdir}\n")
     config = config_lib.load(workdir)
