@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxsplit import methods
 from jaxsplit.errors import ConfigError
-from jaxsplit.values import Fields
+from jaxsplit.values import Fields, number_or
 
 
 def get_config() -> ConfigDict:
@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     # schedule, augmentation or loss; config.json records each change and its step.
     config.resume_with = ""
     config.log_every = "50 steps"  # duration between two lines of training metrics
+    # Steps that jax's profiler traces for TensorBoard: from:to, as '20 steps:25 steps'; '': none.
+    config.profile = ""
     config.checkpoint = _checkpoint()
     _methods(config)
     return config
@@ -80,7 +82,8 @@ def _distill() -> Fields:
     config.loss = "kl"  # kl | dkd (arXiv 2203.08679) | dist (arXiv 2205.10536)
     config.standardize = False  # standardise the logits before the loss (arXiv 2403.01427)
     config.weight = 1.0  # loss weight; the losses already include temperature ** 2
-    config.temperature = 0.0  # divides the logits; 0: the temperature of the method's paper
+    # Divides the logits before the loss; above 0 | paper (as in the method's paper: 1, 2 or 3).
+    config.temperature = number_or("paper")
     config.dkd_alpha = 1.0  # dkd only: weight of the target class
     config.dkd_beta = 8.0  # dkd only: weight of the other classes
     config.dist_beta = 1.0  # dist only: weight of the correlation between classes, per example
@@ -198,6 +201,9 @@ def _eval() -> Fields:
     # How the networks' outputs are combined: mean_logits | mean_probs | max_logits | max_probs. An
     # evaluation may change it; a resumed run may not.
     config.ensemble = "mean_logits"
+    # The next two are for `jaxsplit eval` only.
+    config.ood = ""  # another data set, whose images uncertainty should tell from the test images
+    config.corruptions = False  # True: also the test images under 15 corruptions at 5 severities
     return config
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxsplit.errors import ConfigError, short
 
@@ -51,7 +51,12 @@ def copy(config: ConfigDict) -> Fields:
         raise ConfigError(f"config={config!r}: must be what jaxsplit.defaults.get_config() returns")
     made = Fields()
     for key, value in config.items():
-        made[key] = copy(value) if isinstance(value, ConfigDict) else value
+        if isinstance(value, ConfigDict):
+            made[key] = copy(value)
+        elif config.get_type(key) is object:  # it takes values of several types
+            made[key] = FieldReference(plain(value), field_type=object)
+        else:
+            made[key] = value
     return made
 
 
@@ -64,6 +69,25 @@ def check_type(field: str, value: Any, default: Any) -> None:
     allowed = _wrong(value, default)
     if allowed:
         raise ConfigError(f"{field}={short(value)}: must be {allowed}")
+
+
+def number_or(word: str) -> FieldReference:
+    """The default `word` of a field that takes this word or a number."""
+    return FieldReference(word, field_type=object)
+
+
+def check_number_or(field: str, value: Any, word: str) -> None:
+    """Checks that the value of a field with a `number_or` default is the word or a number.
+
+    Raises:
+      ConfigError: it is neither; names the field, the value and what is allowed.
+    """
+    if isinstance(value, str):
+        allowed = "a finite number" if value != word else ""
+    else:
+        allowed = _wrong(value, 1.0)
+    if allowed:
+        raise ConfigError(f"{field}={short(value)}: must be {word!r} or {allowed}")
 
 
 def _wrong(value: Any, default: Any) -> str:

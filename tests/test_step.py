@@ -183,9 +183,9 @@ def augment_config():
 @pytest.mark.parametrize(
     ("mesh", "shared", "in_a_loop"),
     [
-        ((1, 1), False, False),
+        pytest.param((1, 1), False, False, marks=pytest.mark.slow),
         ((1, 1), False, True),
-        ((4, 2), False, False),
+        pytest.param((4, 2), False, False, marks=pytest.mark.slow),
         ((4, 2), True, True),
     ],
 )

@@ -5,19 +5,29 @@ import functools
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from jaxsplit import config as config_lib
 from jaxsplit import loop
-from jaxsplit.cli import pages, run_flags
+from jaxsplit.cli import pages, predict, report, run_flags
+from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import summary, views
 from jaxsplit.weights import extract
 
-_MODE = flags.DEFINE_string("mode", "train", "train, eval, summary, show_views or export_leader")
+_MODE = flags.DEFINE_string(
+    "mode", "train", "train, eval, report, predict, summary, show_views or export_leader"
+)
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "for eval and export_leader: latest, best or a step"
+    "checkpoint", "latest", "for eval, predict and export_leader: latest, best or a step"
 )
 _TO = flags.DEFINE_string(
     "to", None, "for export_leader: the workdir to write; default: WORKDIR/leader"
+)
+_OOD = flags.DEFINE_string(
+    "eval.ood", None, "for eval: another data set, to be told from the test set by uncertainty"
+)
+_CORRUPTIONS = flags.DEFINE_boolean(
+    "eval.corruptions", None, "for eval: also the test images under 15 corruptions, 5 severities"
 )
 # For processes on machines that no cluster manager connects; see `processes.initialize`.
 _COORDINATOR = flags.DEFINE_string(
@@ -34,6 +44,22 @@ _INIT_FROM = flags.DEFINE_string(
     "checkpoints/<step>, or PyTorch files separated by commas (with :ema at the end: the moving "
     "averages in them)",
 )
+# Flags of one mode only.
+_ONE_MODE = (
+    (_INIT_FROM, "train"),
+    (_OOD, "eval"),
+    (_CORRUPTIONS, "eval"),
+    (_TO, "export_leader"),
+    *((flag, "predict") for flag in predict.FLAGS),
+)
+
+
+def _evaluate(config: ConfigDict) -> None:
+    if _OOD.value is not None:
+        config.eval.ood = _OOD.value
+    if _CORRUPTIONS.value is not None:
+        config.eval.corruptions = _CORRUPTIONS.value
+    loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value)
 
 
 def _workdir() -> str:
@@ -49,7 +75,8 @@ def _train(config: ConfigDict) -> None:
 
 MODES = {
     "train": _train,
-    "eval": lambda config: loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value),
+    "eval": _evaluate,
+    "predict": lambda config: predict.run(config, _workdir(), _CHECKPOINT.value),
     "summary": lambda config: print(summary.of_config(config)),
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
@@ -60,6 +87,7 @@ MODES = {
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
 
 _RUN = {"config": "NAME|FILE", "workdir": "DIR"}
+_SHIFTS = {"eval.ood": "DATASET", "eval.corruptions": "True"}
 _PROCESSES = {"coordinator": "HOST:PORT", "num_processes": "N", "process_id": "N"}
 _OVERRIDES = "[--config.FIELD=VALUE ...]"
 PAGES = {
@@ -79,13 +107,16 @@ Without --config the config saved in the workdir is used.""",
     ),
     "eval": pages.Page(
         usage=f"jaxsplit eval --workdir=DIR {_OVERRIDES}",
-        about="Evaluates a checkpoint of a run and prints a table of its networks.",
-        flags=_RUN | {"checkpoint": "STEP"} | _PROCESSES,
+        about="""Evaluates a checkpoint of a run: prints tables of its networks, writes
+WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
+        flags=_RUN | {"checkpoint": "STEP"} | _SHIFTS | _PROCESSES,
         examples=(
             "jaxsplit eval --workdir=runs/digits --checkpoint=best",
+            "jaxsplit eval --workdir=runs/c10 --eval.ood=svhn_cropped --eval.corruptions=True",
             "jaxsplit eval --workdir=runs/digits --config.eval.ensemble=max_probs",
         ),
     ),
+    "predict": predict.PAGE,
     "summary": pages.Page(
         usage=f"jaxsplit summary --config=NAME|FILE {_OVERRIDES}", about="", flags=_RUN, examples=()
     ),
@@ -110,10 +141,14 @@ see, as WORKDIR/views.png.""",
 Without --config the config saved in the workdir is used. `jaxsplit VERB` is the same program.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
+        | _SHIFTS
+        | predict.VALUES
         | _PROCESSES,
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
             "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
+            "python main.py --mode=report --workdir=runs/digits,runs/other",
+            "python main.py --mode=predict --workdir=runs/digits --images=photos",
             "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",
             "python main.py --mode=show_views --config=digits_wrn16_4_x4 --workdir=runs/digits",
             "python main.py --mode=export_leader --workdir=runs/ffsd",
@@ -125,12 +160,24 @@ Without --config the config saved in the workdir is used. `jaxsplit VERB` is the
 
 def run(argv: list[str], verb: str = "") -> int:
     """Runs a verb; '' is main.py. `argv`: the program's name and the arguments after the verb."""
+    if not verb and (given := _for_report(argv)) is not None:
+        return report.main(given)
     app.run(
         functools.partial(main, verb=verb),
         argv=argv,
         flags_parser=functools.partial(parse, verb=verb),
     )
     return 0
+
+
+def _for_report(argv: list[str]) -> list[str] | None:
+    """The arguments, if they hold --mode=report: it takes several workdirs, and no config."""
+    try:
+        given = flag_files.expanded(argv[1:])
+    except ConfigError:  # is told when the flags are parsed
+        return None
+    asked = config_lib.flags_given([argv[0], *given]).get("mode") == "report"
+    return given if asked and not pages.asked_for(given) else None
 
 
 def parse(argv: list[str], verb: str = "") -> list[str]:
@@ -145,13 +192,12 @@ def main(_: list[str], verb: str = "") -> None:
             _check_flags(verb)
         mode = _MODE_OF.get(verb, verb) or _MODE.value
         if mode not in MODES:
-            raise ConfigError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+            raise ConfigError(f"mode={mode!r}: must be one of {', '.join([*MODES, 'report'])}")
         if mode != "summary" and not run_flags.WORKDIR.value:
             raise ConfigError(f"workdir: must be given with {verb or f'--mode={mode}'}")
-        if mode != "train" and _INIT_FROM.value is not None:
-            raise ConfigError(f"init_from: only with --mode=train, not {mode}")
-        if mode != "export_leader" and _TO.value is not None:
-            raise ConfigError(f"to: only with --mode=export_leader, not {mode}")
+        for flag, its_mode in _ONE_MODE:
+            if flag.present and mode != its_mode:
+                raise ConfigError(f"{flag.name}: only with --mode={its_mode}, not {mode}")
         if mode in ("train", "eval"):
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[mode](run_flags.CONFIG.value)
@@ -159,7 +205,8 @@ def main(_: list[str], verb: str = "") -> None:
 
 def _check_flags(verb: str) -> None:
     """Raises ConfigError for a flag of another verb."""
-    for flag in (_MODE, _CHECKPOINT, _TO, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _INIT_FROM):
+    shared = (_MODE, _CHECKPOINT, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+    for flag in (*shared, *(flag for flag, _ in _ONE_MODE)):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
             raise ConfigError(

@@ -3,12 +3,19 @@
 import functools
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from jaxsplit.config.derived import PAPER
 
 # field -> old value -> the value that now means the same
-VALUES: dict[str, dict[str, str]] = {"views": {"": PAPER}, "trunk": {"": PAPER}}
+VALUES: dict[str, dict[str | float, str]] = {
+    "views": {"": PAPER},
+    "trunk": {"": PAPER},
+    "distill.temperature": {0.0: PAPER},
+}
 
 # (old group, old name) -> the field now; only old config.json files have them
 MOVED = {("cotrain", "views"): "views"}
@@ -22,16 +29,29 @@ def move(fields: dict[str, Any]) -> None:
 
 
 def translate(fields: Any) -> None:
-    """Replaces old values in a ConfigDict or dict, in place, and prints a line that names them."""
+    """Replaces old values in place, and prints a line that names them.
+
+    Args:
+      fields: a ConfigDict, or a dict that is nested or has dotted names.
+    """
     if lines := list(_translated(fields)):
         say_once(f"note: {', '.join(lines)}")
 
 
 def _translated(fields: Any) -> Iterator[str]:
     for field, today in VALUES.items():
-        old = fields.get(field)
-        if isinstance(old, str) and old in today:
-            fields[field] = today[old]
+        holder, name = fields, field
+        if "." in field and field not in fields:  # `fields` is not flat
+            group, _, name = field.rpartition(".")
+            holder = fields.get(group)
+        if not isinstance(holder, dict | ConfigDict):
+            continue  # another check refuses it
+        old = holder.get(name)
+        if isinstance(old, str | int | float) and old is not False and old in today:
+            # A ConfigDict of a program may still have the type of the old value.
+            free = holder.ignore_type() if isinstance(holder, ConfigDict) else nullcontext()
+            with free:
+                holder[name] = today[old]
             yield f"{field}={old!r} is called {today[old]!r} now"
 
 

@@ -17,16 +17,18 @@ from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
-from jaxsplit.data import holdout, prepared
+from jaxsplit.data import holdout, names, prepared
 from jaxsplit.data.arrays import (
     NPZ_KEYS,
     Arrays,
     describe_npz,
     in_both,
+    npz_class_names,
     read_digits,
     read_npz,
     read_synthetic,
 )
+from jaxsplit.data.dataset import Dataset
 from jaxsplit.data.feed import (
     TrainFeed,
     epoch_order,
@@ -61,25 +63,6 @@ ON_BAD_RECORD = ("error", "skip")
 _MIN_CROP = 16  # pixels; smallest image_size of images that are cropped
 
 _Splits = tuple[Arrays | Stream, Arrays | Stream]  # training and test part
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set as the networks see it.
-
-    image_shape: (H, W, C). mean, std: of the training pixels in 0..1, one for each channel.
-    resident: an in-memory training split lies on the device; False: its batches are sent there.
-    """
-
-    name: str
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train: Arrays | Stream
-    validation: Arrays | Stream | None
-    test: Arrays | Stream
-    resident: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,9 +110,7 @@ class Source:
             _check_size(data_config.image_size, own[0], None)
         else:
             _check_size(data_config.image_size, self.image_shape[0], self.min_size)
-            size, shape = data_config.image_size, self.image_shape
-            if size not in (0, shape[0]):
-                shape = (size, size, shape[2])
+            shape = self.shape(data_config)
             train, test = self.read(self, data_config, shape)
         return Dataset(
             name=self.name,
@@ -141,7 +122,29 @@ class Source:
             validation=None,
             test=test,
             resident=isinstance(train, Arrays) and _resident(data_config, len(train), shape),
+            class_names=self.class_names(data_config),
         )
+
+    def shape(self, data_config: ConfigDict) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the networks see; nothing is read."""
+        size, (height, width, channels) = data_config.image_size, self.image_shape
+        return (height, width, channels) if size in (0, height) else (size, size, channels)
+
+    def cropped(self, data_config: ConfigDict) -> bool:
+        """As `Dataset.cropped`, before anything is read."""
+        if _npz(self.name, data_config.dir) or self.read is not _read_prepared:
+            return False
+        return not self.one_size or self.shape(data_config) != self.image_shape
+
+    def class_names(self, data_config: ConfigDict) -> tuple[str, ...]:
+        """Those of <data.dir>/<name>.npz or of what is prepared there, else known ones, else ()."""
+        npz = _npz(self.name, data_config.dir)
+        if npz is not None:
+            found = npz_class_names(npz, self.num_classes)
+        else:
+            found = prepared.class_names(self.name, data_config.dir, self.num_classes)
+        known = names.KNOWN.get(self.name, ())
+        return found or (known if len(known) == self.num_classes else ())
 
 
 def _read_digits(source: Source, data_config: ConfigDict, shape: tuple[int, int, int]) -> _Splits:
@@ -186,8 +189,8 @@ def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, in
     if test:
         (test,) = test
     else:
-        names = prepared.class_names(name, data_config.dir, source.num_classes)
-        train, test = holdout.test_part(train, data_config.test_share, name, names)
+        known = prepared.class_names(name, data_config.dir, source.num_classes)
+        train, test = holdout.test_part(train, data_config.test_share, name, known)
     if whole is None or not _resident(data_config, len(train), shape):
         return train, test
     return (
@@ -263,6 +266,14 @@ DATASETS: dict[str, Source] = {
 # for colour; gray is only brought to -1..1.
 _OTHER_MEAN = {3: (0.485, 0.456, 0.406), 1: (0.5,)}
 _OTHER_STD = {3: (0.229, 0.224, 0.225), 1: (0.5,)}
+
+
+def usual_mean_and_std(
+    data_config: ConfigDict, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Those of `data_config`, else those of a set that is not in DATASETS."""
+    mean, std = tuple(data_config.mean), tuple(data_config.std)
+    return mean or _OTHER_MEAN[channels], std or _OTHER_STD[channels]
 
 
 def source(data_config: ConfigDict) -> Source:

@@ -13,6 +13,7 @@ from jaxsplit.data.stream import BadRecordError, Skipped
 from jaxsplit.errors import ConfigError
 
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+CLASS_NAMES = "class_names"  # may stand beside them
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,23 @@ def describe_npz(path: pathlib.Path) -> tuple[int, tuple[int, int, int]]:
             f"from 0 to the largest, {classes[-1]}"
         )
     return len(classes), image_shape
+
+
+def npz_class_names(path: pathlib.Path, num_classes: int) -> tuple[str, ...]:
+    """Its array class_names (texts [K]), where it has one; else ().
+
+    Raises:
+      ConfigError: it is not K texts.
+    """
+    with _opened(path) as (file, where):
+        if CLASS_NAMES not in file.files:
+            return ()
+        found = file[CLASS_NAMES]
+    if found.shape != (num_classes,) or found.dtype.kind != "U":
+        raise ConfigError(
+            f"{where}{CLASS_NAMES}: {found.dtype}{list(found.shape)}, must be {num_classes} texts"
+        )
+    return tuple(found.tolist())
 
 
 def in_both(train: Arrays, test: Arrays) -> str | None:

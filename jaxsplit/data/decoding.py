@@ -41,6 +41,42 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     return turn(pixels if channels == 3 else pixels[..., None], turned)
 
 
+def of_image(image: Any, channels: int) -> np.ndarray:
+    """uint8[H, W, channels] of a picture that Pillow has opened or made; otherwise as `decode`.
+
+    Raises:
+      Exception: as `decode`.
+    """
+    pixels = _of_pillow(image, channels)
+    pixels = pixels if channels == 3 else pixels[..., None]
+    # Pillow turns TIFF files, and leaves their tag as it was.
+    found = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION)
+    return turn(pixels, found if found in range(1, 9) else 1)
+
+
+def of_array(array: np.ndarray, channels: int) -> np.ndarray:
+    """uint8[H, W, channels] of uint8[H, W] or [H, W, 1 to 4]; as `decode` changes colours.
+
+    Of two channels the second, of four the last is transparency.
+
+    Raises:
+      ValueError: another dtype or shape.
+    """
+    given = array[..., None] if array.ndim == 2 else array
+    if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] not in (1, 2, 3, 4):
+        raise ValueError(
+            f"array {array.dtype}{list(array.shape)}, must be uint8[H, W] or [H, W, 1 to 4]"
+        )
+    given = given[..., : 3 if given.shape[2] > 2 else 1]
+    if given.shape[2] == channels:
+        return given
+    if channels == 3:
+        return np.repeat(given, 3, -1)
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(given).convert("L"))[..., None]
+
+
 def _by_format(data: bytes, channels: int) -> np.ndarray | None:
     """A JPEG or PNG by its own decoder, not turned; None: left to Pillow."""
     if data[:2] == _JPEG:

@@ -260,16 +260,22 @@ def random_crops(
         view[...] = crop.reshape(view.shape)  # cv2 drops a channel axis of length 1
 
 
-def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def shorter_side(height: int, width: int) -> int:
+    """What evaluation resizes the shorter side to before it cuts [height, width] out."""
+    return int(1.15 * min(height, width))
+
+
+def centre_crop(image: np.ndarray, height: int, width: int, short: int = 0) -> np.ndarray:
     """uint8[height, width, C]: the evaluation view of image (uint8[h, w, C]).
 
-    The shorter side is resized to int(1.15 * the crop's shorter side) with Pillow's antialiased
-    bicubic filter, then the centre is cut out: arXiv 2011.14660's evaluation of ImageNet.
+    The shorter side is resized to `short`, by default int(1.15 * the crop's shorter side), with
+    Pillow's antialiased bicubic filter, then the centre is cut out: arXiv 2011.14660's evaluation
+    of ImageNet.
     """
     from PIL import Image
 
     h, w = image.shape[:2]
-    short = int(1.15 * min(height, width))
+    short = short or shorter_side(height, width)
     new_h, new_w = (short, short * w // h) if h <= w else (short * h // w, short)
     # A crop that is not square may ask for more than the resized image has.
     new_h, new_w = max(new_h, height), max(new_w, width)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxsplit import config as config_lib
 from jaxsplit import methods, models
 from jaxsplit.checkpoints import integrity, read, store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files, lock
 
@@ -40,7 +41,7 @@ def network(
     config = config_lib.load(workdir)
     variables, _, _ = _read(config, workdir, name, which)
     classes = variables["params"]["head"]["bias"].shape[-1]
-    spec = config_lib.spec(_alone(config, name))
+    spec = config_lib.resolve(_alone(config, name)).spec
     dtype = None if config.dtype == "float32" else config.dtype
     return models.build(spec, classes, dtype=dtype), variables
 
@@ -71,8 +72,10 @@ def leader(
     variables, step, metrics = _read(config, workdir, "leader", which)
     alone = _alone(config, "leader")
     alone = config_lib.check(alone)
+    known = facts.of_workdir(workdir, config.data, integrity.shapes(variables))
     with contextlib.ExitStack() as at_end:
         folder = config_lib.prepare_workdir(to, lock.held(at_end))
+        facts.write(folder, known)
         _write(
             alone,
             folder,
@@ -109,7 +112,7 @@ def _alone(config: ConfigDict, name: str) -> ConfigDict:
     alone = config.copy_and_resolve_references()
     alone.method, alone.split = methods.ALONE, 1
     alone.trunk = alone.views = config_lib.PAPER
-    alone.divide_in = config_lib.divided_in(config)
+    alone.divide_in = config_lib.resolve(config).divided_in
     alone.mesh.data, alone.mesh.net, alone.init_from = -1, 1, ""  # of the run, or its machine
     alone.update(_networks(config)[name].changes)
     return alone
@@ -125,7 +128,7 @@ def _read(
     """(variables of a network as numpy arrays, step, metrics) of a checkpoint."""
     if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
-    best = config_lib.best_metric(config)
+    best = config_lib.resolve(config).best_metric
     checkpoints = read.Reader(workdir, best)
     step = checkpoints.find(which)
     shapes = read.model_shapes(checkpoints.path(step))

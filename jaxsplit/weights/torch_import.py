@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from jaxsplit import config as config_lib
 from jaxsplit import data, models
 from jaxsplit.checkpoints import store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion
 from jaxsplit.report import summary
@@ -211,7 +212,7 @@ def to_variables(
     Raises:
       ConfigError: weights of another architecture, S, number of classes or of image channels.
     """
-    spec, source = config_lib.spec(config), data.source(config.data)
+    spec, source = config_lib.resolve(config).spec, data.source(config.data)
     _check_networks(config, weights)
     classes = _num_classes(spec, weights.networks[0])
     if num_classes is not None and classes not in (None, num_classes):
@@ -314,6 +315,7 @@ def import_checkpoint(
     with contextlib.ExitStack() as at_end:
         folder = config_lib.prepare_workdir(workdir, lock.held(at_end))
         config_lib.save(config, folder)
+        facts.write(folder, facts.of_config(config.data))
         checkpoints = store.Checkpoints(folder, best_metric=next(iter(metrics), ""))
         checkpoints.save_weights(variables, config, origin, metrics or None)
         checkpoints.close()

@@ -12,6 +12,7 @@ import pytest
 from bench import (
     Results,
     augment,
+    cascade,
     compiler_options,
     device,
     errors_in_one_line,
@@ -210,6 +211,17 @@ if importlib.util.find_spec("libtpu"):
     def test_a_chip_is_one_device(topology):
         """libtpu counts the two cores of a v4 unless it is told not to."""
         assert len(tpu.devices_of(topology)) == 4
+
+
+def test_cascade(call, tmp_path):
+    small = "--arch wide_resnet10_1 --split 2 --batch 8 --size 8 --rounds 1 --images 24".split()
+    call(cascade.main, *small, "--out", tmp_path / "figures.md")
+    rows = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
+    shares = {row["leave"]: row["macs_share"] for row in rows}
+    assert shares.pop("whole ensemble") == shares.pop("0%") == 1
+    # What leaves after one of two networks takes half.
+    for name, share in shares.items():
+        assert share == pytest.approx(1 - float(name.rstrip("%")) / 200, abs=0.03)
 
 
 @pytest.mark.parametrize("bench", [augment, remat, stack_overhead], ids=lambda m: m.__name__)

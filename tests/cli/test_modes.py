@@ -67,9 +67,12 @@ def test_eval_from_the_workdir_alone(trained, run, capsys):
     for which in ((), ("--checkpoint=latest",), ("--checkpoint=best",), ("--checkpoint=2",)):
         run("--mode=eval", f"--workdir={workdir}", *which)
         said = capsys.readouterr().out
-        rows = [line for line in said.splitlines() if line.startswith(("net", "ens", "und"))]
+        table = said.partition("diversity of the networks")[0]
+        rows = [line for line in table.splitlines() if line.startswith(("net", "ens", "und"))]
         assert len(rows) == 4
-        assert all(row in done.stdout for row in rows)
+        for row in rows:  # without the ECE, which training does not compute
+            cells = row.split()
+            assert [*cells[:4], *cells[5:]] in [line.split() for line in done.stdout.splitlines()]
         kind = {(): "latest", ("--checkpoint=2",): "chosen"}.get(which, which and which[0][13:])
         assert f"checkpoint step 2, the {kind}" in said
         assert "chosen on the test set" in said
@@ -142,6 +145,8 @@ def test_summary(run, capsys):
         ("--config.data.dir=some where", "data", "dir", "some where"),
         ("--config.schedule.milestones=('10%','50%')", "schedule", "milestones", ("10%", "50%")),
         ("--config.augment.erase_area=(0.1,0.2)", "augment", "erase_area", (0.1, 0.2)),
+        ("--config.distill.temperature=3.5", "distill", "temperature", 3.5),
+        ("--config.distill.temperature=paper", "distill", "temperature", "paper"),
         ("--config.duration=3 epochs", None, "duration", "3 epochs"),
     ],
 )
@@ -173,6 +178,14 @@ BAD = {  # argument: how the line begins, what else it says
     "--config.method=single": ("split=4: must be 1 with method='single'", ""),
     "--config.split=3": ("split=3: wide_resnet16_4 can be divided in ", "1, 2, 4, 8, 16"),
     "--config.optim.lr=-0.1": ("optim.lr=-0.1: must be positive", ""),
+    "--config.distill.temperature=hot": (
+        "distill.temperature='hot': must be 'paper' or a finite number",
+        "",
+    ),
+    "--config.distill.temperature=-1": (
+        "distill.temperature=-1: must be 'paper' or above 0",
+        "",
+    ),
     "--config.duration=0 epochs": ("duration='0 epochs': must be at least one step", ""),
     "--config.duration=0.01 epochs": ("duration='0.01 epochs': must be at least one step", ""),
     "--config.duration=ten epochs": ("duration='ten epochs': must be a number of steps", "10%"),
@@ -183,7 +196,7 @@ BAD = {  # argument: how the line begins, what else it says
     "--config.lowering=best": ("lowering='best': must be one of ", "auto, dense"),
     "--workers=3": ("Unknown command line flag 'workers'", ""),
     "workdir": ("unknown argument 'workdir'", ""),
-    "--mode=predict": ("mode='predict': must be one of train, eval, summary", ""),
+    "--mode=guess": ("mode='guess': must be one of train, eval, ", ""),
 }
 
 
@@ -203,6 +216,9 @@ def test_bad_argument_in_summary(refused):
 def test_flags_that_do_not_fit_the_mode(refused, tmp_path):
     line = refused("--mode=eval", f"--workdir={tmp_path}", DIGITS, "--init_from=elsewhere")
     assert line == "init_from: only with --mode=train, not eval"
+    for flag in ("eval.ood=digits", "eval.corruptions=True"):
+        line = refused(f"--workdir={tmp_path}", DIGITS, f"--{flag}")
+        assert line == f"{flag.partition('=')[0]}: only with --mode=eval, not train"
 
 
 def test_arguments_of_a_config_that_takes_none(refused):

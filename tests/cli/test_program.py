@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from jaxsplit import cli
-from jaxsplit.cli import import_torch, modes, pages, prepare, published, summary
+from jaxsplit.cli import import_torch, modes, pages, prepare, published, report, summary
 from jaxsplit.errors import ConfigError
 from jaxsplit.recipes import experiments
 from tests.support.paths import ROOT
@@ -23,6 +23,7 @@ PAGES = modes.PAGES | {
     "prepare": prepare.PAGE,
     "import-torch": import_torch.PAGE,
     "published": published.PAGE,
+    "report": report.PAGE,
 }
 ARGUMENTS = {"folder": "name=birds"}  # of the experiment that cannot do without
 
@@ -114,8 +115,8 @@ def test_defaults_and_long_names_on_a_page():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "error: a verb must be given: one of train, eval, summary, views, "),
-        (["trian"], "error: verb='trian': must be one of train, eval, summary, views, "),
+        ([], "error: a verb must be given: one of train, eval, "),
+        (["trian"], "error: verb='trian': must be one of train, eval, "),
         (["--config=a"], "error: verb='--config=a': must be one of train, eval, "),
     ],
 )

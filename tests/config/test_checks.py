@@ -383,11 +383,11 @@ def test_only_divided_networks_have_a_divided_decay(divide):
 
 def test_networks_divided_or_whole():
     whole, half = (models.divided("wide_resnet16_4", s) for s in (1, 2))
-    assert config_lib.spec(changed(split=2)) == half != whole
+    assert config_lib.resolve(changed(split=2)).spec == half != whole
     for split in (1, 2, 3):  # also a number that the architecture is not divided in
         config = changed(split=split, divide=False, method="independent" if split > 1 else "single")
         config_lib.check(config)
-        assert config_lib.spec(config) == whole
+        assert config_lib.resolve(config).spec == whole
     built = (
         experiment.build(changed(split=2, divide=False, mesh__data=1))
         .state_shapes()
@@ -416,21 +416,26 @@ def test_resolve():
 
 
 def test_old_values_mean_as_in_the_paper(tmp_path, capfd):
-    """'' of views and trunk, in a config and in a workdir; one line says today's value."""
+    """Of views, trunk and a temperature, in a config and a workdir; one line says today's value."""
     renamed.say_once.cache_clear()
-    new, old = changed(), changed(views="", trunk="")
-    assert (new.views, new.trunk) == ("paper", "paper")
+    new, old = changed(), changed(views="", trunk="", distill__temperature=0.0)
+    assert (new.views, new.trunk, new.distill.temperature) == ("paper",) * 3
     checked = config_lib.check(old)
     config_lib.check(old)
-    line = "note: views='' is called 'paper' now, trunk='' is called 'paper' now\n"
+    line = "note: views='' is called 'paper' now, trunk='' is called 'paper' now, "
+    line += "distill.temperature=0.0 is called 'paper' now\n"
     assert capfd.readouterr().err == line
     assert dict(config_lib.flat(checked)) == dict(config_lib.flat(config_lib.check(new)))
     assert (old.views, old.trunk) == ("", "")  # the caller's stays as it is
     assert config_lib.resolve(old) == config_lib.resolve(new)
+    assert old.distill.temperature == 0.0
     fields = json.loads(new.to_json()) | {"views": "", "trunk": ""}
+    fields["distill"]["temperature"] = 0
     (tmp_path / "config.json").write_text(json.dumps(fields))
     loaded = config_lib.load(tmp_path)
-    assert (loaded.views, loaded.trunk) == ("paper", "paper")
+    assert (loaded.views, loaded.trunk, loaded.distill.temperature) == ("paper",) * 3
+    loaded.distill.temperature = 2.5  # a field that takes a word and a number
+    loaded.distill.temperature = "paper"
     assert not config_lib.check_identity(loaded, new, tmp_path)
     config_lib.check_evaluation(loaded, old, tmp_path)
 

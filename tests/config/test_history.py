@@ -171,6 +171,7 @@ def test_a_change_is_recorded_and_the_run_goes_on(no_board, tmp_path, capsys):
 # ---- Older configs
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_without_a_warmup_goes_on_so(no_board, tmp_path, capsys):
     """Its config.json lacks the field, whose default is another now."""
     constant = one_network(ema=DECAY, ema_warmup=False)

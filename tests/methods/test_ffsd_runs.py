@@ -9,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 
+import jaxsplit
 from bench.scaling import collectives
 from configs import digits_ffsd_resnet20
 from configs import ffsd as ffsd_config
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, methods, models, stack, state
 from jaxsplit.checkpoints import read, store
+from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.losses import attention
 from jaxsplit.models import fusion
@@ -216,7 +218,7 @@ def test_three_students_by_hand():
     key, progress = jax.random.key(2), jnp.asarray(100)
     _, (_, found) = jax.jit(exp.method.loss)(variables, batch, key, progress)
     built = stack.make(
-        config_lib.spec(config), 3, 10, exp.sharding, lowering="dense", batch_norm="sync"
+        config_lib.resolve(config).spec, 3, 10, exp.sharding, lowering="dense", batch_norm="sync"
     )
     of_stack = {c: variables[c]["stack"] for c in variables}
     logits, features, _ = jax.jit(lambda v: built.apply(v, views, train=True, key=key))(of_stack)
@@ -426,6 +428,18 @@ def test_exported_leader(run, tmp_path, capsys):
         np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match="holds checkpoints already"):
         extract.leader(config, workdir, to)
+    # Predicting, without the data set.
+    assert facts.read(to) == facts.read(workdir)
+    test = exp.dataset.test
+    predictor = jaxsplit.load(workdir)
+    assert predictor.networks == ("net0", "net1", "fusion", "leader")
+    assert predictor.voters == ("net0", "net1", "leader")
+    found = {"leader": predictor(test.images), "fusion": predictor(test.images, networks="fusion")}
+    for name, probabilities in found.items():
+        top1 = (probabilities.argmax(-1) == test.labels).mean()
+        assert top1 == pytest.approx(results[f"test/{name}/top1"], abs=1e-6)
+    given = jaxsplit.load(to)(test.images)
+    np.testing.assert_allclose(given, found["leader"], rtol=1e-4, atol=1e-6)
 
 
 def saved(config, workdir):
@@ -486,7 +500,7 @@ def test_a_leader_like_divided_students_is_exported_as_one_of_them(tmp_path):
     s = saved(tiny(divide=True), tmp_path)
     extract.leader(config_lib.load(tmp_path), tmp_path)
     alone = config_lib.load(tmp_path / extract.FOLDER)
-    assert config_lib.spec(alone) == models.divided("wide_resnet10_1", 2)
+    assert config_lib.resolve(alone).spec == models.divided("wide_resnet10_1", 2)
     _, variables = extract.network(tmp_path / extract.FOLDER)
     kernel = s.params["leader"]["stem_conv1"]["kernel"]
     np.testing.assert_array_equal(variables["params"]["stem_conv1"]["kernel"], kernel)

@@ -14,9 +14,6 @@ STILL_LONGER = {
     ("jaxsplit/data/feed.py", "eval_batches"),
     ("jaxsplit/data/feed.py", "train_feed"),
     ("jaxsplit/data/prepare/__init__.py", "prepare"),
-    ("jaxsplit/methods/base.py", "over_stack"),
-    ("jaxsplit/methods/ffsd.py", "exchange"),
-    ("jaxsplit/methods/ffsd.py", "make"),
 }
 PARTS = ("jaxsplit", "configs")
 

@@ -19,6 +19,7 @@ from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import save_file
 
+import jaxsplit
 from configs import digits_wrn16_4_x4
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, models
@@ -181,7 +182,7 @@ def tiny(**fields):
 
 def networks(n: int, config=None, classes: int = 10) -> list[dict]:
     """Random `state_dict`s of the networks of a config, each another."""
-    spec = config_lib.spec(config or tiny())
+    spec = config_lib.resolve(config or tiny()).spec
     return [state_of(spec, random_variables(spec, classes, 1, seed)) for seed in range(n)]
 
 
@@ -315,6 +316,9 @@ def test_leader(save, tmp_path, capsys):
         config, [save("student.pth", {"weight": state})], tmp_path / "without"
     )
     results = [loop.evaluate_checkpoint(config, tmp_path / w) for w in ("run", "without")]
+    predictor = jaxsplit.load(tmp_path / "run")
+    top1 = (predictor(exp.dataset.test.images).argmax(-1) == exp.dataset.test.labels).mean()
+    assert top1 == pytest.approx(results[0]["test/net0/top1"])
     assert results[0] == results[1] and results[0]["test/net0/nll"] > 0
 
 
@@ -472,7 +476,7 @@ def trained(tmp_path_factory):
     states = []
     for i in range(2):
         one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), stack)
-        states.append(state_of(config_lib.spec(config), one))
+        states.append(state_of(config_lib.resolve(config).spec, one))
     return results, states
 
 
@@ -508,7 +512,14 @@ OVERRIDES = (
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-@pytest.mark.parametrize("layout", ["splitnet", "parallel", "ffsd", "npz", "safetensors"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "splitnet",
+        "ffsd",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("parallel", "npz", "safetensors")),
+    ],
+)
 def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run, tmp_path, capsys):
     results, states = trained
     counters = {"layer0.1.num_batches_tracked": np.array(2)}

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxsplit.data.names import KNOWN
 from jaxsplit.data.prepare.junk import is_junk
 from jaxsplit.errors import ConfigError
 
@@ -284,18 +285,6 @@ def _read_svhn(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 # IDX: the files of MNIST and of those made like it
 
 _IDX = re.compile(r"(?:.*[-_.])?(train|t10k|test)[-_.](images|labels)[-_.]idx(\d)[-_.]ubyte(\.gz)?")
-_FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 
 
 def has_idx(source: pathlib.Path) -> bool:
@@ -360,7 +349,7 @@ def idx(source: pathlib.Path, names: tuple[str, ...] | None = None) -> Found:
 
 
 def fashion_mnist(source: pathlib.Path) -> Found:
-    return idx(source, _FASHION)
+    return idx(source, KNOWN["fashion_mnist"])
 
 
 def mnist(source: pathlib.Path) -> Found:
