@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import loop
-from jaxsplit.cli import pages, predict, report, run_flags
+from jaxsplit.cli import endings, pages, predict, report, run_flags
 from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import summary, views
+from jaxsplit.run import say
 from jaxsplit.weights import extract
 
 _MODE = flags.DEFINE_string(
@@ -71,17 +72,30 @@ def _train(config: ConfigDict) -> None:
         config.init_from = _INIT_FROM.value
     with signals.Stop() as stop:
         loop.train_and_evaluate(config, _workdir(), stop)
+    say(endings.wrote("run", _workdir(), endings.next_command("eval", workdir=_workdir())))
+
+
+def _summarize(config: ConfigDict) -> None:
+    print(summary.of_config(config))
+    workdir = _workdir() or f"runs/{config.data.name}_{config.arch}"
+    print("\n" + endings.next_command("train", *run_flags.of_config(), workdir=workdir))
+
+
+def _show_views(config: ConfigDict) -> None:
+    path = views.views(config, _workdir())
+    following = endings.next_command("train", *run_flags.of_config(), workdir=_workdir())
+    print(endings.wrote("views", path, following))
 
 
 MODES = {
     "train": _train,
     "eval": _evaluate,
     "predict": lambda config: predict.run(config, _workdir(), _CHECKPOINT.value),
-    "summary": lambda config: print(summary.of_config(config)),
+    "summary": _summarize,
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
     ),
-    "show_views": lambda config: print(views.views(config, _workdir())),
+    "show_views": _show_views,
 }
 # Verb -> mode, where their names differ.
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
