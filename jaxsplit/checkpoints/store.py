@@ -74,8 +74,8 @@ class Checkpoints:
         metrics: dict | None = None,
         bad_records: int = 0,
         totals: dict | None = None,
-    ) -> None:
-        """Saves the state under its step; does nothing if that step is already saved.
+    ) -> bool:
+        """Saves the state under its step, unless that step is already saved.
 
         Args:
           state: the training state.
@@ -85,12 +85,15 @@ class Checkpoints:
           bad_records: number of bad records left out up to this step.
           totals: `metrics.to_json` of the steps since the last log point.
 
+        Returns:
+          Whether this call saved it.
+
         Raises:
           SaveError: this save failed, or the one before, which was still running.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            return
+            return False
         position: dict[str, Any] = {"step": step, "train_examples": train_examples}
         if bad_records:
             position["bad_records"] = bad_records
@@ -102,6 +105,7 @@ class Checkpoints:
             {"config": config.to_dict(), "data": position},
             metrics,
         )
+        return True
 
     def _save(self, step: int, arrays: dict, texts: dict, metrics: dict | None) -> None:
         """`arrays`: item -> its tree of arrays; `texts`: item -> its JSON value."""
