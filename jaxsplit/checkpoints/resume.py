@@ -1,6 +1,6 @@
-"""Resuming a run: the newest checkpoint that is whole, agreed on by all processes.
+"""Resumes a run from its newest intact checkpoint, on which all processes agree.
 
-Damaged checkpoints that are newer are set aside, so that the run can save their steps again.
+Newer, damaged checkpoints are set aside, so that the run can save their steps again.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def newest(
     on_corrupt: str = "previous",
     say: Callable[[str], None] = print,
 ) -> Resumed:
-    """Restores the newest whole checkpoint, of those that process 0 finds. Collective.
+    """Restores the newest intact checkpoint that process 0 finds. Collective.
 
     Args:
       checkpoints: the checkpoints of the run.
@@ -44,7 +44,7 @@ def newest(
       say: gets a line for each damaged checkpoint.
 
     Raises:
-      DamagedError: no checkpoint is whole, or the newest is not and `on_corrupt` is 'error'.
+      DamagedError: no checkpoint is intact, or the newest is not and `on_corrupt` is 'error'.
       ConfigError: the checkpoint does not fit, the training set has another size, or a process
         does not see the checkpoint.
     """
@@ -65,7 +65,7 @@ def newest(
         error = error or DamagedError(f"checkpoint={step}: another process cannot read it")
         damaged.append(step)
         if older is None:
-            raise DamagedError(f"{error}; none is whole, train anew in another workdir")
+            raise DamagedError(f"{error}; no checkpoint is intact; train again in another workdir")
         if on_corrupt == "error":
             raise DamagedError(
                 f"{error}; checkpoint.on_corrupt='previous' resumes from step {older}"

@@ -192,7 +192,9 @@ def test_where_none_is_whole(opened, tmp_path):
     for step in (2, 4):
         save(checkpoints, step)
         DAMAGES["no model"](folder_of(tmp_path, step))
-    with pytest.raises(DamagedError, match="checkpoint=2 .*; none is whole, train anew in another"):
+    with pytest.raises(
+        DamagedError, match="checkpoint=2 .*; no checkpoint is intact; train again in"
+    ):
         resumed(checkpoints)
     # They stay: without a checkpoint, the same command would start again and overwrite metrics.
     assert checkpoints.steps() == opened().steps() == [2, 4]

@@ -41,14 +41,14 @@ def test_a_request_without_with_and_from_another_thread():
     stopped = stop.stopped("step 2 is saved")
     assert isinstance(stopped, Stopped)
     assert (str(stopped), stopped.status) == ("stopped by request: step 2 is saved", 75)
-    with pytest.raises(Stopped, match="^stopped by request: nothing was under way that is not sav"):
+    with pytest.raises(Stopped, match="^stopped by request: there was no unsaved work"):
         stop.release()
 
 
 def test_a_request_before_the_first_step():
     stop = signals.Stop()
     stop.request()
-    with pytest.raises(Stopped, match="^stopped by request: nothing was under way"):
+    with pytest.raises(Stopped, match="^stopped by request: there was no unsaved work"):
         stop.hold()
 
 

@@ -126,6 +126,8 @@ def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path, monkeypatch)
         found.append({path.name for path in cache.iterdir() if "_step-" in path.name})
         assert {path.name for path in workdir.iterdir()} == {
             "config.json",
+            "dataset.json",
+            "versions.json",
             "metrics.jsonl",
             "checkpoints",
         }

@@ -152,7 +152,9 @@ def test_leftovers_of_a_run_that_was_killed_are_cleared(whole, tmp_path):
     assert sorted(path.name for path in workdir.iterdir()) == [
         store.FOLDER,
         "config.json",
+        "dataset.json",
         metrics.JSONL,
+        "versions.json",
     ]
     assert steps_in(workdir) == [2, 4] and len(list((workdir / store.FOLDER).iterdir())) == 2
 

@@ -95,8 +95,10 @@ def test_of_another_machine_only_changes_count(tmp_path):
     leave(tmp_path, machine="another", host="there", pid=os.getpid())
     os.utime(tmp_path / lock.FILE, (time.time() + 86400,) * 2)
     waiting, line = taken(tmp_path)
-    assert waiting.startswith(f"{tmp_path / '.lock'} is of process {os.getpid()} on there, since")
-    assert waiting.endswith("; waiting for up to 1 s for a sign of it")
+    assert waiting.startswith(
+        f"{tmp_path / '.lock'} belongs to process {os.getpid()} on there, since"
+    )
+    assert waiting.endswith("; waiting up to 1 s for it to change")
     assert line.endswith(": .lock has not changed for 1 s")
 
 
@@ -158,7 +160,7 @@ def test_a_run_that_stood_still_for_long_saves_nothing(tmp_path):
         held.check()
     assert str(caught.value) == (
         f"workdir={str(tmp_path)!r}: was taken over by process 7 on there, since now while this "
-        "run stood still; nothing was saved since"
+        "run was suspended; nothing was saved since"
     )
     held.release()
     assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == 7  # is not removed

@@ -100,7 +100,9 @@ def prepare(
         print(f"already there: {ready}", flush=True)
         return ready
     if final.is_dir() and any(final.iterdir()):
-        raise ConfigError(f"data_dir={data_dir}: {final} is no whole data set; delete it first")
+        raise ConfigError(
+            f"data_dir={data_dir}: {final} is an incomplete data set; delete it first"
+        )
     found = _find(name, source, holdout)
     for note in found.notes:
         print(f"note: {note}", flush=True)
