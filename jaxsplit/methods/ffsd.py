@@ -355,7 +355,7 @@ def _advice(config, plan) -> Iterator[str]:
     if last < 1:
         yield (
             f"ffsd.warmup={config.ffsd.warmup!r}: longer than the run of {total} steps, so "
-            f"that the loss weights in config.ffsd end at {last:.1%} of their values"
+            f"that the weights of config.ffsd end at {last:.1%} of their values"
         )
 
 
