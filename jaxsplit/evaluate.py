@@ -259,7 +259,7 @@ def _write(
     lines = [f"scores: {scores}", f"logits and labels: {logits}"]
     if (workdir / lock.FILE).exists():
         lines.append(f"not in TensorBoard, as a run may be at work: {workdir / lock.FILE}")
-    elif metrics.write_board(workdir, chosen.step, {f"eval/{k}": v for k, v in flat.items()}):
-        where = shlex.quote(os.fspath(workdir))
-        lines.append(f"next: tensorboard --logdir {where}  # the scores are under eval/")
+    else:
+        metrics.write_board(workdir, chosen.step, {f"eval/{k}": v for k, v in flat.items()})
+    lines.append(f"next: jaxsplit report --workdir={shlex.quote(os.fspath(workdir))}")
     print("\n" + "\n".join(lines), flush=True)

@@ -164,7 +164,7 @@ def test_it_ends_with_what_it_wrote_and_the_next_command(run):
     scored, logits, following = run.said.splitlines()[-3:]
     assert scored == f"scores: {run.workdir / record.FILE}"
     assert logits == f"logits and labels: {run.workdir / predictions.FILE}"
-    assert following.startswith(f"next: tensorboard --logdir {run.workdir} ")
+    assert following == f"next: jaxsplit report --workdir={run.workdir}"
 
 
 # ---- Without one thing or the other

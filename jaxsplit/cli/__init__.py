@@ -14,6 +14,7 @@ VERBS = {
     "eval": "evaluate a checkpoint of a run",
     "predict": "predict the classes of a folder of images",
     "summary": "print parameters, multiply-adds and schedules of a config, or of architectures",
+    "report": "write a page on one run, or on several side by side",
     "views": "draw what the networks see: a picture of augmented images",
     "export-leader": "write one network of a run into a workdir of its own",
     "prepare": "turn images on disk into a prepared data set",
@@ -33,6 +34,8 @@ def run() -> int:
 
         return modes.run(["jaxsplit", *argv[1:]], verb)
     if verb in VERBS:
+        if verb == "report":  # which may evaluate
+            early()
         module = importlib.import_module(f"jaxsplit.cli.{verb.replace('-', '_')}")
         return module.main(argv[1:])
     if verb.lstrip("-") in ("help", "h"):

@@ -5,15 +5,18 @@ import functools
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from jaxsplit import config as config_lib
 from jaxsplit import loop
-from jaxsplit.cli import pages, predict, run_flags
+from jaxsplit.cli import endings, pages, predict, report, run_flags
+from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import summary, views
+from jaxsplit.run import say
 from jaxsplit.weights import extract
 
 _MODE = flags.DEFINE_string(
-    "mode", "train", "train, eval, predict, summary, show_views or export_leader"
+    "mode", "train", "train, eval, report, predict, summary, show_views or export_leader"
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "for eval, predict and export_leader: latest, best or a step"
@@ -69,17 +72,30 @@ def _train(config: ConfigDict) -> None:
         config.init_from = _INIT_FROM.value
     with signals.Stop() as stop:
         loop.train_and_evaluate(config, _workdir(), stop)
+    say(endings.wrote("run", _workdir(), endings.next_command("eval", workdir=_workdir())))
+
+
+def _summarize(config: ConfigDict) -> None:
+    print(summary.of_config(config))
+    workdir = _workdir() or f"runs/{config.data.name}_{config.arch}"
+    print("\n" + endings.next_command("train", *run_flags.of_config(), workdir=workdir))
+
+
+def _show_views(config: ConfigDict) -> None:
+    path = views.views(config, _workdir())
+    following = endings.next_command("train", *run_flags.of_config(), workdir=_workdir())
+    print(endings.wrote("views", path, following))
 
 
 MODES = {
     "train": _train,
     "eval": _evaluate,
     "predict": lambda config: predict.run(config, _workdir(), _CHECKPOINT.value),
-    "summary": lambda config: print(summary.of_config(config)),
+    "summary": _summarize,
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
     ),
-    "show_views": lambda config: print(views.views(config, _workdir())),
+    "show_views": _show_views,
 }
 # Verb -> mode, where their names differ.
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
@@ -145,6 +161,7 @@ Without --config the config saved in the workdir is used. `jaxsplit VERB` is the
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
             "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
+            "python main.py --mode=report --workdir=runs/digits,runs/other",
             "python main.py --mode=predict --workdir=runs/digits --images=photos",
             "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",
             "python main.py --mode=show_views --config=digits_wrn16_4_x4 --workdir=runs/digits",
@@ -157,12 +174,24 @@ Without --config the config saved in the workdir is used. `jaxsplit VERB` is the
 
 def run(argv: list[str], verb: str = "") -> int:
     """Runs a verb; '' is main.py. `argv`: the program's name and the arguments after the verb."""
+    if not verb and (given := _for_report(argv)) is not None:
+        return report.main(given)
     app.run(
         functools.partial(main, verb=verb),
         argv=argv,
         flags_parser=functools.partial(parse, verb=verb),
     )
     return 0
+
+
+def _for_report(argv: list[str]) -> list[str] | None:
+    """The arguments, if they hold --mode=report: it takes several workdirs, and no config."""
+    try:
+        given = flag_files.expanded(argv[1:])
+    except ConfigError:  # is told when the flags are parsed
+        return None
+    asked = config_lib.flags_given([argv[0], *given]).get("mode") == "report"
+    return given if asked and not pages.asked_for(given) else None
 
 
 def parse(argv: list[str], verb: str = "") -> list[str]:
@@ -177,7 +206,7 @@ def main(_: list[str], verb: str = "") -> None:
             _check_flags(verb)
         mode = _MODE_OF.get(verb, verb) or _MODE.value
         if mode not in MODES:
-            raise ConfigError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+            raise ConfigError(f"mode={mode!r}: must be one of {', '.join([*MODES, 'report'])}")
         if mode != "summary" and not run_flags.WORKDIR.value:
             raise ConfigError(f"workdir: must be given with {verb or f'--mode={mode}'}")
         for flag, its_mode in _ONE_MODE:

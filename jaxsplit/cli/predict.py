@@ -19,7 +19,7 @@ _IMAGES = flags.DEFINE_multi_string(
     "several with commas between them",
 )
 _TOP = flags.DEFINE_integer("top", 5, "for predict: classes listed of each image")
-_OUT = flags.DEFINE_string("out", "predictions.csv", "for predict: the file to write")
+_OUT = flags.DEFINE_string("out", "predictions.csv", "for predict and report: the file to write")
 _NETWORKS = flags.DEFINE_string(
     "networks",
     None,

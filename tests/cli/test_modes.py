@@ -49,10 +49,12 @@ def test_train_from_the_shell(trained):
     workdir, done = trained
     assert "Traceback" not in done.stderr
     table = done.stdout.split("\n\n")[-2].splitlines()
+    best, *end = done.stdout.rstrip().splitlines()[-3:]
+    assert best.endswith("chosen on the test set")
+    assert end == [f"run: {workdir}", f"next: jaxsplit eval --workdir={workdir}"]
     assert "digits test (360 images), wide_resnet10_1 divided in 2, cotrain" in done.stdout
     rows = [line.split()[0] for line in table if line.startswith(("net", "ensemble", "undivided"))]
     assert rows == ["net0", "net1", "ensemble", "undivided"]
-    assert done.stdout.rstrip().splitlines()[-1].endswith("chosen on the test set")
     config = config_lib.load(workdir)  # with the overrides
     assert (config.arch, config.optim.lr, config.batch_size) == ("wide_resnet10_1", 0.05, 16)
     assert config.data.name == "digits"
@@ -196,7 +198,7 @@ BAD = {  # argument: how the line begins, what else it says
     "--config.lowering=best": ("lowering='best': must be one of ", "auto, dense"),
     "--workers=3": ("Unknown command line flag 'workers'", ""),
     "workdir": ("unknown argument 'workdir'", ""),
-    "--mode=predict": ("mode='predict': must be one of train, eval, summary", ""),
+    "--mode=guess": ("mode='guess': must be one of train, eval, ", ""),
 }
 
 

@@ -48,7 +48,8 @@ NOT_RUN = (
     (rf"{_IMPORT} --help", "as the test of --help"),
     (rf"{_TRAIN} --config=\.\.\.", "a pattern; needs several hosts"),
     (r"(python main\.py --mode=|jaxsplit )predict", "needs a run: cli/test_predict.py"),
-    (r"jaxsplit eval --workdir=runs/digits", "needs a run: test_commands_that_train"),
+    (rf"{_RUN} .*--workdir=runs/digits", "needs a run: test_commands_that_train"),
+    (r"jaxsplit report --workdir=runs/seed0", "needs three runs"),
     (rf"{_RUN} .*--workdir=runs/(c100|imported)", "needs a run of hours"),
     (rf"{_RUN} .*--config=my_backbone\.py", "test_own_backbone.py runs it"),
     (rf"{_RUN} .*--config=my_method\.py", "test_own_method.py runs it"),
@@ -364,4 +365,5 @@ def test_commands_that_train(run, clone):
     for command in found:
         done = shell(command.text, clone, timeout=3000)
         assert done.returncode == 0, done.stderr
-        assert re.search(r"^(ensemble|leader|net0) ", done.stdout, re.M) or "export" in command.text
+        said = r"^(ensemble|leader|net0) |^report: "
+        assert re.search(said, done.stdout, re.M) or "export" in command.text

@@ -13,7 +13,7 @@ from jaxsplit.checkpoints import read, resume, store
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.hosts import signals
-from jaxsplit.workdir import files, lock
+from jaxsplit.workdir import files, lock, versions
 from tests.support import bucket as bucket_fake
 from tests.support.checkpoints import METRIC, assert_same, like, make_state, save
 from tests.support.runs import lines_of, state_at, tiny, untimed
@@ -161,6 +161,8 @@ def test_a_run(bucket, tmp_path, monkeypatch):
         facts.NAME,
         "eval.json",
         "predictions.npz",
+        facts.NAME,
+        versions.NAME,
         metrics.JSONL,
         store.FOLDER,
     }
