@@ -69,8 +69,6 @@ class Pass:
         part: str,
         make: Callable[..., nn.Module],
         *inputs: Array,
-        train: bool | None = None,
-        frozen: bool = False,
     ) -> Any:
         """Applies a module without a network axis; each device applies it to its part of the batch.
 
@@ -78,14 +76,16 @@ class Pass:
           part: name of the module's variables.
           make: (axis_name=, dtype=) -> module, which is called as module(*inputs, train=).
           *inputs: arrays [B, ...].
-          train: whether the module normalises by the batch; None: as in this pass.
-          frozen: stops the gradient of the module's parameters.
 
         Returns:
-          The module's outputs, a tree of [B, ...]. With `train`, `new_stats` keeps its new
+          The module's outputs, a tree of [B, ...]. In training, `new_stats` keeps its new
           statistics, which the loss returns.
         """
-        return self._apply(part, make, inputs, self.train if train is None else train, frozen)
+        return self._apply(part, make, inputs, self.train, False)
+
+    def apply_frozen(self, part: str, make: Callable[..., nn.Module], *inputs: Array) -> Any:
+        """As `apply_module`, with running statistics and without a gradient of the parameters."""
+        return self._apply(part, make, inputs, False, True)
 
     def network(self, part: str, make: Callable[..., nn.Module], images: Array) -> Any:
         """As `apply_module`, for a backbone: images [B, H, W, C] -> (logits [B, K], features)."""

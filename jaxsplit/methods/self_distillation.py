@@ -5,7 +5,7 @@
 
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 from jax import Array
@@ -29,15 +29,14 @@ def maps_of(features: dict[str, Array]) -> list[Array]:
     return [*stages, final]
 
 
-def _module(this: Pass, part: str, maps: list[Array], x: Array, **fields) -> list[Array]:
-    """Applies a self-distillation module to `x`: maps of the shapes of maps[:-1], finest first."""
+def _module(maps: list[Array]) -> Callable[..., fusion.SelfDistillation]:
+    """Makes the module that predicts maps of the shapes of maps[:-1], the coarsest first."""
     earlier = jax.tree.map(lambda m: m.shape[1:], maps[-2::-1])
-    make = functools.partial(
+    return functools.partial(
         fusion.SelfDistillation,
         tuple(shape[-1] for shape in earlier),
         tuple(tuple(shape[:2]) for shape in earlier),
     )
-    return this.apply_module(part, make, x, **fields)[::-1]
 
 
 def total(terms: Iterable[Array]) -> Array:
@@ -47,8 +46,8 @@ def total(terms: Iterable[Array]) -> Array:
 
 def teach(this: Pass, part: str, maps: list[Array], x: Array) -> Array:
     """Attention loss of the earlier maps towards the frozen module's output on `x`."""
-    wanted = jax.lax.stop_gradient(_module(this, part, maps, x, train=False, frozen=True))
-    pairs = zip(maps[:-1], wanted, strict=True)
+    wanted = jax.lax.stop_gradient(this.apply_frozen(part, _module(maps), x))
+    pairs = zip(maps[:-1], wanted[::-1], strict=True)
     return total(
         attention.attention_loss(attention.attention(m), attention.attention(y)) for m, y in pairs
     )
@@ -57,7 +56,8 @@ def teach(this: Pass, part: str, maps: list[Array], x: Array) -> Array:
 def learn(this: Pass, part: str, maps: list[Array]) -> tuple[Array, Array]:
     """The module's two losses: of its maps against the network's, and of their attention maps."""
     maps = jax.lax.stop_gradient(maps)
-    pairs = list(zip(_module(this, part, maps, maps[-1]), maps[:-1], strict=True))
+    predicted = this.apply_module(part, _module(maps), maps[-1])
+    pairs = list(zip(predicted[::-1], maps[:-1], strict=True))
     by_map = total(attention.attention_loss(y, m) for y, m in pairs)
     by_attention = total(
         attention.attention_loss(attention.attention(y), attention.attention(m)) for y, m in pairs
