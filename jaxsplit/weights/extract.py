@@ -1,4 +1,4 @@
-"""One network of a run, alone: as a Linen module and its variables, or as a workdir of its own."""
+"""Extracts one network of a run, as a Linen module with its variables or as its own workdir."""
 
 import contextlib
 import pathlib
@@ -18,25 +18,25 @@ from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files, lock
 
-FOLDER = "leader"  # in the workdir of the run; where the leader goes by default
+FOLDER = "leader"  # default folder of the leader's workdir, in the run's workdir
 
 
 def network(
     workdir: str | pathlib.Path, name: str = "net0", which: str | int = "latest"
 ) -> tuple[nn.Module, dict]:
-    """A network of a run for use without jaxsplit's stack; reads no data set.
+    """Loads one network of a run, for use without jaxsplit's stack; reads no data set.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       name: 'net0' ... or 'leader'.
-      which: checkpoint, 'latest', 'best' or a step.
+      which: the checkpoint: 'latest', 'best' or a step.
 
     Returns:
       (module, variables {'params', 'batch_stats'} of numpy arrays without a network axis):
       `logits, features = module.apply(variables, images)` for normalised float[B, H, W, C].
 
     Raises:
-      ConfigError: no such run, checkpoint or network.
+      ConfigError: there is no such run, checkpoint or network.
     """
     config = config_lib.load(workdir)
     variables, _, _ = _read(config, workdir, name, which)
@@ -52,19 +52,19 @@ def leader(
     to: str | pathlib.Path | None = None,
     which: str | int = "latest",
 ) -> str:
-    """Makes a workdir that holds the leader alone, for evaluation and as a start of other runs.
+    """Makes a workdir that holds only the leader, to evaluate it or to start other runs from it.
 
     Args:
-      config: of the run.
-      workdir: of the run.
-      to: the new workdir; None: `leader` in that of the run.
-      which: checkpoint, 'latest', 'best' or a step.
+      config: config of the run.
+      workdir: workdir of the run.
+      to: the new workdir; None: the folder `leader` in the run's workdir.
+      which: the checkpoint: 'latest', 'best' or a step.
 
     Returns:
-      What was done, in words.
+      Lines of text that say what was done.
 
     Raises:
-      ConfigError: the method has no leader, no such checkpoint, or `to` holds checkpoints.
+      ConfigError: the method has no leader, there is no such checkpoint, or `to` holds checkpoints.
     """
     to = to or files.path_of(workdir) / FOLDER
     if store.exists(to):
@@ -92,9 +92,9 @@ def leader(
 def _write(
     alone: ConfigDict, folder: pathlib.Path, variables: dict, origin: dict, metrics: dict | None
 ) -> None:
-    """`variables`, of one network, as a workdir's step 0; `metrics`: of the run that it is of."""
+    """Writes one network's `variables` as step 0 of a workdir; `metrics` are those of its run."""
     config_lib.save(alone, folder)
-    # As the only network, under the name that it has then.
+    # In the new workdir the leader is the only network, so its metrics are those of net0.
     known = {
         key.replace("/leader/", "/net0/"): value
         for key, value in (metrics or {}).items()
@@ -113,7 +113,7 @@ def _alone(config: ConfigDict, name: str) -> ConfigDict:
     alone.method, alone.split = methods.ALONE, 1
     alone.trunk = alone.views = config_lib.PAPER
     alone.divide_in = config_lib.resolve(config).divided_in
-    alone.mesh.data, alone.mesh.net, alone.init_from = -1, 1, ""  # of the run, or its machine
+    alone.mesh.data, alone.mesh.net, alone.init_from = -1, 1, ""  # were the run's or its machine's
     alone.update(_networks(config)[name].changes)
     return alone
 
@@ -125,7 +125,7 @@ def _networks(config: ConfigDict) -> Mapping[str, methods.Single]:
 def _read(
     config: ConfigDict, workdir: str | pathlib.Path, name: str, which: str | int
 ) -> tuple[dict, int, dict[str, Any] | None]:
-    """(variables of a network as numpy arrays, step, metrics) of a checkpoint."""
+    """Reads a network: (variables as numpy arrays, the checkpoint's step, its metrics)."""
     if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     best = config_lib.resolve(config).best_metric

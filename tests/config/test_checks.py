@@ -226,7 +226,7 @@ WRONG = [  # fields changed, how the message begins, what else it says
         "arch='wide_resnet17_4': unknown; nearest are ",
         ["wide_resnet{6n+4}_{k}"],
     ),
-    (dict(split=3), "split=3: wide_resnet16_4 can be divided in", ["1, 2, 4, 8, 16"]),
+    (dict(split=3), "split=3: wide_resnet16_4 can be divided into", ["1, 2, 4, 8, 16"]),
     (dict(split=0), "split=0: ", ["1, 2, 4, 8, 16"]),
     (dict(divide=False, split=0), "split=0: must be at least 1", []),
     (dict(divide=False, arch="resnext1"), "arch='resnext1': unknown", []),
