@@ -11,7 +11,6 @@ with the same batches. Other images are streamed, S random-resized crops cut fro
 """
 
 import math
-import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,6 +21,7 @@ from jaxsplit.data.arrays import (
     NPZ_KEYS,
     Arrays,
     describe_npz,
+    find_npz,
     in_both,
     npz_class_names,
     read_digits,
@@ -52,6 +52,7 @@ __all__ = [
     "epoch_order",
     "eval_batches",
     "first_images",
+    "lies_on_device",
     "load",
     "num_eval_batches",
     "source",
@@ -92,7 +93,7 @@ class Source:
 
     def __call__(self, data_config: ConfigDict) -> Dataset:
         """The data set, nothing held out. <data.dir>/<name>.npz is used first where it exists."""
-        npz = _npz(self.name, data_config.dir)
+        npz = find_npz(self.name, data_config.dir)
         if npz is not None:
             skip = data_config.on_bad_record == "skip"
             train, test = read_npz(npz, self.num_classes, skip)
@@ -121,7 +122,7 @@ class Source:
             train=train,
             validation=None,
             test=test,
-            resident=isinstance(train, Arrays) and _resident(data_config, len(train), shape),
+            resident=isinstance(train, Arrays) and lies_on_device(data_config, len(train), shape),
             class_names=self.class_names(data_config),
         )
 
@@ -132,13 +133,13 @@ class Source:
 
     def cropped(self, data_config: ConfigDict) -> bool:
         """As `Dataset.cropped`, before anything is read."""
-        if _npz(self.name, data_config.dir) or self.read is not _read_prepared:
+        if find_npz(self.name, data_config.dir) or self.read is not _read_prepared:
             return False
         return not self.one_size or self.shape(data_config) != self.image_shape
 
     def class_names(self, data_config: ConfigDict) -> tuple[str, ...]:
         """Those of <data.dir>/<name>.npz or of what is prepared there, else known ones, else ()."""
-        npz = _npz(self.name, data_config.dir)
+        npz = find_npz(self.name, data_config.dir)
         if npz is not None:
             found = npz_class_names(npz, self.num_classes)
         else:
@@ -191,7 +192,7 @@ def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, in
     else:
         known = prepared.class_names(name, data_config.dir, source.num_classes)
         train, test = holdout.test_part(train, data_config.test_share, name, known)
-    if whole is None or not _resident(data_config, len(train), shape):
+    if whole is None or not lies_on_device(data_config, len(train), shape):
         return train, test
     return (
         prepared.read_all(train, data_config.threads),
@@ -199,7 +200,7 @@ def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, in
     )
 
 
-def _resident(data_config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
+def lies_on_device(data_config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
     """Whether `count` images of `shape` lie on the device whole."""
     if data_config.resident == "auto":
         return count * math.prod(shape) <= data_config.resident_limit * 2**20
@@ -306,17 +307,9 @@ def source(data_config: ConfigDict) -> Source:
     return replace(known, mean=given.get("mean", known.mean), std=given.get("std", known.std))
 
 
-def _npz(name: str, data_dir: str) -> pathlib.Path | None:
-    """<data.dir>/<name>.npz, where it exists."""
-    if {"", ".", ".."} & set(name.split("/")):  # it would lie elsewhere
-        return None
-    path = pathlib.Path(data_dir).expanduser() / f"{name}.npz"
-    return path if path.exists() else None
-
-
 def _other_source(data_config: ConfigDict) -> Source:
     name, size = data_config.name, data_config.image_size
-    npz = _npz(name, data_config.dir)
+    npz = find_npz(name, data_config.dir)
     if npz is not None:
         num_classes, shape = describe_npz(npz)
         mean, std = _OTHER_MEAN[shape[2]], _OTHER_STD[shape[2]]
