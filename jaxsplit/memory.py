@@ -59,7 +59,9 @@ def _of_programs(exp: experiment.Experiment) -> Iterator[str]:
     yield memory.program(f"the training step of {rows:,} images, {where}", of_training(exp))
     rows = _evaluated_rows(exp)
     yield memory.program(f"the evaluation step of {rows:,} images, {where}", of_evaluation(exp))
-    yield "while a run evaluates, the rest of its training state stays on the devices\n" + _there(mesh)
+    yield "while a run evaluates, the rest of its training state stays on the devices\n" + _there(
+        mesh
+    )
 
 
 def of_state(exp: experiment.Experiment, net: int) -> dict[str, Bytes]:
@@ -123,9 +125,8 @@ def _streamed(exp: experiment.Experiment) -> str:
     batch = views * config.batch_size * math.prod(exp.dataset.image_shape)
     each = f" in {views} views" if views > 1 else ""
     return (
-        f"the training set{images} is streamed: a batch of {config.batch_size:,} images{each} has "
-        f"{batch:,} bytes ({memory.mebibytes(batch)}), divided among the devices; at most two "
-        "lie there"
+        f"the training set{images} is streamed; a batch of {config.batch_size:,} images{each} has\n"
+        f"{batch:,} bytes ({memory.mebibytes(batch)}), divided among the devices, where two may lie"
     )
 
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 HOW_TO_COMPILE = (
-    "activations and other temporary arrays: add --compile, which compiles the training step "
-    "(minutes for large networks)"
+    "activations and other temporary arrays: add --compile (minutes for large networks)"
 )
 
 
