@@ -59,9 +59,8 @@ def _of_programs(exp: experiment.Experiment) -> Iterator[str]:
     yield memory.program(f"the training step of {rows:,} images, {where}", of_training(exp))
     rows = _evaluated_rows(exp)
     yield memory.program(f"the evaluation step of {rows:,} images, {where}", of_evaluation(exp))
-    yield "while a run evaluates, the rest of its training state stays on the devices\n" + _there(
-        mesh
-    )
+    note = "while a run evaluates, the rest of its training state stays on the devices"
+    yield f"{note}\n{_there(mesh)}"
 
 
 def of_state(exp: experiment.Experiment, net: int) -> dict[str, Bytes]:

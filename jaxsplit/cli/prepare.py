@@ -8,6 +8,7 @@ from absl import flags
 from jaxsplit.cli import pages
 from jaxsplit.data import prepare
 from jaxsplit.errors import ConfigError
+from jaxsplit.report import following
 
 PAGE = pages.Page(
     usage="jaxsplit prepare NAME --source=PATH [FLAGS]",
@@ -59,6 +60,23 @@ def _flags() -> flags.FlagValues:
     return values
 
 
+# Data set -> the built-in experiment that trains on it; of others `folder`.
+_EXPERIMENTS = {
+    "cifar10": "cifar10",
+    "cifar100": "cifar100",
+    "fashion_mnist": "fashion_mnist_wrn16_4_x4",
+    "imagenet2012": "imagenet",
+    "svhn_cropped": "svhn",
+}
+
+
+def _following(name: str, values: flags.FlagValues) -> str:
+    """The line with the command that trains on the prepared set."""
+    experiment = _EXPERIMENTS.get(name, f"folder:name={name}")
+    where = [f"--config.data.dir={values.data_dir}"] if values["data_dir"].present else []
+    return following.line(["train", f"--config={experiment}", *where, f"--workdir=runs/{name}"])
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command. Returns 0: the set is prepared, 2: bad input, 130: interrupted."""
     values = _flags()
@@ -78,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
             check=values.check,
             partial=values.partial,
         )
+        print(_following(names[0], values), flush=True)
         return 0
 
     try:
