@@ -28,13 +28,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bench import Results, errors_in_one_line, programs
+from bench import Results, errors_in_one_line
 from bench.scaling import collectives
 from jaxsplit import config as config_lib
-from jaxsplit import costs, data, experiment, stack
-from jaxsplit.data.feed import TrainFeed
+from jaxsplit import costs, experiment, stack
+from jaxsplit.data import stand_in
 from jaxsplit.errors import ConfigError
-from jaxsplit.report import curves
 
 
 class Chip(NamedTuple):
@@ -127,46 +126,13 @@ def load_config(text: str, fields: Sequence[str]) -> ConfigDict:
 
 def build(config: ConfigDict, devices: list) -> experiment.Experiment:
     """The experiment of a config on these devices, its data set empty but of the right size."""
-    source = data.source(config.data)
-    size = config.data.image_size or source.image_shape[0]
-    shape = (size, size, source.image_shape[2])
-    n = max(curves.TRAIN_EXAMPLES.get(config.data.name, 0), config.batch_size)
-    images = np.broadcast_to(np.uint8(0), (n, *shape))  # takes no memory
-    split = data.Arrays(images, np.broadcast_to(np.int32(0), n))
-    fits = n * np.prod(shape) <= config.data.resident_limit * 2**20
-    made_up = data.Dataset(
-        source.name, source.num_classes, shape, source.mean, source.std, split, None, split, fits
-    )
-    exp = experiment.build(config, dataset=made_up, devices=devices)
-    if source.one_size:
-        return exp
-    feed = TrainFeed(exp.feed.steps_per_epoch, None, True, exp.feed._make, exp.feed._skipped)
-    return programs.changed(exp, feed=feed)
+    made_up = stand_in.dataset(config.data, at_least=config.batch_size)
+    return experiment.build(config, dataset=made_up, devices=devices)
 
 
 def lower(exp: experiment.Experiment):
     """Lowers the training step with shapes as arguments."""
-    config, mesh, feed = exp.config, exp.sharding, exp.feed
-
-    def array(shape, dtype, spec):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh.named(spec))
-
-    resident, batch = {}, {}
-    if feed.resident is not None:
-        split = feed.resident
-        resident = {
-            "images": array(split.images.shape, np.uint8, mesh.replicated),
-            "labels": array(split.labels.shape, np.int32, mesh.replicated),
-        }
-        batch = {"index": array((config.batch_size,), np.int32, mesh.batch)}
-    else:
-        shared = exp.resolved.shared_view
-        shape = (exp.resolved.num_views, config.batch_size, *exp.dataset.image_shape)
-        batch = {
-            "images": array(shape, np.uint8, mesh.shared_view if shared else mesh.views),
-            "labels": array((config.batch_size,), np.int32, mesh.batch),
-        }
-    lowered, _ = experiment.lower_step(exp, exp.state_shapes(), resident, batch)
+    lowered, _ = experiment.lower_step(exp, *experiment.step_arguments(exp))
     return lowered
 
 

@@ -1,9 +1,7 @@
 """Evaluates a checkpoint: prints the table, writes the files eval.json and predictions.npz."""
 
 import dataclasses
-import os
 import pathlib
-import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +19,7 @@ from jaxsplit.evaluation import foreign as foreign_images
 from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
 from jaxsplit.experiment import Experiment
 from jaxsplit.hosts import processes
-from jaxsplit.report import evaluated, progress, shifted, tables
+from jaxsplit.report import evaluated, following, progress, shifted, tables
 from jaxsplit.workdir import files, lock
 
 
@@ -264,5 +262,5 @@ def _write(
         lines.append(f"not in TensorBoard, as a run may be at work: {workdir / lock.FILE}")
     else:
         metrics.write_board(workdir, chosen.step, {f"eval/{k}": v for k, v in flat.items()})
-    lines.append(f"next: jaxsplit report --workdir={shlex.quote(os.fspath(workdir))}")
+    lines.append(following.of_workdir(workdir, "report"))
     print("\n" + "\n".join(lines), flush=True)

@@ -262,6 +262,28 @@ def lower_step(
     return jitted.lower(train_state, totals, resident, batch), shapes
 
 
+def step_arguments(exp: Experiment) -> tuple[state.TrainState, dict, dict]:
+    """(state, resident, batch) of the training step as ShapeDtypeStructs with shardings."""
+    mesh, split, rows = exp.sharding, exp.feed.resident, exp.config.batch_size
+
+    def array(shape: tuple[int, ...], dtype: Any, spec: sharding.P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh.named(spec))
+
+    if split is not None:
+        resident = {
+            "images": array(split.images.shape, jnp.uint8, mesh.replicated),
+            "labels": array(split.labels.shape, jnp.int32, mesh.replicated),
+        }
+        return exp.state_shapes(), resident, {"index": array((rows,), jnp.int32, mesh.batch)}
+    shape = (exp.resolved.num_views, rows, *exp.dataset.image_shape)
+    views = mesh.shared_view if exp.resolved.shared_view else mesh.views
+    batch = {
+        "images": array(shape, jnp.uint8, views),
+        "labels": array((rows,), jnp.int32, mesh.batch),
+    }
+    return exp.state_shapes(), {}, batch
+
+
 def inputs(exp: Experiment) -> Callable:
     """The function that makes views and targets from a batch; see `step.make_inputs`."""
     config = exp.config

@@ -125,9 +125,7 @@ def make(
       ConfigError: the sizes do not fit the devices, S or the batch.
     """
     devices = list(jax.devices() if devices is None else devices)
-    if net < 1 or num_networks % net:
-        fits = ", ".join(str(n) for n in range(1, num_networks + 1) if num_networks % n == 0)
-        raise ConfigError(f"mesh.net={net}: must divide the {num_networks} networks: {fits}")
+    check_net(net, num_networks)
     if net > len(devices):
         raise ConfigError(f"mesh.net={net}: must be at most {len(devices)}, the number of devices")
     if data == -1:
@@ -162,6 +160,13 @@ def make(
             "be a multiple of them, so that processes read equal parts of a batch"
         )
     return Sharding(mesh)
+
+
+def check_net(net: int, num_networks: int) -> None:
+    """Raises ConfigError unless so many groups of devices can divide the networks."""
+    if net < 1 or num_networks % net:
+        fits = ", ".join(str(n) for n in range(1, num_networks + 1) if num_networks % n == 0)
+        raise ConfigError(f"mesh.net={net}: must divide the {num_networks} networks: {fits}")
 
 
 def _rows_by_process(mesh: Mesh) -> dict[int, tuple[int, ...]]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from jaxsplit.cli import endings, pages, run_flags
+from jaxsplit.cli import pages, run_flags
 from jaxsplit.errors import ConfigError
-from jaxsplit.report import summary
+from jaxsplit.report import following, summary
 from jaxsplit.weights import torch_import
 
 PAGE = pages.Page(
@@ -56,4 +56,4 @@ def command(argv: list[str]) -> None:
         for note in weights.notes:
             print(note)
         print(f"imported {what}, into {workdir}")
-        print(endings.next_command("eval", workdir=workdir))
+        print(following.of_workdir(workdir, "eval"))

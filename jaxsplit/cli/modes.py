@@ -1,19 +1,22 @@
 """The modes of main.py (--mode=MODE), and the verbs of `jaxsplit` that run them."""
 
 import functools
+import pathlib
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
-from jaxsplit import loop
-from jaxsplit.cli import endings, pages, predict, report, run_flags
+from jaxsplit import loop, memory
+from jaxsplit.cli import pages, predict, report, run_flags
 from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
-from jaxsplit.report import summary, views
+from jaxsplit.report import following, summary, views
+from jaxsplit.report.memory import HOW_TO_COMPILE
 from jaxsplit.run import say
 from jaxsplit.weights import extract
+from jaxsplit.workdir import compile_cache
 
 _MODE = flags.DEFINE_string(
     "mode", "train", "train, eval, report, predict, summary, show_views or export_leader"
@@ -38,6 +41,12 @@ _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "number of processes of the run; 1: this process alone"
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, counted from 0")
+_COMPILE = flags.DEFINE_boolean(
+    "compile",
+    False,
+    "for summary: also the memory of the compiled training and evaluation steps; takes minutes for "
+    "large networks",
+)
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
@@ -51,6 +60,7 @@ _ONE_MODE = (
     (_OOD, "eval"),
     (_CORRUPTIONS, "eval"),
     (_TO, "export_leader"),
+    (_COMPILE, "summary"),
     *((flag, "predict") for flag in predict.FLAGS),
 )
 
@@ -72,19 +82,39 @@ def _train(config: ConfigDict) -> None:
         config.init_from = _INIT_FROM.value
     with signals.Stop() as stop:
         loop.train_and_evaluate(config, _workdir(), stop)
-    say(endings.wrote("run", _workdir(), endings.next_command("eval", workdir=_workdir())))
+    say(f"\nrun: {_workdir()}\n{following.of_workdir(_workdir(), 'eval', 'report')}")
 
 
 def _summarize(config: ConfigDict) -> None:
-    print(summary.of_config(config))
-    workdir = _workdir() or f"runs/{config.data.name}_{config.arch}"
-    print("\n" + endings.next_command("train", *run_flags.of_config(), workdir=workdir))
+    parts = [summary.of_config(config), memory.of_config(config)]
+    programs = memory.of_programs(config) if _COMPILE.value else iter(())
+    # All that can be wrong has been found, and compiling may take minutes.
+    print("\n\n".join(parts), flush=True)
+    if not _COMPILE.value:
+        print(HOW_TO_COMPILE)
+    with compile_cache.kept():
+        for text in programs:
+            print(f"\n{text}", flush=True)
+    print(f"\n{_training()}")
 
 
-def _show_views(config: ConfigDict) -> None:
-    path = views.views(config, _workdir())
-    following = endings.next_command("train", *run_flags.of_config(), workdir=_workdir())
-    print(endings.wrote("views", path, following))
+def _draw_views(config: ConfigDict) -> None:
+    print(views.views(config, _workdir()))
+    print(_training())
+
+
+def _training() -> str:
+    """The line with the command that trains what this command line describes."""
+    given = run_flags.of_config()
+    name = pathlib.Path(_name(given)).stem
+    workdir = _workdir() or f"runs/{name}"
+    return following.line(["train", *given, f"--workdir={workdir}"])
+
+
+def _name(given: list[str]) -> str:
+    """What --config names, without its arguments."""
+    value = config_lib.flags_given(["", *given]).get("config", "")
+    return value.partition(":")[0]
 
 
 MODES = {
@@ -95,7 +125,7 @@ MODES = {
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
     ),
-    "show_views": _show_views,
+    "show_views": _draw_views,
 }
 # Verb -> mode, where their names differ.
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
@@ -132,7 +162,10 @@ WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
     ),
     "predict": predict.PAGE,
     "summary": pages.Page(
-        usage=f"jaxsplit summary --config=NAME|FILE {_OVERRIDES}", about="", flags=_RUN, examples=()
+        usage=f"jaxsplit summary --config=NAME|FILE {_OVERRIDES}",
+        about="",
+        flags=_RUN | {"compile": ""},
+        examples=(),
     ),
     "views": pages.Page(
         usage=f"jaxsplit views --config=NAME|FILE --workdir=DIR {_OVERRIDES}",
@@ -154,7 +187,7 @@ see, as WORKDIR/views.png.""",
 
 Without --config the config saved in the workdir is used. `jaxsplit VERB` is the same program.""",
         flags=_RUN
-        | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
+        | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR", "compile": ""}
         | _SHIFTS
         | predict.VALUES
         | _PROCESSES,

@@ -83,6 +83,7 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     import jax
 
     from jaxsplit.inference import listing, load, table
+    from jaxsplit.report import following
     from jaxsplit.workdir import compile_cache, files
 
     images = listing.Images(_IMAGES.value)
@@ -103,7 +104,7 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     text = f"predicted {done.predicted:,} image{'s' * (done.predicted != 1)}"
     if done.damaged:
         text += f", {done.damaged:,} could not be read"
-    print(f"{text}: {out}", flush=True)
+    print(f"{text}: {out}\n{following.of_workdir(workdir, 'report')}", flush=True)
     if done.damaged:
         sys.exit(1)
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from jaxsplit.cli import endings, pages
+from jaxsplit.cli import pages
 from jaxsplit.data import prepare
 from jaxsplit.errors import ConfigError
+from jaxsplit.report import following
 
 PAGE = pages.Page(
     usage="jaxsplit prepare NAME --source=PATH [FLAGS]",
@@ -109,4 +110,4 @@ def next_of(name: str, data_dir: str) -> str:
     given = [f"--config={experiment}"]
     if data_dir != _DATA_DIR:
         given.append(f"--config.data.dir={data_dir}")
-    return endings.next_command("train", *given, workdir=f"runs/{name}")
+    return following.line(["train", *given, f"--workdir=runs/{name}"])

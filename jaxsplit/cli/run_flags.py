@@ -37,6 +37,8 @@ _WANTED = "get_config() must return what jaxsplit.defaults.get_config() does, wi
 # ml_collections reads a command line to make a flag of each config field. sys.argv may contain an
 # unchecked --flagfile, so it reads this list instead, which is filled after all checks.
 _ARGUMENTS: list[str] = []
+# The flags of the config as they were given, before a name in --config becomes a path.
+_OF_CONFIG: list[str] = []
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -45,24 +47,6 @@ CONFIG = config_flags.DEFINE_config_file(
     sys_argv=_ARGUMENTS,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, metrics, checkpoints")
-
-
-def of_config() -> list[str]:
-    """The arguments of this command line that make its config: --config and its overrides."""
-    found, rest = [], _ARGUMENTS[1:]
-    while rest:
-        name, equals, value = rest.pop(0).lstrip("-").partition("=")
-        if name != "config" and not name.startswith("config."):
-            continue
-        if not equals and rest and not rest[0].startswith("--"):  # --name value
-            value, equals = rest.pop(0), "="
-        if name == "config":
-            path, colon, arguments = value.partition(":")
-            file = pathlib.Path(path)
-            built_in = experiments.find(file.stem) == file
-            value = f"{file.stem if built_in else path}{colon}{arguments}"
-        found.append(f"--{name}{equals}{value}")
-    return found
 
 
 def overrides_and_experiments() -> str:
@@ -77,6 +61,11 @@ jaxsplit/defaults.py lists all fields. --flagfile=FILE reads flags from a file, 
 
 built-in experiments (NAME or NAME:key=value,...):
 {listed}"""
+
+
+def of_config() -> list[str]:
+    """The arguments of the parsed command line that make the config: --config, --config.FIELD."""
+    return list(_OF_CONFIG)
 
 
 def parse(argv: list[str], page: pages.Page) -> list[str]:
@@ -116,12 +105,27 @@ def _parse(argv: list[str], page: pages.Page, parsed: _Parsed) -> list[str]:
             print(page.text(flags.FLAGS))
             sys.exit()
         given = config_lib.flags_given(argv)
+        _OF_CONFIG[:] = _of_config(argv[1:])
         argv = _ARGUMENTS[:] = _with_experiment(argv, given)
         rest = parsed(argv, given)
         _check_config(given)
         return rest
     except (flags.Error, ConfigError, OSError) as error:
         _fail(_of_config_file(error, given.get("config", "")), 2)
+
+
+def _of_config(arguments: list[str]) -> list[str]:
+    """Those among the arguments that make the config, each with its value."""
+    found = []
+    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        name, equals, _ = argument.partition("=")
+        if argument == "--":
+            break
+        if not name.startswith("-"):
+            continue
+        if name.lstrip("-") == "config" or name.lstrip("-").startswith(("config.", "noconfig.")):
+            found += [argument] if equals or after.startswith("-") else [argument, after]
+    return found
 
 
 def _with_experiment(argv: list[str], given: dict[str, str]) -> list[str]:

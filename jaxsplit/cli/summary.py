@@ -13,13 +13,15 @@ PAGE = pages.Page(
     about="""Prints parameters and multiply-adds.
 
 With --config or --workdir: of the networks that a run trains, with curves of its learning rate and
-loss weights. With --arch or --all: of architectures, divided in 1, 2 and 4.
+loss weights, and the memory that it needs. With --arch or --all: of architectures, divided in 1, 2
+and 4.
 
 `python -m jaxsplit.summary` is the same.""",
-    flags={"config": "NAME|FILE", "workdir": "DIR", "arch": "NAME", "all": ""},
+    flags={"config": "NAME|FILE", "workdir": "DIR", "arch": "NAME", "all": "", "compile": ""},
     examples=(
         "jaxsplit summary --config=imagenet_seresnet101_x4",
         "jaxsplit summary --config=cifar100:arch=resnet110,split=2 --config.batch_size=64",
+        "jaxsplit summary --config=digits_wrn16_4_x4 --compile",
         "jaxsplit summary --arch=resnet50 --arch=resnest50",
     ),
 )
@@ -35,6 +37,12 @@ def _flags() -> flags.FlagValues:
     )
     flags.DEFINE_multi_string("arch", None, "an architecture; can be repeated", flag_values=values)
     flags.DEFINE_bool("all", False, "every architecture; takes some minutes", flag_values=values)
+    flags.DEFINE_bool(
+        "compile",
+        False,
+        "of a config: also the memory of the compiled steps; takes minutes for large networks",
+        flag_values=values,
+    )
     return values
 
 
@@ -54,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError("one of --config, --workdir, --arch and --all must be given")
         if values.config or values.workdir or (values.arch and values.all):
             raise ConfigError("only one of --config, --workdir, --arch and --all may be given")
+        if values["compile"].present:
+            raise ConfigError("compile: only with --config or --workdir")
         for line in summary.rows(summary.architectures() if values.all else values.arch):
             print(line.rstrip(), flush=True)
         return 0

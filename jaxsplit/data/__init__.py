@@ -12,7 +12,6 @@ streamed, and the host cuts S random-resized crops from each.
 """
 
 import math
-import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,6 +22,7 @@ from jaxsplit.data.arrays import (
     NPZ_KEYS,
     Arrays,
     describe_npz,
+    find_npz,
     in_both,
     npz_class_names,
     read_digits,
@@ -47,6 +47,7 @@ __all__ = [
     "epoch_order",
     "eval_batches",
     "first_images",
+    "lies_on_device",
     "load",
     "num_eval_batches",
     "source",
@@ -87,7 +88,7 @@ class Source:
 
     def __call__(self, data_config: ConfigDict) -> Dataset:
         """Reads the whole data set, from <data.dir>/<name>.npz if that file exists."""
-        npz = _npz(self.name, data_config.dir)
+        npz = find_npz(self.name, data_config.dir)
         if npz is not None:
             train, test = read_npz(npz, self.num_classes, data_config.on_bad_record)
             if self.name not in DATASETS and (line := in_both(train, test)):
@@ -115,7 +116,7 @@ class Source:
             train=train,
             validation=None,
             test=test,
-            resident=isinstance(train, Arrays) and _resident(data_config, len(train), shape),
+            resident=isinstance(train, Arrays) and lies_on_device(data_config, len(train), shape),
             class_names=self.class_names(data_config),
         )
 
@@ -126,13 +127,13 @@ class Source:
 
     def cropped(self, data_config: ConfigDict) -> bool:
         """`Dataset.cropped`, known before the data set is read."""
-        if _npz(self.name, data_config.dir) or self.read is not _read_prepared:
+        if find_npz(self.name, data_config.dir) or self.read is not _read_prepared:
             return False
         return not self.one_size or self.shape(data_config) != self.image_shape
 
     def class_names(self, data_config: ConfigDict) -> tuple[str, ...]:
         """The class names in data.dir, else the well-known ones of the data set, else ()."""
-        npz = _npz(self.name, data_config.dir)
+        npz = find_npz(self.name, data_config.dir)
         if npz is not None:
             found = npz_class_names(npz, self.num_classes)
         else:
@@ -185,7 +186,7 @@ def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, in
     else:
         known = prepared.class_names(name, data_config.dir, source.num_classes)
         train, test = holdout.test_part(train, data_config.test_share, name, known)
-    if whole is None or not _resident(data_config, len(train), shape):
+    if whole is None or not lies_on_device(data_config, len(train), shape):
         return train, test
     return (
         prepared.read_all(train, data_config.threads),
@@ -193,7 +194,7 @@ def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, in
     )
 
 
-def _resident(data_config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
+def lies_on_device(data_config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
     """Whether the device holds all `count` images of `shape`."""
     if data_config.resident == "auto":
         return count * math.prod(shape) <= data_config.resident_limit * 2**20
@@ -301,17 +302,9 @@ def source(data_config: ConfigDict) -> Source:
     return replace(known, mean=given.get("mean", known.mean), std=given.get("std", known.std))
 
 
-def _npz(name: str, data_dir: str) -> pathlib.Path | None:
-    """The path <data.dir>/<name>.npz; None: it does not exist."""
-    if {"", ".", ".."} & set(name.split("/")):  # the path would leave data.dir
-        return None
-    path = pathlib.Path(data_dir).expanduser() / f"{name}.npz"
-    return path if path.exists() else None
-
-
 def _other_source(data_config: ConfigDict) -> Source:
     name, size = data_config.name, data_config.image_size
-    npz = _npz(name, data_config.dir)
+    npz = find_npz(name, data_config.dir)
     if npz is not None:
         num_classes, shape = describe_npz(npz)
         mean, std = _OTHER_MEAN[shape[2]], _OTHER_STD[shape[2]]

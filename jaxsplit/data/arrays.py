@@ -234,6 +234,24 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[Any, str]]:
         ) from error
 
 
+def find_npz(name: str, data_dir: str) -> pathlib.Path | None:
+    """<data.dir>/<name>.npz, where it exists."""
+    if {"", ".", ".."} & set(name.split("/")):  # it would lie elsewhere
+        return None
+    path = pathlib.Path(data_dir).expanduser() / f"{name}.npz"
+    return path if path.exists() else None
+
+
+def count_npz(path: pathlib.Path) -> int:
+    """The number of training examples of an .npz as `read_npz` reads it; no image is read.
+
+    Raises:
+      ConfigError: not such a file.
+    """
+    with _opened(path) as (file, _):
+        return len(file["train_labels"])
+
+
 def describe_npz(path: pathlib.Path) -> tuple[int, tuple[int, int, int]]:
     """(number of classes, (H, W, C)) of an .npz file as `read_npz` reads it; reads no image.
 

@@ -8,18 +8,9 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from jaxsplit import durations, methods
+from jaxsplit.data.stand_in import TRAIN_EXAMPLES
 
 WIDTH, HEIGHT = 60, 8  # size of a curve in characters
-# Number of training examples of each data set, as published; svhn_cropped with extra images.
-TRAIN_EXAMPLES = {
-    "digits": 1437,
-    "synthetic": 2048,
-    "fashion_mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "svhn_cropped": 604_388,
-    "imagenet2012": 1_281_167,
-}
 # Assumed steps per epoch of an unknown data set; curves in epochs or percent hardly depend on it.
 ASSUMED_STEPS = 1000
 _EIGHTHS = " ▁▂▃▄▅▆▇█"

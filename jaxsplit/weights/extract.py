@@ -16,6 +16,7 @@ from jaxsplit import methods, models
 from jaxsplit.checkpoints import integrity, read, store
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
+from jaxsplit.report import following
 from jaxsplit.workdir import files, lock
 
 FOLDER = "leader"  # default folder of the leader's workdir, in the run's workdir
@@ -85,7 +86,7 @@ def leader(
         )
     return (
         f"the leader of checkpoint {step}, {alone.arch}, is in {to}\n"
-        f"evaluate: jaxsplit eval --workdir={to}"
+        f"{following.of_workdir(to, 'eval')}"
     )
 
 

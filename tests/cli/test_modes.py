@@ -48,13 +48,15 @@ def shell(*args: str, cwd=ROOT) -> subprocess.CompletedProcess:
 def test_train_from_the_shell(trained):
     workdir, done = trained
     assert "Traceback" not in done.stderr
-    table = done.stdout.split("\n\n")[-2].splitlines()
-    best, *end = done.stdout.rstrip().splitlines()[-3:]
-    assert best.endswith("chosen on the test set")
-    assert end == [f"run: {workdir}", f"next: jaxsplit eval --workdir={workdir}"]
+    table = done.stdout.split("\n\n")[-3].splitlines()
     assert "digits test (360 images), wide_resnet10_1 divided in 2, cotrain" in done.stdout
     rows = [line.split()[0] for line in table if line.startswith(("net", "ensemble", "undivided"))]
     assert rows == ["net0", "net1", "ensemble", "undivided"]
+    *_, best, _, run, following = done.stdout.splitlines()
+    assert best.endswith("chosen on the test set")
+    assert run == f"run: {workdir}"
+    where = f"--workdir={workdir}"
+    assert following == f"next: jaxsplit eval {where} && jaxsplit report {where}"
     config = config_lib.load(workdir)  # with the overrides
     assert (config.arch, config.optim.lr, config.batch_size) == ("wide_resnet10_1", 0.05, 16)
     assert config.data.name == "digits"

@@ -40,7 +40,8 @@ def test_a_folder(run, workdir, photos, tmp_path, capsys):
     flags = f"--workdir={workdir}", f"--images={photos}", f"--out={out}"
     run("--mode=predict", *flags, "--top=2", "--networks=1,net0", "--combine=max_probs")
     said = capsys.readouterr()
-    assert said.out == f"predicted 3 images: {out}\n" and said.err == ""
+    assert said.out == f"predicted 3 images: {out}\nnext: jaxsplit report --workdir={workdir}\n"
+    assert said.err == ""
     options = dict(networks=["net1", "net0"], combine="max_probs")
     expected = jaxsplit.load(workdir)(sorted(photos.iterdir()), **options)
     found = rows(out)
@@ -62,7 +63,7 @@ def test_a_damaged_file_is_named_and_the_status_is_one(run, workdir, photos, tmp
         run("--mode=predict", f"--workdir={workdir}", f"--images={photos}", f"--out={out}")
     assert caught.value.code == 1
     said = capsys.readouterr()
-    assert said.out == f"predicted 2 images, 1 could not be read: {out}\n"
+    assert said.out.splitlines()[0] == f"predicted 2 images, 1 could not be read: {out}"
     assert said.err == f"{photos}/1.png: cannot be read as an image (no known image format)\n"
     assert [row["file"] for row in rows(out)] == [str(photos / "0.png"), str(photos / "2.png")]
 

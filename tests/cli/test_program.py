@@ -186,6 +186,17 @@ def test_bad_input_of_prepare(argv, said, capsys):
     assert error.startswith(f"error: {said}") and error.count("\n") == 1
 
 
+def test_what_follows_a_known_set(monkeypatch, capsys):
+    """Its own experiment, whose data it is."""
+    monkeypatch.setattr(prepare.prepare, "prepare", lambda *_, **__: None)
+    for name in prepare.prepare.KNOWN:
+        assert prepare.main([name, "--source=a"]) == 0
+        words = capsys.readouterr().out.split()
+        experiment, _, given = words[3].removeprefix("--config=").partition(":")
+        assert experiments.get_config(experiment, given).data.name == name
+        assert words == ["next:", "jaxsplit", "train", words[3], f"--workdir=runs/{name}"]
+
+
 def test_flags_of_prepare_in_any_order(monkeypatch):
     seen = []
     monkeypatch.setattr(prepare.prepare, "prepare", lambda *a, **k: seen.append((a, k)))

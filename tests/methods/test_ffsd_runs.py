@@ -403,6 +403,7 @@ def test_exported_leader(run, tmp_path, capsys):
     to = tmp_path / "leader"
     said = extract.leader(config, workdir, to)
     assert said.startswith("the leader of checkpoint 4, wide_resnet10_2, is in ")
+    assert said.splitlines()[1] == f"next: jaxsplit eval --workdir={to}"
     alone = config_lib.load(to)
     assert (alone.method, alone.arch, alone.split, alone.divide) == (
         "single",

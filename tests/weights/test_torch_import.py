@@ -568,6 +568,7 @@ def test_the_average_by_the_command(run, save, tmp_path, capsys):
         run(str(path), *OVERRIDES, f"--workdir={workdir}", *flags_)
         said = capsys.readouterr().out.splitlines()
         assert said[0].startswith(f"{path}: {line}") and said[1].startswith("imported ")
+        assert said[2:] == [f"next: jaxsplit eval --workdir={workdir}"]
         checkpoints = read.Reader(workdir)
         shape = read.model_shapes(checkpoints.path(0))["params/stack/head/bias"]
         like = {

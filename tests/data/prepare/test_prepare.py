@@ -467,6 +467,10 @@ def test_a_set_that_is_there_stays(tmp_path, capsys):
         "my_digits", "--source=nowhere", "--data_dir", tmp_path / "d", capsys=capsys
     )
     assert status == 0 and f"already there: {folder}\n" in out
+    assert out.splitlines()[-1] == (
+        f"next: jaxsplit train --config=folder:name=my_digits --config.data.dir={tmp_path / 'd'} "
+        "--workdir=runs/my_digits"
+    )
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 

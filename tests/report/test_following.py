@@ -1,18 +1,18 @@
-"""endings: the lines that a mode ends with, and the commands in them."""
+"""report.following: the command that a mode ends with."""
 
 import shlex
 
-from jaxsplit.cli import endings
 from jaxsplit.cli import prepare as prepare_command
 from jaxsplit.data import prepare
+from jaxsplit.report import following
 from tests.support.runs import config_of
 
 
 def test_a_path_with_spaces_is_one_word_of_the_command():
-    text = endings.wrote("run", "my runs/a", endings.next_command("eval", workdir="my runs/a"))
-    where, command = text.splitlines()
-    assert where == "run: my runs/a"
-    assert shlex.split(command)[1:] == ["jaxsplit", "eval", "--workdir=my runs/a"]
+    command = following.of_workdir("my runs/a", "eval", "report")
+    first, second = command.removeprefix("next: ").split(" && ")
+    assert shlex.split(first) == ["jaxsplit", "eval", "--workdir=my runs/a"]
+    assert shlex.split(second) == ["jaxsplit", "report", "--workdir=my runs/a"]
 
 
 def test_every_known_set_has_an_experiment_that_reads_it():

@@ -1,0 +1,101 @@
+"""A data set's size, and a stand-in of the same shape, before any of its examples is read."""
+
+import json
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxsplit import data
+from jaxsplit.data import arrays, facts, prepared
+from jaxsplit.data.stream import Stream
+from jaxsplit.errors import ConfigError
+
+# Number of training examples of each data set, as published; svhn_cropped with extra images.
+TRAIN_EXAMPLES = {
+    "digits": 1437,
+    "synthetic": 2048,
+    "fashion_mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "svhn_cropped": 604_388,
+    "imagenet2012": 1_281_167,
+}
+
+
+def train_examples(data_config: ConfigDict) -> int | None:
+    """The number of examples to train on, without those held out; None: it is not known yet.
+
+    It is counted in <data.dir>/<name>.npz or in the metadata of what is prepared in data.dir; of a
+    known set that is not there it is the published one.
+
+    Raises:
+      ConfigError: as `data.source`.
+    """
+    count = _all_examples(data_config)
+    return None if count is None else count - round(data_config.validation * count)
+
+
+def dataset(data_config: ConfigDict, at_least: int = 1) -> data.Dataset:
+    """A `Dataset` as the named one, to build and compile for; its images are black or unreadable.
+
+    It takes no memory, needs nothing on disk, and has as many training examples; `at_least` of them
+    if their number is not known, and then they do not lie on the device unless data.resident says
+    so.
+
+    Raises:
+      ConfigError: as `data.source`.
+    """
+    known, count = facts.of_config(data_config), train_examples(data_config)
+    shape, length = known.image_shape, at_least if count is None else count
+    if known.shorter_side:
+        split = Stream(range(length))
+    else:
+        images = np.broadcast_to(np.uint8(0), (length, *shape))
+        split = data.Arrays(images, np.broadcast_to(np.int32(0), length))
+    if count is None:
+        resident = data_config.resident == "device"
+    else:
+        resident = data.lies_on_device(data_config, length, shape)
+    return data.Dataset(
+        name=known.name,
+        num_classes=known.num_classes,
+        image_shape=shape,
+        mean=known.mean,
+        std=known.std,
+        train=split,
+        validation=None,
+        test=split,
+        resident=resident and not known.shorter_side,
+        class_names=known.class_names,
+    )
+
+
+def _all_examples(data_config: ConfigDict) -> int | None:
+    """The number of training examples, those included of which validation ones are taken."""
+    name, source = data_config.name, data.source(data_config)
+    if npz := arrays.find_npz(name, data_config.dir):
+        return arrays.count_npz(npz)
+    try:
+        folder = prepared.find(name, data_config.dir)
+        counts = {} if folder is None else _counts(folder)
+    except (
+        ConfigError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # loading it tells why
+        counts = {}
+    count = sum(counts.get(split, 0) for split in source.train_splits)
+    if not count:
+        return TRAIN_EXAMPLES.get(name)
+    if source.may_lack_test and not any(split in counts for split in source.test_splits):
+        count -= round(data_config.test_share * count)
+    return count
+
+
+def _counts(folder: pathlib.Path) -> dict[str, int]:
+    """Split -> number of examples, of what tfds prepared in a folder."""
+    info = json.loads((folder / "dataset_info.json").read_text())
+    return {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
