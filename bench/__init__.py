@@ -1,4 +1,4 @@
-"""Measurements; `results/` holds their figures."""
+"""Benchmarks, one module each; `bench/results/` holds their figures."""
 
 import contextlib
 import datetime
@@ -22,7 +22,7 @@ allocator.keep_memory()  # as main.py does, before jax starts
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """A wrong value ends the program with status 2 and one line."""
+    """Ends the program with one line and status 2 at a wrong value."""
     try:
         yield
     except ConfigError as error:
@@ -32,7 +32,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 @functools.cache
 def commit() -> str:
-    """The commit that is measured; `-dirty` where the tree differs from it."""
+    """The commit that is measured, with `-dirty` if the working tree differs from it."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
@@ -43,13 +43,13 @@ def commit() -> str:
 
 
 def made_by(*facts: str) -> str:
-    """What a figure has to say of itself: `facts`, Python, the commit and the date."""
+    """The line that says how a figure was made: `facts`, Python version, commit and date."""
     python = f"Python {platform.python_version()}"
     return ", ".join([*facts, python, f"commit {commit()}", str(datetime.date.today())])
 
 
 def show(text: str, out: pathlib.Path | None) -> None:
-    """Prints a table; `out`: the Markdown file that it is appended to."""
+    """Prints a table, and appends it to the Markdown file `out` if one is given."""
     print(text)
     if out:
         with out.open("a") as f:
@@ -57,7 +57,7 @@ def show(text: str, out: pathlib.Path | None) -> None:
 
 
 class Results:
-    """Figures as lines of JSON, written one by one so that a run cut short still counts.
+    """Writes figures as lines of JSON, one by one, so that an interrupted run keeps its figures.
 
     `path`: the JSON lines lie beside it as `.jsonl`; a Markdown file also gets the tables. None:
     nothing is written.
@@ -69,7 +69,7 @@ class Results:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, part: str, **row: Any) -> None:
-        """Adds the figures of one measurement; numbers that are not finite become null."""
+        """Writes the figures of one measurement; numbers that are not finite become null."""
         facts = {
             "part": part,
             "jax": importlib.metadata.version("jax"),
@@ -84,7 +84,7 @@ class Results:
                 f.write(json.dumps(_finite(self.rows[-1])) + "\n")
 
     def show(self, table: str, *facts: str) -> None:
-        """Prints a table under a line of how it was made, and appends it to the Markdown file."""
+        """Prints a table below the line of `made_by`; appends both to the Markdown file."""
         jax = f"jax {importlib.metadata.version('jax')}"
         show(f"{made_by(*facts, jax)}\n\n{table}\n", self._table)
 

@@ -1,10 +1,10 @@
-"""What the views cost: the full CIFAR recipe for S networks, and its share of a training step.
+"""Time of the views of the full CIFAR recipe for S networks, and their share of a training step.
 
 python -m bench.augment [--arch wide_resnet16_8] [--networks 1 4] [--batch 128] [--out FILE]
 
-Times, alternately and in one process: the views of a batch of 32x32 images (crop, flip,
-AutoAugment, normalise, mixup), and the whole training step of the network divided in S, which
-makes them itself.
+Times two programs in turn in one process: one makes the views of a batch of 32x32 images (crop,
+flip, AutoAugment, normalise, mixup); the other is a whole training step of the network divided in
+S, including its views.
 """
 
 import argparse

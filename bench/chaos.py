@@ -1,11 +1,11 @@
-"""Kills a run again and again; in the end its weights must be those of a run left alone.
+"""Kills a run again and again; in the end its weights must equal those of an undisturbed run.
 
 python -m bench.chaos [--kills 50] [--steps 400] [--seed 0] [--out FILE]
 
-Two small networks on the handwritten digits, on one CPU device. A life of the run ends by SIGKILL
-or by SIGTERM, at a random moment of its training, while it starts, or while files of a checkpoint
-are being written; the next one goes on from what it left. Lives are forked from a process that
-has imported everything, so that one starts in about a second.
+The run trains two small networks on the handwritten digits on one CPU device. Each process of the
+run, called a life here, ends by SIGKILL or SIGTERM: at a random moment of its training, while it
+starts, or while it writes the files of a checkpoint. The next life resumes from what it left. Lives
+are forked from a process that has imported everything, so each starts in about a second.
 """
 
 import argparse
@@ -40,12 +40,12 @@ _UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
 class ChaosError(RuntimeError):
-    """The run did not do what it must: says what, with its last lines."""
+    """The run did something wrong; the message has its last lines."""
 
 
 @dataclasses.dataclass
 class Life:
-    """How one life ended. `unfinished`: it left a checkpoint that was being written."""
+    """How a life ended. `unfinished`: whether it left an unfinished checkpoint."""
 
     signal: str
     moment: str
@@ -66,13 +66,13 @@ def make_config(steps: int) -> ConfigDict:
 
 
 def run(kills: int, steps: int, seed: int, workdir: pathlib.Path) -> list[Life]:
-    """Kills a run `kills` times and lets it end; compares it with one that is never killed.
+    """Kills a run `kills` times, lets it finish, and compares it with one that is never killed.
 
     Args:
-      kills: how often.
-      steps: of the run; each life ends in its own part of them.
-      seed: of the moments, as far as the machine's speed lets them be chosen.
-      workdir: gets both runs and what they print.
+      kills: number of kills.
+      steps: steps of the run; each life ends in its own part of them.
+      seed: seed of the random moments; the speed of the machine influences them as well.
+      workdir: the folder for both runs and their output.
 
     Raises:
       ChaosError: a life ended otherwise than its signal asks for, or the runs differ.
@@ -94,7 +94,7 @@ def run(kills: int, steps: int, seed: int, workdir: pathlib.Path) -> list[Life]:
 
 
 def compare(config: ConfigDict, a: pathlib.Path, b: pathlib.Path) -> None:
-    """Raises ChaosError unless two finished runs have the same state, bit by bit, and metrics."""
+    """Raises ChaosError unless two finished runs have the same state, bit for bit, and metrics."""
     exp = experiment.build(config)
     states, lines = [], []
     for workdir in (a, b):
@@ -120,7 +120,7 @@ def _start(context, config: ConfigDict, workdir: pathlib.Path):
 
 
 def _run(fields: dict, workdir: str) -> None:
-    """In the process of a life: what main.py does."""
+    """Does what main.py does, in the process of a life."""
     said = os.open(f"{workdir}/said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -156,7 +156,7 @@ def _life(start, workdir: pathlib.Path, k: int, kills: int, steps: int, rng) -> 
 
 
 def _stop_in_a_save(process, workdir: pathlib.Path, seconds: float) -> None:
-    """Stops it some time after a save has begun; at once, where that one was over meanwhile."""
+    """Stops a life some time after a save has begun, or at once if that save is already done."""
     saves = workdir / store.FOLDER
 
     def unfinished() -> bool:
@@ -184,7 +184,7 @@ def _until(done, process, workdir: pathlib.Path) -> None:
 
 
 def _end(process, workdir: pathlib.Path, *allowed: int) -> int:
-    """Waits for the end of a life; its status, which must be an allowed one."""
+    """Waits for the end of a life. Returns its status; raises ChaosError if it is not allowed."""
     process.join(_LIMIT)
     if process.is_alive():
         process.kill()
@@ -206,7 +206,7 @@ def _lines(workdir: pathlib.Path) -> list[dict]:
 
 
 def _last_step(workdir: pathlib.Path) -> int:
-    """The step of the last whole line of metrics.jsonl; 0: there is none."""
+    """The step of the last complete line of metrics.jsonl; 0: there is none."""
     path = workdir / metrics.JSONL
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0

@@ -1,9 +1,9 @@
-"""What compiled programs that are kept save: seconds from the command to the first step.
+"""Time that the cache of compiled programs saves: seconds from the command to the first step.
 
 python -m bench.compile_cache [--config configs/digits_wrn16_4_x4.py] [--rounds 3]
 
-Starts main.py twice, each in a new workdir and with another seed, and ends it after its first step:
-the second start finds what the first has compiled. In each round the cache is new.
+Starts main.py twice, in new workdirs and with different seeds, and ends it after its first step.
+The second start finds the programs that the first has compiled. Each round has a new cache.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def first_step(config: str, folder: str, seed: int) -> tuple[float, float]:
-    """Seconds until the first step is done; those of them that compiling the step took."""
+    """(seconds until the first step is done, seconds of them spent compiling it)."""
     env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     env["XDG_CACHE_HOME"] = f"{folder}/cache"
     command = [sys.executable, "-u", str(ROOT / "main.py"), f"--config={config}"]

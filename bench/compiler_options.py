@@ -1,10 +1,11 @@
-"""Training steps on CPU by what XLA hands to YNNPACK: the table that `compiler.options` follows.
+"""Time of training steps on CPU by the operations that XLA gives to YNNPACK.
 
 python -m bench.compiler_options [--rounds 5] [--out bench/results/compiler_options_cpu.md]
 
-Convolutions, dots and reductions are each on or off, over four networks, undivided and divided.
-Programs of one network take turns; a ratio is to the first program, with nothing by YNNPACK. Each
-step is also run four times from the same state: `no` where the bits of the results differ.
+The options in `compiler.options` follow from this table. YNNPACK computes convolutions, dots and
+reductions or not, in all combinations, for four networks, undivided and divided. The programs of
+one network take turns; ratios are to the program without YNNPACK. Each step also runs four times
+from the same state; the table says `no` if the bits of the results differ.
 """
 
 import argparse
@@ -31,7 +32,7 @@ CASES = (
 
 
 def choices() -> dict[str, str]:
-    """Name -> value of the option, of all combinations."""
+    """Name -> value of XLA's option, for all combinations."""
     found = {}
     for n in range(len(KINDS) + 1):
         for names in itertools.combinations(KINDS, n):
@@ -56,7 +57,7 @@ def repeats(program: programs.Program, times: int = 4) -> bool:
 def measure(
     case: Case, rounds: int, results: Results, names: Sequence[str] | None = None
 ) -> list[dict]:
-    """A row for each of the choices, or of those named; the first is what ratios are to."""
+    """A row for each choice, or for those named; ratios are to the first."""
     made = {
         name: programs.compile_case(case, {compiler.YNN: choices()[name]})
         for name in names or choices()

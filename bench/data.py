@@ -1,14 +1,14 @@
-"""How fast JPEGs are streamed: images and views a second from an array_record that this makes.
+"""Speed of streamed JPEGs: images and views per second from an array_record that it writes.
 
 python -m bench.data [--images 300] [--views 4] [--size 224] [--threads 1 2] [--out FILE.md]
 
-The JPEGs are 500x375 at quality 90, smooth colours with edges and noise: about as large as those of
-ImageNet. Each is decoded once, and S random-resized crops are cut from it, by the training feed
-itself. "Per core" is per second of processor time of this process, so that other work on the
-machine matters less (it still shares caches and clock); "wall" is what was seen. Best of rounds.
+The JPEGs have 500x375 pixels at quality 90, with smooth colours, edges and noise, so they are about
+as large as those of ImageNet. The training feed decodes each once and cuts S random-resized crops
+from it. "Per core" figures are per second of processor time of this process, so other work on the
+machine matters less; "wall" figures are per second of wall-clock time. The best round counts.
 
-The floor of 400 images/s per core is that of S = 1: one decode and one crop. With S views a decode
-serves S crops, and what counts is views/s: they must not be fewer than with one.
+The goal is 400 images/s per core at S = 1: one decode and one crop. With S views a decode serves S
+crops; views/s must not be lower than at S = 1.
 """
 
 import argparse
@@ -31,15 +31,15 @@ from jaxsplit import data
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
 NAME = "photos"
 CLASSES = 10
-FLOOR = 400  # images a second and core at S = 1; views at a larger S
+FLOOR = 400  # images per second and core at S = 1; views at a larger S
 LIBRARIES = ("simplejpeg", "opencv-python-headless", "grain", "array_record", "numpy")
 
 
 def photo(seed: int) -> np.ndarray:
     """uint8[375, 500, 3] with the statistics of a photograph: power falls with frequency.
 
-    Noise is filtered to an amplitude of 1 / frequency, some shapes with sharp edges lie on it and
-    every pixel has a little noise of its own, so that a JPEG of it is as long as one of a photo.
+    It is noise with an amplitude of 1 / frequency, with some sharp-edged shapes and a little noise
+    in every pixel, so its JPEG is as large as that of a photo.
     """
     rng = np.random.default_rng(seed)
     fy, fx = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None]
@@ -56,9 +56,9 @@ def photo(seed: int) -> np.ndarray:
 
 
 def write(folder: pathlib.Path, images: int, distinct: int = 50) -> float:
-    """Prepares the data set `photos` in a folder; the JPEGs' mean size in bytes.
+    """Prepares the data set `photos` in a folder; returns the mean size of its JPEGs in bytes.
 
-    `distinct` pictures are made and repeated: every record is decoded anew, whatever it holds.
+    Only `distinct` different pictures are made, and repeated; every record is decoded anyway.
     """
     import tensorflow_datasets as tfds
     from PIL import Image
@@ -98,7 +98,7 @@ def write(folder: pathlib.Path, images: int, distinct: int = 50) -> float:
 
 @dataclass(frozen=True)
 class Speed:
-    """Images a second: of wall-clock time, and of processor time of all threads."""
+    """Images per second of wall-clock time, and per second of processor time of all threads."""
 
     wall: float
     per_core: float
@@ -113,10 +113,10 @@ def measure(
     rounds: int = 3,
     batch: int = 20,
 ) -> Speed:
-    """The best of some rounds, each an epoch of `photos` through the training feed.
+    """The best of some rounds, each of which is an epoch of `photos` in the training feed.
 
-    The rounds follow each other without a pause in one iteration: what the threads make ahead at
-    the end of one and what they had made at its beginning even out.
+    The rounds follow each other without a pause, so the batches that the threads prepare ahead at
+    the end of a round balance those that were ready at its beginning.
     """
     config = common.get_config().data
     config.update(name=NAME, dir=str(folder), image_size=size)

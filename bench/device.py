@@ -1,12 +1,13 @@
-"""Everything that needs a GPU (or a TPU) in one command of at most eight minutes.
+"""All measurements that need a GPU or a TPU, in one command of at most eight minutes.
 
 python -m bench.device --out results [--seconds 460] [--parts parity lowering ...] [--tiny]
 
-Parts run in order of their worth, each within its own share of the time, and each figure is written
-as soon as it is known, as a line of JSON in `results/device.jsonl`: a run that is cut short still
-counts. At the end (or by `--table results/device.jsonl`) the figures become `device.md`. It needs
-jax, flax, optax, orbax and ml_collections; parts that need PyTorch, timm or torchvision say so in a
-line where these are missing. `--tiny` runs every part on small networks, on any machine.
+The parts run in order of importance, each within its own share of the time. Each figure is written
+as soon as it is known, as a line of JSON in `results/device.jsonl`, so an interrupted run loses no
+figure. At the end (or with `--table results/device.jsonl`) the figures become `device.md`. The
+program needs jax, flax, optax, orbax and ml_collections. Parts that need PyTorch, timm or
+torchvision print a line if these are missing. `--tiny` runs every part with small networks, on any
+machine.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from jaxsplit.weights import torch_import
 GOLDEN = pathlib.Path(__file__).parent.parent / "tests" / "golden"
 LOWERINGS = ("dense", "packed", "unrolled", "grouped")
 HALF = dict(dtype="bfloat16")
-# Worth trying on a GPU; each is compared with jax's defaults.
+# XLA options that may help on a GPU; each is compared with jax's defaults.
 FLAGS = {
     "conv_nhwc": {"xla_gpu_force_conv_nhwc": True},
     "autotune 0": {"xla_gpu_autotune_level": 0},
@@ -50,7 +51,7 @@ FLAGS = {
 
 @dataclasses.dataclass
 class Run:
-    """What parts share: where figures go, how long a part may take, whether all is small."""
+    """What the parts share: the results, the time of a part, and whether the networks are small."""
 
     results: Results
     tiny: bool
@@ -59,11 +60,11 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds that the part still has."""
+        """Seconds left for the part."""
         return self.deadline - time.monotonic()
 
     def sized(self, case: Case) -> Case:
-        """The case, or with --tiny a small one of the same kind."""
+        """The case; with --tiny a small case of the same kind."""
         if not self.tiny:
             return case
         split = min(case.split, 2)
@@ -71,7 +72,7 @@ class Run:
 
     @property
     def options(self) -> dict:
-        """With --tiny on CPU programs are compiled fast rather than well."""
+        """XLA's options; with --tiny on CPU those that shorten the compilation."""
         small = self.tiny and jax.default_backend() == "cpu"
         return dict(compiler.FAST) if small else {}
 
@@ -81,12 +82,12 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Of a round, queued one after another."""
+        """Number of steps of a round, queued one after another."""
         return 1 if self.tiny else 10
 
 
 def parity(run: Run) -> None:
-    """Two networks of the original code: logits, and one training step against float64 on CPU."""
+    """Compares logits of two networks with the original code's, and a step with float64 on CPU."""
     paths = sorted(GOLDEN.glob("models_*.npz"), reverse=True)  # the shallower one first
     for path in paths[: 1 if run.tiny else None]:
         file = dict(np.load(path))
@@ -121,7 +122,7 @@ def parity(run: Run) -> None:
 
 
 def _logits_and_step(spec, num_classes: int, device, dtype: str | None, variables, images):
-    """(logits in evaluation, loss and gradients in training) of one network on a device."""
+    """A network on a device: logits of an evaluation; loss and gradients of a training step."""
     module = models.build(spec, num_classes, dtype=None if dtype is None else jnp.dtype(dtype))
     labels = np.arange(len(images)) % num_classes
 
@@ -146,7 +147,7 @@ def _logits_and_step(spec, num_classes: int, device, dtype: str | None, variable
 
 
 def lowering(run: Run) -> None:
-    """Step time by lowering, beside S steps of one network alone."""
+    """Time of a step by lowering, and of S steps of one network."""
     cases = [
         Case("wide_resnet16_4", 4, 128, **HALF),
         Case("resnet110", 4, 128, **HALF),
@@ -184,9 +185,9 @@ def lowering(run: Run) -> None:
 
 
 def shapes(run: Run) -> None:
-    """One 3x3 convolution of S networks, forwards and both gradients: packed to dense.
+    """Ratio of packed to dense for 3x3 convolutions of S networks, forward and both gradients.
 
-    `auto` can follow from this, shape by shape.
+    The choice of `auto` can follow from it for each shape.
     """
     cases = [
         (4, 128, 32, 32),  # S, batch, side, channels: WRN-16-4 in 4
@@ -238,7 +239,7 @@ def shapes(run: Run) -> None:
 
 
 def _guarded(run: Run, part: str, name: str, case: Case, options: dict | None = None):
-    """The figures of a case; None, and a line in the results, where it fails."""
+    """The figures of a case; None, after a line in the results, if it fails."""
     try:
         return train_step.measure(
             case, rounds=run.rounds, steps=run.steps, options=run.options | (options or {})
@@ -301,7 +302,7 @@ def against_torch(run: Run) -> None:
 
 
 def flags(run: Run) -> None:
-    """XLA's options, each as a ratio to none."""
+    """Time of a step with each of XLA's options, as a ratio to the time without."""
     if jax.default_backend() != "gpu" and not run.tiny:
         run.results.add("flags", note="options of GPUs: not tried here")
         return
@@ -322,7 +323,7 @@ def _compile_of(row: dict) -> dict:
 
 
 def step_parts(run: Run) -> None:
-    """Views in a step, MFU, memory of a stack, compile time by S, start to the first step."""
+    """Share of the views, MFU, memory of a stack, compile time by S, time to the first step."""
     case = run.sized(Case("wide_resnet28_10", 4, 128, **HALF))
     plain = _guarded(run, "step", "images as they are", case)
     if plain is not None:
@@ -365,9 +366,9 @@ def step_parts(run: Run) -> None:
 
 
 def accuracy(run: Run) -> None:
-    """WRN-16-4 divided in 4 and undivided on real images: seconds and epochs to a share of right.
+    """Seconds and epochs to an accuracy, of WRN-16-4 divided in 4 and undivided, on real images.
 
-    Fashion-MNIST from FASHION_NPZ (an .npz as in `data.dir`), else digits.
+    The images are Fashion-MNIST from FASHION_NPZ (an .npz as in `data.dir`), else digits.
     """
     from configs import digits_wrn16_4_x4
     from jaxsplit import experiment, metrics, state
@@ -429,7 +430,7 @@ def accuracy(run: Run) -> None:
             return
 
 
-# Part -> (share of the time, what it does); in order of their worth.
+# Part -> (share of the time, function), in order of importance.
 PARTS: dict[str, tuple[float, Callable[[Run], None]]] = {
     "parity": (0.10, parity),
     "lowering": (0.28, lowering),
@@ -447,7 +448,7 @@ the time of S = 1."""
 
 
 def run_parts(run: Run, names: Sequence[str], seconds: float) -> None:
-    """The parts in order; what one does not use of its share, those after it may."""
+    """Runs the parts in order; later parts may use time that earlier ones have left."""
     end = time.monotonic() + seconds
     for i, name in enumerate(names):
         shares = [PARTS[n][0] for n in names[i:]]
@@ -457,11 +458,11 @@ def run_parts(run: Run, names: Sequence[str], seconds: float) -> None:
         try:
             PARTS[name][1](run)
             failed = {}
-        except Exception as error:  # the other parts are worth having
+        except Exception as error:  # the other parts should still run
             failed = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
         run.results.add("part", name=name, took_s=time.perf_counter() - began, **failed)
         print(f"{name}: {time.perf_counter() - began:.0f} s {failed or ''}", flush=True)
-        jax.clear_caches()  # programs that are no longer used hold memory of the device
+        jax.clear_caches()  # unused programs hold device memory
 
 
 def report(rows: Sequence[dict]) -> str:

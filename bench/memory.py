@@ -1,9 +1,9 @@
-"""Training steps on CPU where freed memory goes back to the system, and where it is kept.
+"""Time of training steps on CPU with freed memory returned to the system, and with it kept.
 
 python -m bench.memory [--arch wide_resnet16_8] [--split 4] [--batch 32] [--rounds 8]
 
-`allocator.keep_memory` against glibc's defaults, in turn in one process; with the page faults of a
-step.
+Compares `allocator.keep_memory` with the defaults of glibc, in turn in one process, and counts the
+page faults of a step.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""The three passes of single 3x3 convolutions on CPU: XLA's beside PyTorch's (oneDNN), in GFLOP/s.
+"""GFLOP/s of the three passes of 3x3 convolutions on CPU, in XLA and in PyTorch (oneDNN).
 
 python -m bench.passes [--torch-python PYTHON] [--rounds 9] [--out FILE]
 
-Forward, gradient of the input, gradient of the kernel: the limit of what a training step of plain
-JAX can reach.
+The passes are forward, gradient of the input, and gradient of the kernel. They limit the speed that
+a training step of plain JAX can reach.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PASSES = ("forward", "input", "kernel")
 
 
 def xla(channels: int, side: int, batch: int) -> dict:
-    """Pass -> a function that runs it once and waits."""
+    """Name of a pass -> a function that runs it once and waits for it."""
     rng = np.random.default_rng(0)
     x, g = (jnp.asarray(rng.normal(size=(batch, side, side, channels)), "float32") for _ in "xg")
     kernel = jnp.asarray(rng.normal(size=(3, 3, channels, channels)), "float32")

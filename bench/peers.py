@@ -31,7 +31,7 @@ QUICK = (Case("wide_resnet10_1", 1, 64, 8, 1, 10), Case("wide_resnet10_1", 2, 64
 
 
 class Torch:
-    """A process with PyTorch that trains the step of a case when it is told to."""
+    """A process that trains the step of a case in PyTorch on request."""
 
     def __init__(self, python: str = sys.executable):
         worker = pathlib.Path(__file__).with_name("peer_torch.py")
@@ -53,11 +53,11 @@ class Torch:
         return self._ask({"build": task})
 
     def seconds(self, steps: int = 1) -> float:
-        """Mean of so many steps; NaN where they failed."""
+        """Mean seconds of n steps; NaN if they failed."""
         return self._ask({"steps": steps}).get("seconds", float("nan"))
 
     def profile(self) -> dict[str, float]:
-        """Seconds of a step by operator, those that take the most first."""
+        """Seconds of a step by operator, the slowest first."""
         return self._ask({"profile": 2}).get("operators", {})
 
     def one_pass(self, name: str, channels: int, side: int, batch: int) -> float:
@@ -87,7 +87,7 @@ def _lacks_torch(python: str) -> bool:
 
 
 def compare(case: Case, torch: Torch, *, rounds: int, steps: int = 1, compiled=False) -> dict:
-    """Median seconds of a step of both, and of their ratio round by round."""
+    """Median seconds of a step of both, and the median of the ratios of all rounds."""
     program = programs.compile_case(case)
     row = {"case": str(case), "compile_s": program.trace_s + program.compile_s}
     if torch.about:

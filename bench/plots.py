@@ -1,10 +1,10 @@
-"""Draws figures of `docs/figures`: how the cost of a step grows, and the curves of a run.
+"""Draws the figures of `docs/figures`: the growth of a step's cost, and the curves of a run.
 
 python -m bench.plots --figures bench/results/growth_cpu.jsonl --out docs/figures
 python -m bench.plots --run runs/digits --out docs/figures
 
-One SVG for each series of `bench.train_step --grow` (networks, batch, devices), or one of a run,
-called as its workdir. Needs matplotlib (`pip install -e '.[bench]'`).
+Writes one SVG for each series of `bench.train_step --grow` (networks, batch, devices), or one for a
+run, with the name of its workdir. Needs matplotlib (`pip install -e '.[bench]'`).
 """
 
 import argparse
@@ -20,7 +20,7 @@ AXES = {
 
 
 def draw_run(lines: Sequence[dict], path: pathlib.Path) -> None:
-    """Test errors of every network and of the ensemble over the steps, from metrics.jsonl."""
+    """Draws the test errors of all networks and of the ensemble by step, from metrics.jsonl."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -48,7 +48,7 @@ def draw_run(lines: Sequence[dict], path: pathlib.Path) -> None:
 
 
 def draw(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
-    """Seconds of a step (by batch: images a second) along one series, and of its compilation."""
+    """Draws seconds of a step (by batch: images per second) and of its compilation by series."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

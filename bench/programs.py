@@ -1,7 +1,7 @@
-"""The training step that benchmarks measure: jaxsplit's own, on made-up images.
+"""The training step that benchmarks measure: the program of a run, on random images.
 
-What is compiled is `experiment.lower_step`, the same program that a run trains with: views (or only
-the normalisation), forward pass, losses, backward pass, optimizer, metrics.
+`experiment.lower_step` makes it, as in a run: views (or only the normalisation), forward pass,
+losses, backward pass, optimizer, metrics.
 """
 
 import argparse
@@ -33,9 +33,9 @@ class Case:
     classes: int = 100
     dtype: str = "float32"
     lowering: str = "auto"
-    method: str = ""  # '': cotrain, of one network single
-    views: bool = False  # CIFAR's crop, flip, AutoAugment and mixup; else images as they are
-    shared: bool = False  # the networks see one view
+    method: str = ""  # '': cotrain, or single if S is 1
+    views: bool = False  # crop, flip, AutoAugment and mixup as for CIFAR; else none
+    shared: bool = False  # all networks see the same view
     remat: str = ""
     divide: bool = True  # False: each network is the whole `arch`
     divide_in: int = 0  # as config.divide_in
@@ -76,7 +76,7 @@ def of_arguments(args: argparse.Namespace) -> Case:
 
 
 def config_of(case: Case) -> ConfigDict:
-    """The config of a case, its data a made-up set."""
+    """The config of a case, with the data set `synthetic`."""
     config = common.get_config()
     config.arch, config.split = case.arch, case.split
     config.divide, config.divide_in = case.divide, case.divide_in
@@ -95,7 +95,7 @@ def config_of(case: Case) -> ConfigDict:
 
 
 def dataset_of(config: ConfigDict, num_classes: int, channels: int, size: int) -> data.Dataset:
-    """Random images, as many as a batch has."""
+    """A data set of random images, as many as a batch holds."""
     shape, n = (size, size, channels), config.batch_size
     rng = np.random.default_rng(0)
     split = data.Arrays(
@@ -107,7 +107,7 @@ def dataset_of(config: ConfigDict, num_classes: int, channels: int, size: int) -
 
 
 class Program(NamedTuple):
-    """A compiled training step and what it takes."""
+    """A compiled training step and its arguments."""
 
     exp: experiment.Experiment
     compiled: Any
@@ -116,12 +116,12 @@ class Program(NamedTuple):
     compile_s: float
 
     def run(self) -> None:
-        """One step; waits for its end."""
+        """Runs a step and waits for its end."""
         out = self.compiled(*self.arguments)
         self.arguments[:2] = jax.block_until_ready(out)
 
     def seconds(self, steps: int = 1) -> float:
-        """Mean of so many steps that are queued one after another, as a run does."""
+        """Mean seconds of n steps that are queued one after another, as in a run."""
         began = time.perf_counter()
         for _ in range(steps):
             self.arguments[:2] = self.compiled(*self.arguments)
@@ -133,12 +133,12 @@ class Program(NamedTuple):
         return self.compiled.memory_analysis().temp_size_in_bytes / 2**20
 
     def loss(self) -> float:
-        """The mean of the steps so far."""
+        """The mean loss of the steps so far."""
         return float(metrics.means(jax.device_get(self.arguments[1]))["loss"])
 
 
 def build(case: Case, devices: Sequence[jax.Device] | None = None) -> experiment.Experiment:
-    """The experiment of a case on one device, or on those given."""
+    """The experiment of a case, on one device or on the given ones."""
     config = config_of(case)
     made_up = dataset_of(config, case.classes, case.channels, case.size)
     return experiment.build(config, dataset=made_up, devices=devices or jax.devices()[:1])
@@ -149,7 +149,7 @@ def compile_case(
     options: dict | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
-    """Its program, compiled with jaxsplit's own compiler options and those given beside."""
+    """The program of a case, compiled with jaxsplit's compiler options and the given ones."""
     exp = build(case, devices)
     mesh, split = exp.sharding, exp.feed.resident
     resident = mesh.put({"images": split.images, "labels": split.labels}, mesh.replicated)
@@ -169,9 +169,9 @@ def compile_case(
 
 
 def train_flops(case: Case) -> float:
-    """Of one training step: 6 for each multiply-add of the forward pass (2, 4 backwards).
+    """Model FLOPs of a training step: 6 per multiply-add of the forward pass (2, and 4 backward).
 
-    The customary count of model FLOP/s: nothing for normalisation, losses, views, recomputation.
+    By convention normalisation, losses, views and recomputation do not count.
     """
     config = config_of(case)
     shape = (case.size, case.size, case.channels)
@@ -198,7 +198,7 @@ PEAKS = {
 
 
 def peak(device_kind: str, dtype: str) -> float:
-    """FLOP/s of a device; NaN where it is not known."""
+    """Peak FLOP/s of a device; NaN if unknown."""
     kind = device_kind.lower()
     for name, by_dtype in PEAKS.items():
         if name in kind:
@@ -207,7 +207,7 @@ def peak(device_kind: str, dtype: str) -> float:
 
 
 def device_name() -> str:
-    """Of the first device, and how many cores a CPU has."""
+    """The name of the first device; for a CPU with its number of cores."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         return f"CPU, {os.cpu_count()} cores"

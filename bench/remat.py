@@ -1,4 +1,4 @@
-"""What recomputing stages saves in memory and costs in time.
+"""Memory that recomputing stages saves, and time that it costs.
 
 python -m bench.remat [--arch wide_resnet16_8] [--split 4] [--batch 64] [--rounds 5]
 

@@ -1,11 +1,11 @@
-"""What each device computes, and what crosses devices, in one training step on several meshes.
+"""Counts FLOPs per device, and bytes between devices, of a training step on several meshes.
 
 python -m bench.scaling [--arch wide_resnet16_8] [--networks 8] [--method cotrain] [--out FILE]
 
-Compiles the step for 8 virtual CPU devices and reads the program: FLOPs of one device by XLA's own
-count, bytes that it puts into collectives, by kind and mesh axis. Nothing is run. From these it
-predicts the time of a step on real devices, of the speeds given. `docs/scaling.md` says what
-follows from the numbers.
+Compiles the step for 8 virtual CPU devices. From the program it reads the FLOPs of a device (XLA's
+count) and the bytes that a device sends into collectives, by kind and mesh axis. The step is not
+run. For devices and links of given speeds it predicts the time of a step. `docs/scaling.md` draws
+conclusions from the numbers.
 """
 
 import argparse
@@ -37,16 +37,16 @@ _KINDS = "all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter|col
 
 
 class Collective(NamedTuple):
-    """One of a compiled program; `shapes` and `bytes` of what a device has of its result."""
+    """A collective of a compiled program; `shapes` and `bytes` are of the result on one device."""
 
     kind: str
-    axis: str  # data, net, both, or ? where the program does not say
+    axis: str  # data, net, both, or ? if the program does not tell
     shapes: tuple[tuple[int, ...], ...]
     bytes: int
 
 
 def collectives(text: str, data: int, net: int) -> list[Collective]:
-    """Those of a compiled program (`as_text()`) on a mesh of data x net devices."""
+    """The collectives of a compiled program (`as_text()`) on a mesh of data x net devices."""
     found = []
     for line in text.splitlines():
         match = re.search(rf"= (.*?) ({_KINDS})(?:-start)?\(", line)
@@ -63,7 +63,7 @@ def collectives(text: str, data: int, net: int) -> list[Collective]:
 
 
 def _axis(line: str, data: int, net: int) -> str:
-    """Along which axis of the mesh, row by row, the devices of a group lie."""
+    """The mesh axis along which the devices of a group lie; devices are numbered row by row."""
     groups = _groups(line)
     if groups is None:
         return "?"
@@ -75,7 +75,7 @@ def _axis(line: str, data: int, net: int) -> str:
 
 
 def _groups(line: str) -> list[list[int]] | None:
-    """The devices that exchange something, in any of the ways in which XLA writes it."""
+    """The groups of devices of a collective, in any of XLA's notations."""
     listed = r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}"  # {{0,2},{1,3}}
     if match := re.search(listed, line):
         return [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", match[1])]
@@ -95,7 +95,7 @@ def _groups(line: str) -> list[list[int]] | None:
 
 
 def _devices(dims: str, order: str | None) -> np.ndarray:
-    """0, 1, 2 ... in the shape `dims`, its axes in another order."""
+    """The numbers 0, 1, 2 ... in the shape `dims`, with transposed axes."""
     shape = _numbers(dims)
     devices = np.arange(np.prod(shape)).reshape(shape)
     return devices.transpose(_numbers(order)) if order else devices
@@ -106,7 +106,7 @@ def _numbers(text: str) -> list[int]:
 
 
 class Step(NamedTuple):
-    """A compiled training step; nothing of it was run."""
+    """A compiled training step that was not run."""
 
     exp: experiment.Experiment
     flops: float  # of one device
@@ -199,7 +199,7 @@ def report(args) -> str:
 
 
 def predicted_seconds(c: Collective, devices: int, link: float) -> float:
-    """Of a collective along an axis of so many devices in a ring, by links of so many GB/s."""
+    """Seconds of a collective over a ring of devices with links of the given GB/s."""
     share = (devices - 1) / devices  # of the result comes from others
     times = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(c.kind, share)
     return times * c.bytes / link / 1e9

@@ -1,9 +1,9 @@
-"""What stacking S networks costs: the step of a stack against S steps of one network.
+"""Overhead of stacking S networks: a step of the stack compared with S steps of one network.
 
 python -m bench.stack_overhead [--arch wide_resnet16_4] [--split 4] [--batch 64] [--size 32]
 
-Times, alternately and in one process: S training steps of one of the divided networks compiled
-alone (the base), and one step of the stack by each lowering. The networks exchange nothing.
+Times in turn in one process: S training steps of one divided network compiled alone (the base), and
+one step of the stack for each lowering. The networks train independently.
 """
 
 import argparse

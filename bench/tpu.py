@@ -1,13 +1,13 @@
-"""What a training step needs on a TPU, by the TPU's own compiler, without a TPU.
+"""Compiles a training step with the TPU's compiler, without a TPU, and reports its needs.
 
 python -m bench.tpu --list
 python -m bench.tpu --config=configs/imagenet_seresnet101_x4.py --topology=v5e:4x4 \
     [--set batch_size=1024 --set mesh.net=2] [--lowerings dense unrolled packed] [--out FILE]
 
 libtpu describes a topology and compiles for it on any machine (`pip install -e '.[tpu-compile]'`).
-Nothing is run. Reported are, for one chip: the memory of the step beside what the chip has, FLOPs,
-what arrays are padded to fill the chip's tiles, bytes in collectives by mesh axis, size of the
-code. XLA's own prediction of the time is not: it is meaningless here.
+The step is not run. The report has, for one chip: the memory of the step and of the chip, FLOPs,
+the padding of arrays to the chip's tiles, bytes in collectives by mesh axis, the size of the code.
+It has no times, because XLA's prediction of them is wrong by orders of magnitude.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from jaxsplit.report import curves
 
 
 class Chip(NamedTuple):
-    """One device as jax sees it: a chip, on v4 and v5p both of its cores."""
+    """A device as jax sees it: a chip, with both cores on v4 and v5p."""
 
     accelerator: str  # TPU_ACCELERATOR_TYPE without the count
     per_count: int  # what the accelerator type counts for each chip
@@ -145,7 +145,7 @@ def build(config: ConfigDict, devices: list) -> experiment.Experiment:
 
 
 def lower(exp: experiment.Experiment):
-    """The training step, its arguments shapes only."""
+    """Lowers the training step with shapes as arguments."""
     config, mesh, feed = exp.config, exp.sharding, exp.feed
 
     def array(shape, dtype, spec):
@@ -190,7 +190,7 @@ def padding(text: str) -> float:
 
 
 def measure(config: ConfigDict, topology: str) -> dict:
-    """Compiles the step; its figures for one chip."""
+    """Compiles the step; returns its figures for one chip."""
     devices, chip = devices_of(topology), chip_of(topology)
     exp = build(config, devices)
     began = time.perf_counter()
@@ -278,7 +278,7 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def advice(row: dict) -> str:
-    """What to change where a step does not fit; '' where it does."""
+    """What to change if a step does not fit into memory; '' if it fits."""
     if row["fits"]:
         return ""
     return (
@@ -290,7 +290,7 @@ def advice(row: dict) -> str:
 
 
 def known() -> str:
-    """The topologies that there are figures of, as a table."""
+    """A table of the topologies that can be compiled for."""
     lines = [
         "| topology | chips | HBM a chip, GiB | bfloat16 peak a chip, TFLOP/s |",
         "|---|---|---|---|",

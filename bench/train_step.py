@@ -1,11 +1,12 @@
-"""Speed, memory and compile time of a training step, on what this machine has.
+"""Speed, memory and compile time of a training step on the devices of this machine.
 
 python -m bench.train_step [--arch wide_resnet16_8] [--split 4] [--batch 32] [--dtype bfloat16]
     [--lowering dense] [--quick]
 python -m bench.train_step --grow networks|batch|devices --out FILE   # a series; plots: bench.plots
 
-A step is a run's own (`bench/programs.py`), without views unless --views. Model FLOP/s count 6 for
-each multiply-add of the forward pass; MFU is their share of the device's peak, where that is known.
+The step is that of a run (`bench/programs.py`), without views unless --views is given. Model FLOP/s
+count 6 FLOPs per multiply-add of the forward pass; MFU is their share of the device's peak FLOP/s,
+if that is known.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def measure(
     devices: Sequence[jax.Device] | None = None,
     options: dict | None = None,
 ) -> dict:
-    """Figures of a case, as a row of results; seconds are the median of `rounds`."""
+    """Measures a case and returns a row of results; seconds are the median of `rounds`."""
     program = programs.compile_case(case, options, devices)
     program.seconds(steps)
     times = [program.seconds(steps) for _ in range(rounds)]
@@ -45,7 +46,7 @@ def measure(
 
 
 def figures(case: Case, program: programs.Program, times: Sequence[float], devices=None) -> dict:
-    """What follows from the seconds of a case's steps."""
+    """The figures that follow from the seconds of the steps."""
     devices = list(devices or jax.devices()[:1])
     seconds = statistics.median(times)
     flops = programs.train_flops(case) / seconds
@@ -85,10 +86,10 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def series(name: str, base: Case) -> list[tuple[Case, int]]:
-    """(case, devices) along one axis.
+    """The (case, devices) of a series.
 
-    networks: S = 1 ... 16 that replace one network, at about equal total cost.
-    batch: 16 ... 512. devices: 1 ... 8, the batch shared out.
+    networks: S = 1 ... 16 networks of about the same total cost. batch: 16 ... 512 images. devices:
+    1 ... 8 devices that divide the batch.
     """
     if name == "networks":
         return [(changed(base, split=s), 1) for s in (1, 2, 4, 8, 16)]

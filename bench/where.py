@@ -1,11 +1,10 @@
-"""Where the time of a training step on CPU goes, by kind of work, beside PyTorch's by operator.
+"""Where the time of a training step on CPU goes, by kind of work; PyTorch's time by operator.
 
 python -m bench.where [--arch wide_resnet16_8] [--split 4] [--batch 32] [--torch-python PYTHON]
 
-XLA's profile of one step, its operations put into groups by what they are and by the layer that
-they come from. Times are of all threads together ("core seconds"). A convolution hands its work to
-a pool of threads that the profile does not show: what remains of the step's wall-clock time on all
-cores is that work, and waiting.
+Profiles one step with XLA and groups its operations by kind and by layer. Times are summed over all
+threads ("core seconds"). A convolution runs in a thread pool that the profile does not show, so the
+rest of the step's wall-clock time on all cores counts as convolutions and waiting.
 """
 
 import argparse
@@ -25,7 +24,7 @@ REST = "convolutions on the pool, and waiting"
 
 
 def group(name: str, text: str) -> str:
-    """Of an operation of a compiled program, by its name and its line in the program."""
+    """The group of an operation, from its name and its line in the compiled program."""
     match = re.search(r'op_name="([^"]*)"', text)
     path = match[1] if match else ""
     backwards = "transpose(" in path
@@ -45,7 +44,7 @@ def group(name: str, text: str) -> str:
 
 
 def operations(text: str) -> dict[str, str]:
-    """name -> its line, of a compiled program."""
+    """Name of each operation of a compiled program -> its line."""
     found = re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", text, re.MULTILINE)
     return dict(found)
 

@@ -1,10 +1,9 @@
 """CIFAR-10, by the published recipe of divide and co-training (arXiv 2011.14660).
 
-python main.py --config=configs/cifar10.py:arch=wide_resnet28_10,split=4 --workdir=runs/c10
+jaxsplit train --config=cifar10:arch=wide_resnet28_10,split=4 --workdir=runs/c10
 
 Arguments, all optional: arch, split (1: the undivided network alone), epochs (300; 1800 is the long
-recipe). `python -m jaxsplit.published cifar10` lists what was reached with which. Not trained by us
-yet.
+recipe). `jaxsplit published cifar10` lists the published results. We have not trained it yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,10 @@
 """CIFAR-100, by the published recipe of divide and co-training (arXiv 2011.14660).
 
-python main.py --config=configs/cifar100.py:arch=wide_resnet28_10,split=2 --workdir=runs/c100
+jaxsplit train --config=cifar100:arch=wide_resnet28_10,split=2 --workdir=runs/c100
 
 Arguments, all optional: arch, split (1: the undivided network alone), epochs (300; 1800 is the long
-recipe). `python -m jaxsplit.published cifar100` lists what was reached with which. AutoAugment is a
-flag of the original command line, off by default: --config.augment.autoaugment=cifar10. Not trained
-by us yet.
+recipe). `jaxsplit published cifar100` lists the published results. AutoAugment is optional, as in
+the original command line: --config.augment.autoaugment=cifar10. We have not trained it yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The defaults of every field, `jaxsplit/defaults.py`, under the name that config files know."""
+"""The defaults of `jaxsplit/defaults.py`, under the old name that config files may import."""
 
 from jaxsplit.defaults import get_config
 

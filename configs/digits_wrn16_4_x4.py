@@ -1,8 +1,8 @@
 """WRN-16-4 divided in 4 and co-trained on scikit-learn's handwritten digits (8x8 pixels).
 
-python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits
+jaxsplit train --config=digits_wrn16_4_x4 --workdir=runs/digits
 
-Two CPU cores: about 2 minutes. Needs no download.
+It takes about 2 minutes on two CPU cores and needs no download.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
     config.data.name = "digits"
     config.augment.crop_padding = 1
-    config.augment.flip = False  # a mirrored digit is another shape
+    config.augment.flip = False  # a mirrored digit has another shape
     config.augment.mixup = 0.0
 
     config.optim.lr = 0.1

@@ -1,6 +1,6 @@
 """WRN-16-4 divided in 4 and co-trained on Fashion-MNIST (28x28 pixels, one channel).
 
-python main.py --config=configs/fashion_mnist_wrn16_4_x4.py --workdir=runs/fashion_mnist
+jaxsplit train --config=fashion_mnist_wrn16_4_x4 --workdir=runs/fashion_mnist
 """
 
 from ml_collections import ConfigDict

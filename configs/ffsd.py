@@ -1,17 +1,17 @@
-"""FFSD (arXiv 2103.14473), by its published recipes: CIFAR-100, ImageNet for networks made for it.
+"""FFSD (arXiv 2103.14473), by its published recipes for CIFAR-100 and ImageNet.
 
-python main.py --config=configs/ffsd.py:arch=resnet32 --workdir=runs/ffsd
+jaxsplit train --config=ffsd:arch=resnet32 --workdir=runs/ffsd
 
-Arguments, all optional: arch, split (students, 2), epochs (300; 90 on ImageNet). What the leader
-reached in the paper, top-1 %, mean of its runs:
+Arguments, all optional: arch, split (number of students, 2), epochs (300; 90 on ImageNet). The data
+set is the one that the architecture is made for. Top-1 % of the leader in the paper, mean of runs:
 
     CIFAR-100   resnet20 72.70                resnet32 74.85               resnet56 75.80
                 ffsd_wide_resnet16_2 75.81    ffsd_wide_resnet40_2 79.14   densenet40_12 77.39
                 googlenet 81.60
     ImageNet    ffsd_resnet18 70.87           ffsd_resnet34 74.69
 
-Students and leader are whole networks; --config.divide=True makes them the networks of one divided
-network, --config.ffsd.leader=resnet56 takes another leader. Not trained by us yet.
+Students and leader are whole networks. --config.divide=True makes them small networks that replace
+one large network; --config.ffsd.leader=resnet56 chooses another leader. We have not trained it yet.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from jaxsplit.recipes import arguments
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What the data set decides."""
+    """The part of the recipe that depends on the data set."""
 
     dataset: str
     epochs: int
     batch_size: int
-    milestones: tuple[int, ...]  # epochs at which the rate falls to a tenth
+    milestones: tuple[int, ...]  # epochs after which the learning rate falls to a tenth
     warmup: int  # epochs
 
 
@@ -50,7 +50,7 @@ def get_config(text: str = "") -> ConfigDict:
     config.optim.decay_norm = config.optim.decay_bias = True
 
     config.schedule.name = "step"
-    config.schedule.milestones = tuple(  # of a shorter or longer run the same shares
+    config.schedule.milestones = tuple(  # another length of the run keeps their shares
         f"{epoch * epochs / recipe.epochs:g} epochs" for epoch in recipe.milestones
     )
     config.schedule.warmup = arguments.share(recipe.warmup, recipe.epochs, epochs)
@@ -64,6 +64,6 @@ def get_config(text: str = "") -> ConfigDict:
         config.dtype = "bfloat16"
         config.data.image_size = begun.image_size
         config.data.scale_min = 0.08
-        config.augment.crop_padding = 0  # streamed images come as random-resized crops
+        config.augment.crop_padding = 0  # streamed images are random-resized crops already
         config.log_every = "100 steps"
     return config

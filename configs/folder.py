@@ -1,26 +1,27 @@
-"""Your own images, from folders of classes: a recipe for sets of some hundred to some ten thousand.
+"""Your own images, in one folder per class: a recipe for hundreds to ten thousands of images.
 
-python -m jaxsplit.data.prepare birds --source=birds --holdout=0.1  # birds/<class>/*.jpg
-python main.py --config=configs/folder.py:name=birds,arch=resnet18,split=2 --workdir=runs/birds
+jaxsplit prepare birds --source=birds --holdout=0.1  # birds/<class>/*.jpg
+jaxsplit train --config=folder:name=birds,arch=resnet18,split=2 --workdir=runs/birds
 
-Arguments: name (of the prepared set), and, optional, arch (resnet18), split (2; 1: the undivided
-network alone) and epochs (200).
+Arguments: name (of the prepared set); optional: arch (resnet18), split (2; 1: the undivided network
+alone) and epochs (200).
 
-Trained from scratch; --init_from starts from other weights, then with --config.optim.lr=0.002 and
-epochs=30. Of few images each is seen often, so that three things matter more than elsewhere:
-  - small batches. 32 images: some thousand steps even of a thousand images.
-  - regularisation. A weight decay of 1e-3, ten times that of ImageNet's recipe, label smoothing and
-    a little mixup. Weight decay, rate and batch, well chosen, did more for small sets than all but
-    one of eight methods made for them (arXiv 2108.13122): try weight_decay=5e-4 and 5e-3, lr=0.005
-    and 0.03.
-  - views that keep what an image shows. Random-resized crops of at least 35 % of the area, where
-    ImageNet's recipe goes down to 8 %, flips, and a small erased part. No changes of colour, which
-    tell classes apart as often as not: --config.augment.randaugment=rand-m5-mstd0.5 adds them.
-SGD with momentum rather than AdamW: its one rate is good over a wide range for networks with
-BatchNorm, which all these are.
+The recipe trains from scratch. To fine-tune, add --init_from, --config.optim.lr=0.002, epochs=30.
+A small set is seen many times, so three things matter more than for large sets:
+  - Small batches: with 32 images even a set of a thousand images gives thousands of steps.
+  - Regularisation: a weight decay of 1e-3, ten times that of ImageNet's recipe, label smoothing and
+    a little mixup. For small sets, a good choice of weight decay, learning rate and batch size beat
+    all but one of eight special methods (arXiv 2108.13122). Try weight_decay=5e-4 and 5e-3, and
+    lr=0.005 and 0.03.
+  - Mild augmentation: random-resized crops of at least 35 % of the area (ImageNet's recipe: 8 %),
+    flips, and a small erased part. Colours are kept, because they often distinguish classes;
+    --config.augment.randaugment=rand-m5-mstd0.5 changes them too.
+The optimizer is SGD with momentum rather than AdamW: for networks with BatchNorm, as all of these
+are, it works over a wide range of learning rates.
 
-All lengths but the intervals are shares of the run. `best` is chosen on the held-out test set; with
---config.data.validation=0.1 on a part of the training set. Not trained to its end by us yet.
+All durations but the intervals are shares of the run. The best checkpoint is chosen on the held-out
+test set, or with --config.data.validation=0.1 on a part of the training set. We have not trained it
+to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -52,10 +53,10 @@ def get_config(text: str = "") -> ConfigDict:
     config.cotrain.warmup = "20%"
 
     config.data.name = given["name"]
-    config.data.image_size = models.known(arch)[1].image_size  # for which it was made
+    config.data.image_size = models.known(arch)[1].image_size  # that it is made for
     config.data.scale_min = 0.35
     config.augment.crop_padding = 0
-    config.augment.random_resized_crop = True  # of images of one size, too
+    config.augment.random_resized_crop = True  # also if all images have the same size
     config.augment.mixup = 0.1
     config.augment.erase_prob = 0.25
     config.augment.erase_area = (0.02, 0.1)

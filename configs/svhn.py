@@ -1,9 +1,9 @@
 """SVHN (with its extra images), by the recipe of divide and co-training (arXiv 2011.14660).
 
-python main.py --config=configs/svhn.py:arch=wide_resnet16_8,split=4 --workdir=runs/svhn
+jaxsplit train --config=svhn:arch=wide_resnet16_8,split=4 --workdir=runs/svhn
 
 Arguments, all optional: arch, split (1: the undivided network alone), epochs (200). No accuracy was
-published. Not trained by us yet.
+published. We have not trained it yet.
 """
 
 from ml_collections import ConfigDict

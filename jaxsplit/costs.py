@@ -1,7 +1,7 @@
-"""Parameters and multiply-adds of networks, counted in the traced program.
+"""Counts parameters and multiply-adds of networks in their traced programs.
 
-No formula per model can go wrong that way. Multiply-adds are those of convolutions and matrix
-products, without biases, normalisation and pooling.
+No model needs a formula of its own, which could be wrong. Multiply-adds are counted for
+convolutions and matrix products; biases, normalisation and pooling are left out.
 """
 
 import functools
@@ -18,20 +18,20 @@ from jaxsplit import conv, models
 if TYPE_CHECKING:  # config imports methods, which count their costs here
     from jaxsplit.config import Resolved
 
-ALL = "all"  # the networks of a stack together, in `own_costs`
+ALL = "all"  # in `own_costs`: all networks of the stack together
 
 
 class Cost(NamedTuple):
-    """Of one network; multiply-adds of one image."""
+    """The cost of one network; multiply-adds are counted for one image."""
 
     params: int
-    stats: int  # elements of running statistics
+    stats: int  # number of elements of the running statistics
     macs: int
     layers: dict[str, tuple[int, int]]  # outermost layer -> (params, multiply-adds)
 
     @property
     def groups(self) -> dict[str, tuple[int, int]]:
-        """As `layers`, by stage: 'stage1' is all that is called stage1_..."""
+        """As `layers`, summed by stage: 'stage1' is the sum of all layers stage1_..."""
         groups: dict[str, tuple[int, int]] = {}
         for name, (params, macs) in self.layers.items():
             group = name.split("_")[0]
@@ -40,20 +40,20 @@ class Cost(NamedTuple):
         return groups
 
     def in_trunk(self, stage: str) -> tuple[int, int]:
-        """(params, multiply-adds) of the layers that networks share up to a stage."""
+        """(params, multiply-adds) of the layers up to `stage`, which networks share as a trunk."""
         shared = [n for layer, n in self.layers.items() if models.in_trunk(layer, stage)]
         return sum(p for p, _ in shared), sum(m for _, m in shared)
 
 
 def cost(spec: models.Spec, *, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
-    """Cost of the network of a Spec for images of (H, W, C); traces, never compiles."""
+    """The cost of the network of a Spec for images of (H, W, C). Traces it, never compiles."""
     return module_cost(models.build(spec, num_classes), image_shape)
 
 
 def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
-    """Cost of a Linen module for one input of `shape`, without a batch axis."""
+    """The cost of a Linen module for one input of `shape`, which has no batch axis."""
     image = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
-    # One trace gives the program and what it makes; tracing is what takes the time.
+    # One trace gives the program and its variables; tracing is the slow part.
     trace = jax.make_jaxpr(
         lambda x: module.init_with_output(jax.random.key(0), x), return_shape=True
     )
@@ -65,7 +65,10 @@ def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
     for path, leaf in jax.tree.leaves_with_path(variables["params"]):
         params[path[0].key] += math.prod(leaf.shape)
     stats = sum(math.prod(x.shape) for x in jax.tree.leaves(variables.get("batch_stats", {})))
-    order = [*macs, *(layer for layer in params if layer not in macs)]  # as the data flows
+    order = [
+        *macs,
+        *(layer for layer in params if layer not in macs),
+    ]  # in the order of the data flow
     layers = {layer: (params[layer], macs[layer]) for layer in order}
     return Cost(sum(params.values()), stats, sum(macs.values()), layers)
 
@@ -73,7 +76,7 @@ def module_cost(module: nn.Module, shape: tuple[int, ...]) -> Cost:
 def map_shape(
     spec: models.Spec, image_shape: tuple[int, int, int], name: str = "final"
 ) -> tuple[int, int, int]:
-    """(h, w, C) of features of the network of a Spec for an image of (H, W, C)."""
+    """(h, w, C) of the named feature map of a Spec's network for an image of (H, W, C)."""
     module = models.build(spec, 1)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.result_type(float))
     key = jax.random.key(0)
@@ -82,7 +85,7 @@ def map_shape(
 
 
 def _count(jaxpr, macs: Counter, times: int, scope: str) -> None:
-    """Adds the multiply-adds of a jaxpr to `macs`, by name of the outermost module."""
+    """Adds the multiply-adds of a jaxpr to `macs`, by the name of the outermost module."""
     for eqn in jaxpr.eqns:
         stack = f"{scope}/{eqn.source_info.name_stack}"
         if eqn.primitive.name == "conv_general_dilated":
@@ -110,14 +113,14 @@ def _module(stack: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _cost(spec: models.Spec, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
-    """A run asks for the same ones at its start and at its end."""
+    """`cost`, cached: a run asks for the same costs at its start and at its end."""
     return cost(spec, num_classes=num_classes, image_shape=image_shape)
 
 
 def stack_cost(
     arch: str, divided_in: int, *, num_classes: int, image_shape: tuple[int, int, int]
 ) -> tuple[Cost, Cost]:
-    """(one of the networks that `arch` is divided in, the undivided network)."""
+    """Costs of one of the `divided_in` networks that replace `arch`, and of `arch` itself."""
     height, width, channels = image_shape
     one, whole = (
         _cost(models.divided(arch, n), num_classes, (height, width, channels))
@@ -127,19 +130,19 @@ def stack_cost(
 
 
 class Networks(NamedTuple):
-    """The networks of a run, for a method to count what its answers cost."""
+    """The networks of a run, with which a method counts the costs of its answers."""
 
     config: Any  # the whole ConfigDict
     num_networks: int  # S
-    spec: Any  # of one of them
-    trunk: str  # the last stage that they share; '' where they share none
-    small: Cost  # of one of them
-    every: tuple[int, int]  # (parameters, multiply-adds) of all; what they share counts once
+    spec: Any  # the Spec of one network
+    trunk: str  # the last stage that the networks share; '': none
+    small: Cost  # the cost of one network
+    every: tuple[int, int]  # (parameters, multiply-adds) of all networks; the trunk counts once
     num_classes: int
     image_shape: tuple[int, int, int]
 
     def and_module(self, module: nn.Module, *shape: int) -> tuple[int, int]:
-        """`every`, and a Linen module for one input of `shape`, without a batch axis."""
+        """`every` plus the cost of a Linen module for one input of `shape`, without batch axis."""
         more = module_cost(module, shape)
         return self.every[0] + more.params, self.every[1] + more.macs
 
@@ -152,18 +155,18 @@ def own_costs(
     num_classes: int,
     image_shape: tuple[int, int, int],
 ) -> dict[str, tuple[int, int]]:
-    """(parameters, multiply-adds) of what a config's networks answer together, by name of it.
+    """(parameters, multiply-adds) of all networks, and of each answer with a cost of its own.
 
     Args:
-      config: of the experiment.
-      resolved: of `config.resolve`.
-      small: one of the networks.
+      config: the config of the experiment.
+      resolved: what `config.resolve` makes of it.
+      small: the cost of one network.
       num_classes: K.
       image_shape: (H, W, C).
 
     Returns:
-      `ALL`, the networks with what they share counted once, and the answers that are given by other
-      modules as well, or by fewer networks; the method's Entry counts those.
+      name -> cost. `ALL` stands for all networks, with their trunk counted once. The other names
+      are answers that need further modules, or fewer networks; the method's Entry counts them.
     """
     s, (params, macs) = resolved.num_networks, small.in_trunk(resolved.trunk)
     every = (s * small.params - (s - 1) * params, s * small.macs - (s - 1) * macs)

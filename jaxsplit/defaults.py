@@ -1,168 +1,239 @@
-"""Every field of a jaxsplit config, its default and what it means.
+"""Every field of a jaxsplit config, with its default and its meaning.
 
-An experiment file calls `get_config()` here and changes what differs. Fields hold *primary* values
-only: what follows from them (learning rate at this batch size, steps in an epoch, steps of warm-up)
-is derived when the run starts, so that an override can never leave a stale value behind.
+An experiment file calls `get_config()` and changes the fields that differ. Fields hold *primary*
+values only. What follows from them (the learning rate at this batch size, the steps in an epoch)
+is derived when the run starts, so an override never leaves a stale value behind.
 
-Durations are strings with exactly one unit: '300 epochs', '5000 steps', '1e6 examples' or '10%' (of
-the whole run; not for `duration` itself).
+A duration is a string with one unit: '300 epochs', '5000 steps', '1e6 examples' or '10%' (of
+`duration`, which itself cannot be a percentage). S is the number of networks, `config.split`. In
+the comments `|` separates the allowed values.
 """
 
 from ml_collections import ConfigDict
 
 from jaxsplit import methods
 from jaxsplit.errors import ConfigError
-from jaxsplit.values import Fields
+from jaxsplit.values import Fields, number_or
 
 
 def get_config() -> ConfigDict:
     """The defaults: the published CIFAR recipe of divide and co-training (arXiv 2011.14660)."""
-    config = Fields()  # takes pathlib's paths and NumPy's values, too
-    config.seed = 0  # 0 ... 2**32 - 1
-
-    # What is trained. `split` is S: the undivided network `arch` is replaced by S small ones.
-    config.arch = "wide_resnet28_10"
-    config.split = 4
-    config.divide = True  # False: each of the S networks is the whole `arch`
-    config.divide_in = 0  # each is one of so many that replace `arch`; 0: of S
-    config.divide_anyway = False  # also where they together cost over 1.5 times as much as `arch`
-    config.init_from = ""  # weights to start from: a workdir, its checkpoints/<step>, files
-    # A name in jaxsplit.methods.METHODS; docs/methods.md has a table of them.
-    config.method = "cotrain"
-    # What the S networks see of one image: different | same | paper (as in the method's paper).
-    config.views = "paper"
-    # The last layers that the networks share, as 'stage1' | none | paper (as in the method's paper:
-    # none, or all stages but the last).
-    config.trunk = "paper"
-
-    config.duration = "300 epochs"
-    config.batch_size = 128  # images a step, over all devices and processes
-    config.dtype = "float32"  # computation; parameters, statistics and losses are always float32
-    config.batch_norm = "local"  # local (statistics per device) | sync (over the data axis)
-    config.label_smoothing = 0.0
-
-    # The loss on logits that most methods share; those that only read the labels do not use it.
-    config.distill = ConfigDict()
-    config.distill.loss = "kl"  # kl | dkd | dist
-    config.distill.standardize = False  # logits are standardised before (arXiv 2403.01427)
-    config.distill.weight = 1.0  # of these losses, in which the square of the temperature stands
-    # 0: that of the method's paper, 1, 2 or 3; `ENTRY` of its file has it.
-    config.distill.temperature = 0.0
-    config.distill.dkd_alpha = 1.0  # dkd: of the target class
-    config.distill.dkd_beta = 8.0  # dkd: of the others
-    config.distill.dist_beta = 1.0  # dist: within an example
-    config.distill.dist_gamma = 1.0  # dist: within a class
-
-    config.data = ConfigDict()
-    # One of jaxsplit.data.DATASETS, or any other image classification set of tfds in data.dir.
-    config.data.name = "cifar10"
-    config.data.dir = "~/tensorflow_datasets"  # where prepared data lies; digits need none
-    config.data.download = False  # tfds downloads and prepares what is not in data.dir
-    config.data.image_size = 0  # pixels fed to the networks; 0: as the data set has them
-    config.data.mean = ()  # of each channel, in 0..1; empty: those of the data set, or ImageNet's
-    config.data.std = ()
-    config.data.test_share = 0.1  # of the training set, as test set of a tfds set that has none
-    config.data.validation = 0.0  # share of the training set held out; `best` is chosen on it
-    # auto: images of one size lie on the device whole up to the limit, others are streamed.
-    config.data.resident = "auto"  # auto | device | stream
-    config.data.resident_limit = 2048  # MiB of training pixels; svhn_cropped has 1771
-    config.data.on_bad_record = "error"  # error | skip: left out, counted as data/bad_records
-    config.data.threads = 8  # decoding threads of a streamed data set
-    config.data.scale_min = 0.1  # smallest share of the area that a random-resized crop takes
-
-    config.augment = ConfigDict()
-    config.augment.crop_padding = 4  # pixels around the image before the random crop; 0: no crop
-    config.augment.crop_mode = "zeros"  # zeros | reflect: what the padding holds
-    config.augment.random_resized_crop = False  # instead, in memory; streamed images always are
-    config.augment.flip = True
-    config.augment.autoaugment = ""  # '' | cifar10 | svhn | imagenet
-    config.augment.randaugment = ""  # instead: 'rand-m9-mstd0.5'; see augment/policies.py
-    config.augment.resample = "reference"  # of both | nearest: faster, every map takes one pixel
-    config.augment.erase_prob = 0.0  # random erasing, after normalisation, with zeros
-    config.augment.erase_area = (0.0625, 0.1)  # share of the image
-    config.augment.erase_aspect = (0.99, 1.0)  # height / width
-    config.augment.cutout = 0  # side in pixels of a square of zeros, after normalisation; 0 is off
-    config.augment.mixup = 0.2  # alpha of Beta(alpha, alpha); one lambda a step; 0 is off
-    config.augment.cutmix = 0.0  # alpha of CutMix; one box a step; 0 is off
-    config.augment.mix_switch = 0.5  # where both are on: probability of CutMix in a step
-
-    config.optim = ConfigDict()
-    config.optim.name = "sgd"  # sgd | adam (L2 decay) | adamw | rmsprop | rmsprop_tf
-    config.optim.lr = 0.1  # at `base_batch_size`; scaled linearly by batch_size
-    config.optim.base_batch_size = 128
-    config.optim.momentum = 0.9  # sgd, rmsprop, rmsprop_tf
-    config.optim.nesterov = True  # sgd only
-    config.optim.beta1 = 0.9  # adam, adamw
-    config.optim.beta2 = 0.999
-    config.optim.alpha = 0.9  # rmsprop, rmsprop_tf: decay of the mean of squares
-    config.optim.centered = False  # rmsprop, rmsprop_tf: divide by the deviation, not the root
-    config.optim.eps = 1e-8  # all but sgd; in rmsprop_tf inside the root
-    config.optim.weight_decay = 1e-4
-    config.optim.decay_norm = True  # the scales of BatchNorm decay, as in the reference
-    config.optim.decay_bias = False  # biases, too
-    config.optim.divide_weight_decay = False  # Eq. (6): weight_decay * exp(1/S - 1)
-    # Of the gradient of each network, and of each module beside them; 0: not clipped.
-    config.optim.clip_norm = 0.0
-    config.optim.accumulate = 1  # parts that a batch is cut in, one after another; saves memory
-
-    config.schedule = ConfigDict()
-    config.schedule.name = "cosine"  # cosine | step | polynomial | htd | exponential
-    config.schedule.warmup = "20 epochs"  # linear, from warmup_lr to lr
-    config.schedule.warmup_lr = 5e-3  # warmup_lr and end_lr, too, are at base_batch_size
-    config.schedule.end_lr = 1e-4  # floor of the whole curve
-    config.schedule.milestones = ("100 epochs", "225 epochs")  # step only
-    config.schedule.factor = 0.1  # step only
-    config.schedule.power = 0.9  # polynomial only
-    config.schedule.htd_lower = -6.0  # htd (hyperbolic tangent decay) only: from where on its
-    config.schedule.htd_upper = 3.0  # curve to where
-    config.schedule.decay_factor = 0.97  # exponential only, and so the next two
-    config.schedule.decay_every = "0.8 epochs"
-    config.schedule.staircase = True  # False: falls at every step
-
-    # Decay of an average of the weights and BatchNorm statistics over the steps, such as 0.9999. It
-    # is what is evaluated, and what a checkpoint's networks are. 0: the weights themselves.
+    config = Fields()  # also takes NumPy values and paths
+    _networks(config)
+    config.duration = "300 epochs"  # length of the run
+    config.batch_size = 128  # images per step, over all devices and processes
+    # Precision of the computation: float32 | bfloat16. Parameters, BatchNorm statistics and losses
+    # are always float32.
+    config.dtype = "float32"
+    config.batch_norm = "local"  # statistics of each device: local | of the whole batch: sync
+    config.label_smoothing = 0.0  # probability spread over all classes, in [0, 0.9]; 0: off
+    config.distill = _distill()
+    config.data = _data()
+    config.augment = _augment()
+    config.optim = _optim()
+    config.schedule = _schedule()
+    # Decay of a moving average of weights and BatchNorm statistics, in [0, 1), such as 0.9999. The
+    # average is what is evaluated, and what a checkpoint holds as its networks. 0: no average.
     config.ema = 0.0
-    # From 0 towards `ema`: min(ema, 1 - (1 + step) ** (-2 / 3)). False: a short run evaluates its
-    # random start.
+    # True: the decay at a step is min(ema, 1 - (1 + step) ** (-2 / 3)), so that the average soon
+    # forgets the random start. False: the decay is `ema` from the first step on.
     config.ema_warmup = True
 
-    # ---- Runtime fields: they may change when a workdir is resumed. Of those above only data.dir,
-    # .download, .resident, .resident_limit, .on_bad_record, .threads and a longer `duration` may.
-    config.lowering = "auto"  # how the stack lowers: auto | dense | unrolled | packed | grouped
-    # Stages whose blocks keep only their input and are computed again in the backward pass: less
-    # memory for one more forward pass of theirs. '' none | 'all' | names, as 'stage1,stage2'.
-    config.remat = ""
-    config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices along the batch; -1: all that are left
-    config.mesh.net = 1  # groups of devices that share out the S networks; must divide S
-
-    config.eval = ConfigDict()
-    config.eval.batch_size = 0  # 0: as batch_size
-    config.eval.every = "1 epochs"
-    config.eval.ensemble = "mean_logits"  # mean_logits | mean_probs | max_logits | max_probs
-
-    # Ends the run after so many evaluations one after another that were not better than the best
-    # before by more than min_delta.
-    config.stop = ConfigDict()
-    config.stop.patience = 0  # evaluations; 0: off
-    config.stop.metric = ""  # such as 'test/ensemble/nll'; '': that by which `best` is chosen
-    config.stop.min_delta = 0.0
-
-    # '': a workdir is resumed with the config that it was begun with | changed: also with another
-    # rate, schedule, augmentation, loss; config.json records what changed at which step.
+    # ---- Runtime fields: they may change when a workdir is resumed. Of the fields above only these
+    # may: a longer `duration`, and data.dir, data.download, data.resident, data.resident_limit,
+    # data.on_bad_record and data.threads.
+    _runtime(config)
+    config.eval = _eval()
+    config.stop = _stop()
+    # '': a workdir is resumed with its own config | 'changed': also with another learning rate,
+    # schedule, augmentation or loss; config.json records each change and its step.
     config.resume_with = ""
-    config.log_every = "50 steps"
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every = "1 epochs"
-    config.checkpoint.keep = 2  # the newest ones; the best one is kept beside them
-    # A newest checkpoint that is damaged: previous (goes on from the one before) | error
-    config.checkpoint.on_corrupt = "previous"
+    config.log_every = "50 steps"  # duration between two lines of training metrics
+    config.checkpoint = _checkpoint()
+    _methods(config)
+    return config
 
-    # The methods' own fields, config.cotrain, config.ffsd ...: each stands with its default and a
-    # comment in `ENTRY` at the end of the method's file, such as jaxsplit/methods/cotrain.py.
+
+def _networks(config: Fields) -> None:
+    """What is trained, and from which weights."""
+    config.seed = 0  # of all randomness; 0 to 2**32 - 1
+    config.arch = "wide_resnet28_10"  # the undivided network; docs/architectures.md lists the names
+    config.split = 4  # S: the number of networks that are trained
+    config.divide = True  # True: S small networks replace `arch`; False: each is a whole `arch`
+    config.divide_in = 0  # number of small networks that would replace `arch`; 0: as `split`
+    config.divide_anyway = False  # allow small networks that cost over 1.5 times as much as `arch`
+    # Initial weights: a workdir, its checkpoints/<step>, or PyTorch files; '': random weights.
+    config.init_from = ""
+    # A name in jaxsplit.methods.METHODS; docs/methods.md describes them.
+    config.method = "cotrain"
+    # Views of an image: different (one per network) | same (one for all) | paper (as in the
+    # method's paper).
+    config.views = "paper"
+    # The last stage that the networks share, such as 'stage1' | none | paper (as in the method's
+    # paper: none, or all stages but the last).
+    config.trunk = "paper"
+
+
+def _distill() -> Fields:
+    """The loss between logits that most methods use; methods that use only labels ignore it."""
+    config = Fields()
+    config.loss = "kl"  # kl | dkd (arXiv 2203.08679) | dist (arXiv 2205.10536)
+    config.standardize = False  # standardise the logits before the loss (arXiv 2403.01427)
+    config.weight = 1.0  # loss weight; the losses already include temperature ** 2
+    # Divides the logits before the loss; above 0 | paper (as in the method's paper: 1, 2 or 3).
+    config.temperature = number_or("paper")
+    config.dkd_alpha = 1.0  # dkd only: weight of the target class
+    config.dkd_beta = 8.0  # dkd only: weight of the other classes
+    config.dist_beta = 1.0  # dist only: weight of the correlation between classes, per example
+    config.dist_gamma = 1.0  # dist only: weight of the correlation between examples, per class
+    return config
+
+
+def _data() -> Fields:
+    config = Fields()
+    # A name in jaxsplit.data.DATASETS, or another image classification set of tfds in data.dir.
+    config.name = "cifar10"
+    config.dir = "~/tensorflow_datasets"  # folder of the prepared sets; digits needs none
+    config.download = False  # let tfds download and prepare a set that data.dir lacks
+    config.image_size = 0  # height and width in pixels for the networks; 0: as in the data set
+    # Mean and standard deviation of each channel, for pixels in 0..1. (): those of the data set if
+    # they are known, else ImageNet's.
+    config.mean = ()
+    config.std = ()
+    config.test_share = 0.1  # share of the training set to test on, if a tfds set has no test set
+    # Share of the training set held out for validation, in [0, 1). The best checkpoint is chosen
+    # on it; 0: on the test set.
+    config.validation = 0.0
+    # Where training images lie: device (all in device memory) | stream (read batch by batch) |
+    # auto (device for images of one size up to `resident_limit`, else stream).
+    config.resident = "auto"
+    config.resident_limit = 2048  # MiB of uint8 pixels; svhn_cropped has 1771
+    config.on_bad_record = "error"  # error | skip (leave it out and count it in data/bad_records)
+    config.threads = 8  # decoding threads of a streamed data set
+    config.scale_min = 0.1  # smallest share of the area that a random-resized crop keeps
+    return config
+
+
+def _augment() -> Fields:
+    config = Fields()
+    config.crop_padding = 4  # pixels added on each side before the random crop; 0: no crop
+    config.crop_mode = "zeros"  # content of the padding: zeros | reflect
+    # Device-side random-resized crop instead of pad-and-crop. Streamed images are always cropped
+    # so, on the host.
+    config.random_resized_crop = False
+    config.flip = True  # mirror half of the images
+    config.autoaugment = ""  # policy: '' (off) | cifar10 | svhn | imagenet
+    config.randaugment = ""  # '' (off), or a notation such as 'rand-m9-mstd0.5'; not with the above
+    # Interpolation of both policies: reference (as the original code) | nearest (faster).
+    config.resample = "reference"
+    config.erase_prob = 0.0  # probability of random erasing with the mean colour, in [0, 1]; 0: off
+    config.erase_area = (0.0625, 0.1)  # least and largest erased share of the image
+    config.erase_aspect = (0.99, 1.0)  # least and largest height / width of the erased rectangle
+    config.cutout = 0  # side in pixels of a square erased with the mean colour; 0: off
+    # Alpha of mixup's Beta(alpha, alpha), in [0.001, 100]; one lambda per step; 0: off.
+    config.mixup = 0.2
+    config.cutmix = 0.0  # alpha of CutMix, likewise; one box per step; 0: off
+    config.mix_switch = 0.5  # probability of CutMix in a step, if mixup and CutMix are both on
+    return config
+
+
+def _optim() -> Fields:
+    config = Fields()
+    config.name = "sgd"  # sgd | adam (L2 decay) | adamw (decoupled) | rmsprop | rmsprop_tf
+    config.lr = 0.1  # highest learning rate, for `base_batch_size`; scales linearly with batch_size
+    config.base_batch_size = 128  # batch size for which the learning rates are given
+    config.momentum = 0.9  # sgd, rmsprop, rmsprop_tf; in [0, 1)
+    config.nesterov = True  # sgd only
+    config.beta1 = 0.9  # adam, adamw: decay of the average gradient, in [0, 1)
+    config.beta2 = 0.999  # adam, adamw: decay of the average squared gradient, in [0, 1)
+    config.alpha = 0.9  # rmsprop, rmsprop_tf: decay of the average squared gradient, in [0, 1)
+    config.centered = False  # rmsprop, rmsprop_tf: divide by the standard deviation
+    config.eps = 1e-8  # all but sgd: added to the divisor; rmsprop_tf adds it inside the root
+    config.weight_decay = 1e-4  # 0 or more
+    config.decay_norm = True  # whether the scales of BatchNorm decay, as in the reference
+    config.decay_bias = False  # whether biases decay
+    config.divide_weight_decay = False  # multiply weight_decay by exp(1/S - 1), the paper's Eq. (6)
+    # Largest norm of the gradient, of each network and of each further module; 0: no clipping.
+    config.clip_norm = 0.0
+    # Micro-batches per step; their gradients are averaged. More of them need less memory.
+    config.accumulate = 1
+    return config
+
+
+def _schedule() -> Fields:
+    """The learning rate over the run. Its rates scale with batch_size as `optim.lr` does."""
+    config = Fields()
+    config.name = "cosine"  # cosine | step | polynomial | htd | exponential
+    config.warmup = "20 epochs"  # duration of the linear rise from warmup_lr to optim.lr
+    config.warmup_lr = 5e-3  # learning rate at step 0
+    config.end_lr = 1e-4  # the learning rate never falls below this
+    config.milestones = ("100 epochs", "225 epochs")  # step only: durations until each fall
+    config.factor = 0.1  # step only: each fall multiplies the learning rate by this, in (0, 1]
+    config.power = 0.9  # polynomial only; above 0
+    # htd (hyperbolic tangent decay) only: the part of the tanh curve that is used.
+    config.htd_lower = -6.0
+    config.htd_upper = 3.0
+    config.decay_factor = 0.97  # exponential only: multiplies the learning rate every `decay_every`
+    config.decay_every = "0.8 epochs"  # exponential only
+    config.staircase = True  # exponential only: True: falls every `decay_every`; False: every step
+    return config
+
+
+def _runtime(config: Fields) -> None:
+    """How, and on which devices, the networks are computed."""
+    # How S networks become one program: auto | dense | unrolled | packed | grouped; see
+    # docs/performance.md.
+    config.lowering = "auto"
+    # Stages whose blocks are recomputed in the backward pass, which saves memory and costs time:
+    # '' (none) | 'all' | names such as 'stage1,stage2'.
+    config.remat = ""
+    config.mesh = Fields()
+    config.mesh.data = -1  # number of devices that divide the batch; -1: all that `net` leaves
+    config.mesh.net = 1  # number of device groups that divide the networks; must divide S
+
+
+def _eval() -> Fields:
+    config = Fields()
+    config.batch_size = 0  # images per evaluation step, over all devices; 0: as batch_size
+    config.every = "1 epochs"  # duration between two evaluations
+    # How the networks' outputs are combined: mean_logits | mean_probs | max_logits | max_probs. An
+    # evaluation may change it; a resumed run may not.
+    config.ensemble = "mean_logits"
+    return config
+
+
+def _stop() -> Fields:
+    """Early stopping."""
+    config = Fields()
+    # The run ends after so many evaluations in a row without an improvement; 0: off.
+    config.patience = 0
+    # Name of an evaluated metric, such as 'test/ensemble/nll'; '': the metric that selects the best
+    # checkpoint.
+    config.metric = ""
+    config.min_delta = 0.0  # an improvement must be larger than this; 0 or more
+    return config
+
+
+def _checkpoint() -> Fields:
+    config = Fields()
+    config.every = "1 epochs"  # duration between two checkpoints
+    config.keep = 2  # number of newest checkpoints to keep; the best one is kept as well
+    # If the newest checkpoint is damaged: previous (resume from the one before it) | error.
+    config.on_corrupt = "previous"
+    return config
+
+
+def _methods(config: Fields) -> None:
+    """Adds the fields of each method, such as config.cotrain and config.ffsd.
+
+    `ENTRY` at the end of a method's file, such as jaxsplit/methods/cotrain.py, holds its fields
+    with their defaults and comments.
+
+    Raises:
+      ConfigError: a method with fields has the name of another field.
+    """
     for name, entry in methods.METHODS.items():
         if entry.fields and name in config:
-            raise ConfigError(f"method {name!r}: must be called otherwise; config.{name} exists")
+            raise ConfigError(f"method {name!r}: must have another name; config.{name} exists")
         if entry.fields:
             config[name] = ConfigDict(dict(entry.fields))
-    return config

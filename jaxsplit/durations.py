@@ -1,7 +1,7 @@
-"""Lengths of training: text to steps, and everything else that a run derives from its config.
+"""Durations as text, and the plan of a run: all lengths in steps.
 
-A config holds primary values only, so that an override never leaves a stale one behind; `plan`
-makes the rest when the run starts, as only the data tells how long an epoch is.
+A config holds primary values only, so an override never leaves a stale value behind. `plan`
+derives the rest when the run starts, because the length of an epoch depends on the data set.
 """
 
 import math
@@ -19,13 +19,13 @@ MOST_STEPS = 2**31 - 1  # steps are counted in int32
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of training; `unit` is steps, epochs, examples or percent."""
+    """A length of training. `unit` is 'steps', 'epochs', 'examples' or 'percent'."""
 
     value: float
     unit: str
 
     def steps(self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None) -> int:
-        """In whole steps; arguments as of `exact_steps`."""
+        """The length in whole steps, rounded. Arguments as of `exact_steps`."""
         exact = self.exact_steps(
             batch_size=batch_size, steps_per_epoch=steps_per_epoch, total_steps=total_steps
         )
@@ -34,7 +34,16 @@ class Duration:
     def exact_steps(
         self, *, batch_size: int, steps_per_epoch: int, total_steps: int | None
     ) -> float:
-        """In steps and parts of them; `total_steps` is what percent refers to."""
+        """The length in steps, not rounded.
+
+        Args:
+          batch_size: images per step.
+          steps_per_epoch: steps in an epoch.
+          total_steps: steps of the run, of which percent are taken; None: not known yet.
+
+        Raises:
+          ConfigError: a percentage where `total_steps` is None.
+        """
         if self.unit == "percent":
             if total_steps is None:
                 raise ConfigError(
@@ -46,10 +55,10 @@ class Duration:
 
 
 def parse(field: str, text: str) -> Duration:
-    """'300 epochs', '5000 steps', '1e6 examples' or '10%'.
+    """Reads a duration: '300 epochs', '5000 steps', '1e6 examples' or '10%'.
 
     Raises:
-      ConfigError: not of that form, or negative.
+      ConfigError: names `field` if the text has another form or is negative.
     """
     match = re.fullmatch(
         r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(steps?|epochs?|examples?|%|percent)\s*", str(text)
@@ -69,22 +78,24 @@ def parse(field: str, text: str) -> Duration:
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from a config and the number of training examples. Lengths are in steps."""
+    """What follows from a config and the length of an epoch. Lengths are in steps."""
 
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    method_steps: Mapping[str, int]  # '<method>.<field>' -> of every method's own durations
+    method_steps: Mapping[
+        str, int
+    ]  # '<method>.<field>' -> length, for the durations of every method
     milestones_steps: tuple[int, ...]
-    decay_every_steps: float  # of an exponential schedule; not always whole
+    decay_every_steps: float  # of an exponential schedule; need not be whole
     log_every: int
     eval_every: int
     checkpoint_every: int
     eval_batch_size: int
-    lr_scale: float  # batch_size / base_batch_size; of the whole learning-rate curve
+    lr_scale: float  # batch_size / base_batch_size; multiplies every learning rate
 
     def schedule(self, config: ConfigDict) -> schedules.Schedule:
-        """step -> learning rate."""
+        """The learning-rate schedule: step -> learning rate."""
         its, total = config.schedule, self.total_steps
         own = {
             "cosine": dict(total_steps=total),
@@ -108,12 +119,12 @@ class Plan:
 
 
 def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
-    """Derives what the run needs from its config.
+    """Derives all lengths of a run from its config.
 
     Raises:
-      ConfigError: a duration that is malformed, no step or too many steps long.
+      ConfigError: a duration is malformed, shorter than a step where that is not allowed, or too
+        long.
     """
-
     units = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
 
     def exact(field: str, text: str, total: int | None) -> float:
@@ -137,7 +148,7 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     if warmup > total:
         raise ConfigError(
             f"schedule.warmup={config.schedule.warmup!r}: must not be longer than "
-            f"duration={config.duration!r}; '5%' is a share of it"
+            f"duration={config.duration!r}; a share such as '5%' always fits"
         )
     return Plan(
         steps_per_epoch=steps_per_epoch,

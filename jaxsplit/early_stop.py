@@ -1,7 +1,7 @@
 """Early stopping: a run ends when its evaluations have not improved for long enough.
 
-Earlier evaluations are read from metrics.jsonl, so that a resumed run stops where an undisturbed
-one would, and a run that has stopped is recognized, also under another `config.stop`.
+Earlier evaluations are read from metrics.jsonl. So a resumed run stops where an uninterrupted run
+would, and a run that has already stopped is recognized, even if `config.stop` has changed.
 """
 
 import json
@@ -18,16 +18,16 @@ from jaxsplit.evaluation import Results
 from jaxsplit.experiment import Experiment
 from jaxsplit.hosts import processes
 
-LOSSES = ("nll",)  # metrics whose lower value is better; the others are in 0..1
+LOSSES = ("nll",)  # metrics for which lower is better; the others are in 0..1
 
 
 class EarlyStop:
-    """Counts the evaluations that were not better than the best before.
+    """Counts the evaluations in a row that did not improve on the best one.
 
     Args:
-      metric: the flat name of an evaluated metric, as 'test/net0/top1'.
+      metric: the flat name of an evaluated metric, such as 'test/net0/top1'.
       patience: the number of such evaluations after which the run ends; 0: never.
-      min_delta: a value must be better by more than this.
+      min_delta: an improvement must be larger than this.
     """
 
     def __init__(self, metric: str, patience: int, min_delta: float = 0.0) -> None:
@@ -37,7 +37,7 @@ class EarlyStop:
         self._waited = 0
 
     def seen(self, step: int, value: float | None) -> None:
-        """Counts one evaluation; None and NaN are never better."""
+        """Counts one evaluation; None and NaN are no improvement."""
         value = math.nan if value is None else value
         if self._best is None and not math.isnan(value):
             self._best = value, step
@@ -48,22 +48,23 @@ class EarlyStop:
 
     @property
     def ended(self) -> bool:
+        """Whether the run ends."""
         return 0 < self.patience <= self._waited
 
     @property
     def why(self) -> str:
-        """One line on why the run has `ended`."""
+        """One line that says why the run has `ended`."""
         than = "no number"
         if self._best:
             by = f" by more than {self.min_delta:g}" if self.min_delta else ""
             than = f"not better than {self._best[0]:.4f} of step {self._best[1]}{by}"
         return (
             f"stopped early: {self.metric} was {than} in {self._waited} evaluations "
-            f"(stop.patience={self.patience}; a larger one, or 0, goes on)"
+            f"(stop.patience={self.patience}; with a larger one, or 0, the run resumes)"
         )
 
     def resume(self, workdir: pathlib.Path, start: int) -> bool:
-        """Counts the evaluations up to step `start`; whether the run has ended by then.
+        """Counts the evaluations up to step `start`; returns whether the run has ended by then.
 
         Process 0 reads. Collective.
         """
@@ -75,7 +76,7 @@ class EarlyStop:
         return processes.broadcast(self.ended)
 
     def after(self, step: int, results: Results) -> bool:
-        """Whether the run ends after this evaluation. Collective."""
+        """Counts this evaluation; returns whether the run ends after it. Collective."""
         if not self.patience:
             return False
         self.seen(step, evaluation.flatten(results)[self.metric])
@@ -83,10 +84,10 @@ class EarlyStop:
 
 
 def make(exp: Experiment) -> EarlyStop:
-    """The early stopping that `config.stop` asks for.
+    """The early stopping of `config.stop`.
 
     Raises:
-      ConfigError: no metric of that name is evaluated, or no value can be better by `min_delta`.
+      ConfigError: no metric of that name is evaluated, or no value can improve by `min_delta`.
     """
     its = exp.config.stop
     if its.metric and its.metric not in (names := _names(exp)):
@@ -98,7 +99,7 @@ def make(exp: Experiment) -> EarlyStop:
 
 
 def _names(exp: Experiment) -> list[str]:
-    """Flat names of the metrics that are evaluated during training and have a best value."""
+    """Flat names of the metrics that early stopping can follow."""
     images = jax.ShapeDtypeStruct(
         (exp.sharding.data_devices, *exp.dataset.image_shape), jnp.float32
     )
@@ -109,7 +110,7 @@ def _names(exp: Experiment) -> list[str]:
 
 
 def evaluated(file: pathlib.Path, metric: str, upto: int) -> Iterable[tuple[int, float | None]]:
-    """(step, value) of every evaluation in metrics.jsonl, one a step; skips other lines."""
+    """(step, value) of every evaluation up to step `upto` in metrics.jsonl, one per step."""
     found = {}
     try:
         text = file.read_text(errors="replace")

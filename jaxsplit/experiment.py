@@ -48,7 +48,7 @@ class Experiment:
 
     @property
     def eval_split(self) -> tuple[str, Any]:
-        """(name, examples) of the split that chooses the best checkpoint."""
+        """(name, examples) of the split whose evaluation selects the best checkpoint."""
         if self.dataset.validation is not None:
             return "validation", self.dataset.validation
         return "test", self.dataset.test
@@ -59,6 +59,7 @@ class Experiment:
         return self.resolved.best_metric
 
     def state_shapes(self) -> state.TrainState:
+        """The training state as `jax.ShapeDtypeStruct`s with shardings; computes nothing."""
         return state.shapes(
             self.method,
             self.optimizer,
@@ -71,36 +72,79 @@ class Experiment:
 def build(
     config: ConfigDict,
     *,
-    training: bool = True,
     dataset: data.Dataset | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
     """Checks a config and builds what it describes; reads the data set, compiles nothing.
 
     Args:
-      config: of the experiment. It is not changed; the Experiment holds a checked copy.
-      training: whether `batch_size` must fit the devices.
-      dataset: replaces the one that the config names.
-      devices: of the mesh, instead of all devices of this machine. To compile only, devices of a
+      config: the experiment. It is not changed; the Experiment holds a checked copy.
+      dataset: replaces the data set that the config names.
+      devices: the devices of the mesh; None: all devices of the run. To compile only, devices of a
         `jax.experimental.topologies` description suffice.
+
+    Raises:
+      ConfigError: a field has a wrong value, or the batch does not fit the devices.
+    """
+    config = config_lib.check(config)
+    resolved = config_lib.resolve(config)
+    mesh = _mesh(config, config.batch_size, devices)
+    step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)
+    dataset = dataset or data.load(config.data)
+    feed = _feed(config, resolved, dataset, mesh)
+    if devices is None:  # a described device computes nothing, and its memory is unknown
+        limits.check_memory(config, dataset.image_shape, mesh)
+    _check_same_examples(dataset, feed)
+    plan = durations.plan(config, feed.steps_per_epoch)
+    method, params = _method(config, resolved, dataset, plan, mesh)
+    if devices is None:
+        limits.check_weights(config, params, mesh)
+    return _assemble(config, resolved, dataset, feed, plan, mesh, method, params)
+
+
+def build_for_evaluation(config: ConfigDict, *, dataset: data.Dataset | None = None) -> Experiment:
+    """As `build`, to evaluate only: `batch_size` need not fit the devices.
+
+    Args:
+      config: the experiment. It is not changed; the Experiment holds a checked copy.
+      dataset: replaces the data set that the config names.
 
     Raises:
       ConfigError: a field has a wrong value.
     """
     config = config_lib.check(config)
     resolved = config_lib.resolve(config)
-    mesh = sharding.make(
+    mesh = _mesh(config, None, None)
+    dataset = dataset or data.load(config.data)
+    feed = _feed(config, resolved, dataset, mesh)
+    limits.check_evaluation_memory(config, dataset.image_shape, mesh)
+    plan = durations.plan(config, feed.steps_per_epoch)
+    method, params = _method(config, resolved, dataset, plan, mesh)
+    limits.check_weights(config, params, mesh)
+    return _assemble(config, resolved, dataset, feed, plan, mesh, method, params)
+
+
+def _mesh(
+    config: ConfigDict, batch_size: int | None, devices: Sequence[jax.Device] | None
+) -> sharding.Sharding:
+    return sharding.make(
         config.mesh.data,
         config.mesh.net,
         num_networks=config.split,
-        batch_size=config.batch_size if training else None,
+        batch_size=batch_size,
         devices=devices,
     )
-    if training:
-        step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)
-    dataset = dataset or data.load(config.data)
+
+
+def _feed(
+    config: ConfigDict,
+    resolved: config_lib.Resolved,
+    dataset: data.Dataset,
+    mesh: sharding.Sharding,
+) -> data.TrainFeed:
+    """The training batches that this process reads."""
     part, parts = mesh.part
-    feed = data.train_feed(
+    return data.train_feed(
         dataset,
         batch_size=config.batch_size,
         num_views=resolved.num_views,
@@ -110,15 +154,24 @@ def build(
         threads=config.data.threads,
         scale_min=config.data.scale_min,
     )
-    if devices is None:  # devices of a description compute nothing, and their memory is unknown
-        limits.check_memory(config, dataset.image_shape, mesh, training=training)
-    if training:
-        # Different training sets would give each process its own order of the examples.
-        processes.check_same({"data.dir's training examples": len(dataset.train)})
-        if feed.resident and processes.is_multiprocess():
-            sums = [zlib.crc32(feed.resident.images), zlib.crc32(feed.resident.labels)]
-            processes.check_same({"data.dir's training set, its checksums": sums})
-    plan = durations.plan(config, feed.steps_per_epoch)
+
+
+def _check_same_examples(dataset: data.Dataset, feed: data.TrainFeed) -> None:
+    """Checks that all processes have the same training set, and so the same order of examples."""
+    processes.check_same({"data.dir's training examples": len(dataset.train)})
+    if feed.resident and processes.is_multiprocess():
+        sums = [zlib.crc32(feed.resident.images), zlib.crc32(feed.resident.labels)]
+        processes.check_same({"data.dir's training set, its checksums": sums})
+
+
+def _method(
+    config: ConfigDict,
+    resolved: config_lib.Resolved,
+    dataset: data.Dataset,
+    plan: durations.Plan,
+    mesh: sharding.Sharding,
+) -> tuple[methods.Method, dict]:
+    """The method over its stack of networks, and the shapes of its parameters."""
     networks = stack.make(
         resolved.spec,
         resolved.num_networks,
@@ -131,11 +184,22 @@ def build(
         trunk=resolved.trunk,
     )
     method = methods.make(config, plan, networks)
-    schedule = plan.schedule(config)
     variables = jax.eval_shape(lambda key: method.init(key, dataset.image_shape), jax.random.key(0))
-    params = variables["params"]
-    if devices is None:
-        limits.check_weights(config, params, mesh)
+    return method, variables["params"]
+
+
+def _assemble(
+    config: ConfigDict,
+    resolved: config_lib.Resolved,
+    dataset: data.Dataset,
+    feed: data.TrainFeed,
+    plan: durations.Plan,
+    mesh: sharding.Sharding,
+    method: methods.Method,
+    params: dict,
+) -> Experiment:
+    """The Experiment of these parts, with its schedule, its optimizer and its evaluation step."""
+    schedule = plan.schedule(config)
     return Experiment(
         config=config,
         resolved=resolved,
@@ -163,7 +227,7 @@ def build(
 def compile_step(
     exp: Experiment, train_state: state.TrainState, resident: dict, batch: dict
 ) -> tuple[jax.stages.Compiled, metrics.Totals]:
-    """Compiles the training step; returns it and empty totals for its metrics."""
+    """Compiles the training step. Returns it, and empty totals of its metrics on the devices."""
     lowered, shapes = lower_step(exp, train_state, resident, batch)
     totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
     options = compiler.options(exp.sharding.platform)
@@ -173,9 +237,9 @@ def compile_step(
 def lower_step(
     exp: Experiment, train_state: state.TrainState, resident: dict, batch: dict
 ) -> tuple[jax.stages.Lowered, metrics.Totals]:
-    """Lowers the training step without compiling it; returns it and the shapes of its metrics.
+    """Lowers the training step without compiling it. Returns it, and the shapes of its metrics.
 
-    Arrays may be `ShapeDtypeStruct`s with shardings; nothing is put on a device.
+    The arguments may be trees of `ShapeDtypeStruct`s with shardings: nothing is put on a device.
     """
     config = exp.config
     train_step = step.make_train_step(
@@ -221,7 +285,7 @@ def inputs(exp: Experiment) -> Callable:
 
 
 def put_batch(exp: Experiment, batch: dict) -> dict:
-    """Puts a batch from the host on the mesh."""
+    """Puts this process's part of a host batch on the devices of the mesh."""
     mesh = exp.sharding
     views = mesh.shared_view if exp.resolved.shared_view else mesh.views
     cropped = exp.feed.cropped
@@ -230,7 +294,7 @@ def put_batch(exp: Experiment, batch: dict) -> dict:
         for name, value in batch.items()
     }
     if "images" in placed and not cropped:
-        # Send each image once; the devices copy it for the S networks.
+        # Each image is sent once; the devices copy it for the S networks.
         copy = _copies(exp.resolved.num_views, mesh.named(views))
         placed["images"] = copy(placed["images"])
     return placed
@@ -238,7 +302,7 @@ def put_batch(exp: Experiment, batch: dict) -> dict:
 
 @functools.lru_cache
 def _copies(num_views: int, where: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
-    """[B, ...] -> [num_views, B, ...], jitted."""
+    """A jitted function that repeats images: [B, ...] -> [num_views, B, ...]."""
     return jax.jit(
         lambda images: jnp.broadcast_to(images[None], (num_views, *images.shape)),
         out_shardings=where,

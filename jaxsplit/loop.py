@@ -97,8 +97,8 @@ def evaluate_checkpoint(
     if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     history.adopt(config, workdir / config_lib.CONFIG_FILE)
-    config_lib.check_identity(config_lib.load(workdir), config, workdir, evaluating=True)
-    exp = experiment.build(config, training=False)
+    config_lib.check_evaluation(config_lib.load(workdir), config, workdir)
+    exp = experiment.build_for_evaluation(config)
     checkpoints = read.Reader(workdir, exp.best_metric)
     found = checkpoints.find(which)
     variables = read.restore_model(checkpoints.path(found), exp.state_shapes())

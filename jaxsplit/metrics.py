@@ -1,4 +1,4 @@
-"""Metrics: sums on the device between two log points, and the files they are written to."""
+"""Training metrics: their sums on the devices, and the files that they are written to."""
 
 import json
 import math
@@ -22,20 +22,20 @@ JSONL = "metrics.jsonl"
 
 
 class Totals(NamedTuple):
-    """Since the last log point: sums of metrics, their number, the first step that went wrong."""
+    """The metrics since the last log point."""
 
-    sums: dict[str, Array]
-    count: Array  # int32[]
-    bad_step: Array  # int32[]; -1: none
+    sums: dict[str, Array]  # over the steps
+    count: Array  # int32[], number of steps
+    bad_step: Array  # int32[], the first step with a loss that is not finite; -1: none
 
 
 def empty() -> Totals:
-    """Totals that know no metric yet; `add` gives their shape."""
+    """Totals without metrics; the first `add` determines which there are."""
     return Totals({}, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32))
 
 
 def add(totals: Totals, values: Mapping[str, Array], finite: Array, step: Array) -> Totals:
-    """Adds the metrics of one step; `finite` is False where it went wrong."""
+    """Adds the metrics of one step. `finite`: bool[], whether its loss and update are finite."""
     first_bad = (totals.bad_step < 0) & ~finite
     return Totals(
         {name: totals.sums.get(name, 0) + value for name, value in values.items()},
@@ -45,19 +45,19 @@ def add(totals: Totals, values: Mapping[str, Array], finite: Array, step: Array)
 
 
 def zeros(shapes: Totals) -> Totals:
-    """Empty totals of these shapes."""
+    """Totals of no steps, with metrics of these shapes."""
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.sums)
     return empty()._replace(sums=sums)
 
 
 def to_json(totals: Totals) -> dict:
-    """{'count', 'sums'} in numbers and lists, exactly."""
+    """{'count', 'sums'} as numbers and lists; nothing is rounded."""
     sums, count, _ = jax.device_get(totals)
     return {"count": int(count), "sums": {name: value.tolist() for name, value in sums.items()}}
 
 
 def from_json(saved: dict | None, like: Totals) -> Totals:
-    """What `to_json` was given, of the shapes of `like`, which are empty totals; None: those."""
+    """The totals that `to_json` saved; `like`, which has no steps, if they have other metrics."""
     if saved is None or saved["sums"].keys() != like.sums.keys():
         return like
     sums = {
@@ -68,7 +68,7 @@ def from_json(saved: dict | None, like: Totals) -> Totals:
 
 
 def means(totals: Totals) -> dict[str, float]:
-    """Means as numbers; a metric with one value a network becomes net0/<name>, net1/<name> ..."""
+    """Means over the steps; a metric with a value per network becomes net0/<name>, net1/<name>."""
     sums, count, _ = jax.device_get(totals)
     out = {}
     for name, value in sums.items():
@@ -81,18 +81,21 @@ def means(totals: Totals) -> dict[str, float]:
 
 
 class _Board(NamedTuple):
-    """TensorBoard's files."""
+    """The writer of TensorBoard files."""
 
     writer: "metric_writers.MetricWriter"
-    events: Any  # TensorFlow's writer below it
+    events: Any  # the TensorFlow writer that it wraps
 
 
 class Writer:
-    """Scalars to `metrics.jsonl` and, where TensorFlow is installed, to TensorBoard.
+    """Writes scalars to `metrics.jsonl` and, if TensorFlow is installed, to TensorBoard files.
 
-    Only one process writes (`active`). `start` is the step that the run (re)starts from: lines of
-    later steps, of a run that was interrupted, are dropped, and TensorBoard is told to. A file that
-    is no such log is set aside as `metrics.jsonl.damaged`; `say` gets a line then.
+    Args:
+      workdir: the folder of the files.
+      start: the step that the run starts or resumes from. Later steps, which an interrupted run
+        wrote, are dropped from both.
+      active: whether this process writes; only one may.
+      say: gets a line if a damaged file is moved to `metrics.jsonl.damaged`.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class Writer:
         self._board: _Board | None = None
         self._active, self._path, self._start = active, workdir / JSONL, start
         self._lines: list[str] = []
-        self._known: set[str] = set()  # the names that the file holds for that step
+        self._known: set[str] = set()  # the metrics that the file has for step `start`
         if not active:
             return
         kept = _kept(self._path, start, say)
@@ -121,7 +124,7 @@ class Writer:
             drop_later_events(workdir, self._board, start)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the values of one step; numbers that are not finite become null in the file."""
+        """Writes the values of one step; a number that is not finite becomes null in the file."""
         if not self._active:
             return
         line = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
@@ -129,14 +132,14 @@ class Writer:
         if self._file is not None:
             self._file.write(text)
             self._file.flush()
-        else:  # nothing can be appended to an object of a bucket
+        else:  # an object in a bucket cannot be appended to
             self._lines.append(text)
             files.write_text(self._path, "".join(self._lines))
         if self._board is not None:
             self._board.writer.write_scalars(step, dict(scalars))
 
     def has(self, step: int, scalars: Mapping[str, float]) -> bool:
-        """Whether the file held all of these when the run (re)started."""
+        """Whether the file had all of these metrics of `step` when the run started or resumed."""
         return step == self._start and self._known.issuperset(scalars)
 
     def close(self) -> None:
@@ -148,7 +151,7 @@ class Writer:
 
 
 def _kept(path: pathlib.Path, step: int, say: Callable[[str], None]) -> list[tuple[str, dict]]:
-    """Lines up to a step, each as text and as what it says; a file with others is set aside."""
+    """The lines up to `step`, as (text, parsed). A file with other content is moved aside."""
     lines, reason = [], ""
     try:
         *whole, cut = path.read_bytes().split(b"\n")
@@ -158,7 +161,9 @@ def _kept(path: pathlib.Path, step: int, say: Callable[[str], None]) -> list[tup
         whole, cut, reason = [], b"", str(error)
     start = b'{"step": '
     if not (cut[: len(start)] == start[: len(cut)] and not _parsed(cut)):
-        whole.append(cut)  # no line that was cut short, as by a kill
+        whole.append(
+            cut
+        )  # the start of a line that a kill cut short is dropped; anything else is kept
     for text in whole:
         if parsed := _parsed(text):
             lines.append((text.decode(), parsed))
@@ -171,14 +176,14 @@ def _kept(path: pathlib.Path, step: int, say: Callable[[str], None]) -> list[tup
             to = path.with_name(f"{JSONL}.damaged{number}")
         path.rename(to)
         say(
-            f"{path} holds what is no metrics ({reason}); set aside as {to.name}, the {len(lines)} "
-            "lines that can be read stay"
+            f"{path} is damaged ({reason}); moved to {to.name}, and the {len(lines)} lines "
+            "that can be read are kept"
         )
     return [line for line in lines if line[1]["step"] <= step]
 
 
 def _parsed(text: bytes) -> dict | None:
-    """A line of the file; None: it is none."""
+    """The content of a line of the file; None: it is no line of metrics."""
     try:
         line = json.loads(text.decode())
     except (ValueError, RecursionError):
@@ -188,9 +193,9 @@ def _parsed(text: bytes) -> dict | None:
 
 
 def drop_later_events(workdir: pathlib.Path, board: _Board, step: int) -> None:
-    """Removes what the event files of earlier starts hold of steps after this one.
+    """Removes steps after `step` from the event files of earlier starts.
 
-    A TensorBoard that has read them is told so, too.
+    It also writes an event that makes a running TensorBoard forget these steps.
     """
     import tensorflow as tf
 
@@ -201,18 +206,18 @@ def drop_later_events(workdir: pathlib.Path, board: _Board, step: int) -> None:
             if kept := _up_to(step, data, event_type):
                 files.write_bytes(path, kept)
         except (OSError, ValueError, struct.error):
-            continue  # a log blocks nothing
+            continue  # a damaged log must not stop the run
     log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     event = event_type(wall_time=time.time(), step=step + 1, session_log=log)
-    for _ in range(2):  # the first that TensorBoard sees is that of a new run, and drops nothing
-        # Nothing public writes an event of this kind.
+    for _ in range(2):  # TensorBoard takes the first such event for a new run, and drops nothing
+        # No public function writes an event of this kind.
         tf.raw_ops.ImportEvent(writer=board.events._resource, event=event.SerializeToString())
 
 
 def _up_to(step: int, data: bytes, event_type: Any) -> bytes | None:
-    """The records of an event file but those of later steps; None: there are none of these."""
+    """The records of an event file without those of later steps; None: there is nothing to drop."""
     kept, at = [], 0
-    while at + 12 <= len(data):  # length, its checksum, an event, its checksum
+    while at + 12 <= len(data):  # a record: length, its checksum, an event, its checksum
         end = at + 16 + struct.unpack_from("<Q", data, at)[0]
         if end > len(data):
             break  # cut short by a kill
@@ -228,8 +233,8 @@ def _up_to(step: int, data: bytes, event_type: Any) -> bytes | None:
 
 
 def open_tensorboard(workdir: pathlib.Path) -> _Board | None:
-    """clu's writer; None, with one line that says so, where TensorFlow is not installed."""
-    # TensorFlow prints notices at import unless told not to before.
+    """The writer of TensorBoard files; None, after a printed line, if TensorFlow is missing."""
+    # Must be set before the import, which prints notices otherwise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
@@ -238,6 +243,6 @@ def open_tensorboard(workdir: pathlib.Path) -> _Board | None:
     except ImportError as error:
         print(f"no TensorBoard files ({error}); metrics go to {workdir / JSONL}", flush=True)
         return None
-    tf.config.set_visible_devices([], "GPU")  # it would take the memory that jax needs
+    tf.config.set_visible_devices([], "GPU")  # else TensorFlow takes the memory that jax needs
     summaries = metric_writers.SummaryWriter(str(workdir))
     return _Board(metric_writers.AsyncWriter(summaries), summaries._summary_writer)

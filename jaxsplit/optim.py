@@ -1,7 +1,7 @@
 """Optimizers, weight decay by parameter path, and clipping per network.
 
-Parameters are told apart by the name of their leaf, never by `ndim`: in a stack of networks every
-leaf carries a leading network axis. Rates come from `schedules`.
+Parameters are distinguished by the name of their leaf, never by `ndim`: in a stack of networks
+every leaf has a leading network axis. Learning rates come from `schedules`.
 """
 
 import functools
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 PyTree = Any
-STACK = "stack"  # the part of a method's parameters whose leaves are [S, ...]
+STACK = "stack"  # the part of the parameters whose leaves have a network axis: [S, ...]
 
 
 def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) -> PyTree:
-    """Which parameters decay, by the name of the leaf.
+    """A mask of the parameters that decay, by the names of their leaves.
 
     Args:
         params: nested dicts of arrays or shapes, with or without a network axis.
         decay_norm: whether the scales of BatchNorm decay.
-        decay_bias: whether biases do.
+        decay_bias: whether biases decay.
 
     Returns:
-        A tree like `params` of bool: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`.
+        A tree of bool like `params`: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`.
 
     Raises:
         ValueError: a leaf has another name.
@@ -55,7 +55,7 @@ def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) ->
 def divided_weight_decay(weight_decay: float, num_networks: int) -> float:
     """Weight decay of each of S divided networks: wd * exp(1 / S - 1), Eq. (6) of arXiv 2011.14660.
 
-    Smaller networks overfit less and are decayed less; S = 1 leaves `weight_decay` unchanged.
+    Smaller networks overfit less and need less decay. S = 1 leaves `weight_decay` unchanged.
     """
     return weight_decay * math.exp(1 / num_networks - 1)
 
@@ -63,8 +63,8 @@ def divided_weight_decay(weight_decay: float, num_networks: int) -> float:
 def clip_by_network_norm(max_norm: float) -> optax.GradientTransformation:
     """Scales the gradient of every network whose norm over all its leaves exceeds `max_norm`.
 
-    Each network of the part `stack` has its own norm, so that networks do not slow each other down;
-    any other part is clipped as one. With `max_norm` / norm a gradient comes to exactly `max_norm`.
+    Each network of the part `stack` has its own norm, so networks do not affect each other. Every
+    other part has one norm. A gradient above the limit is multiplied by `max_norm` / norm.
 
     Args:
         max_norm: above 0.
@@ -98,14 +98,14 @@ def sgd(
     """Stochastic gradient descent as PyTorch defines it.
 
     g' = g + weight_decay * w where `mask`; v = momentum * v + g'; then
-    w -= lr * (g' + momentum * v with `nesterov`, else v). The rate stands outside v.
+    w -= lr * (g' + momentum * v with `nesterov`, else v). The learning rate is not part of v.
 
     Args:
-        lr_schedule: step -> rate.
+        lr_schedule: step -> learning rate.
         momentum: in [0, 1); 0 keeps no buffer.
-        nesterov: look ahead (needs momentum).
+        nesterov: whether to use Nesterov momentum; needs a momentum above 0.
         weight_decay: coefficient of the L2 term in the gradient.
-        mask: tree of bool like the parameters, or a function of them that gives it.
+        mask: tree of bool like the parameters, or a function from parameters to such a tree.
 
     Returns:
         An optax transformation; its `update` needs `params`.
@@ -131,33 +131,40 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float,
     mask: PyTree,
-    decoupled: bool = False,
 ) -> optax.GradientTransformation:
     """Adam (arXiv 1412.6980) as PyTorch defines it: the decay is an L2 term in the gradient.
 
     Args:
-        lr_schedule: step -> rate.
+        lr_schedule: step -> learning rate.
         beta1, beta2: decay of the averages of the gradient and of its square, in [0, 1).
-        eps: added to the root of the second.
-        weight_decay: coefficient; see `decoupled`.
-        mask: tree of bool like the parameters, or a function of them that gives it.
-        decoupled: AdamW (arXiv 1711.05101): w -= lr * weight_decay * w instead.
+        eps: added to the root of the average square; above 0.
+        weight_decay: coefficient of the L2 term.
+        mask: tree of bool like the parameters, or a function from parameters to such a tree.
 
     Raises:
         ConfigError: a value is out of range.
     """
-    _in_unit("beta1", beta1)
-    _in_unit("beta2", beta2)
-    _positive_eps(eps)
     decay = optax.add_decayed_weights(weight_decay, mask=mask)
     scale = _scale_by_adam(beta1, beta2, eps)
-    pieces = (scale, decay) if decoupled else (decay, scale)
-    return optax.chain(*pieces, optax.scale_by_learning_rate(lr_schedule))
+    return optax.chain(decay, scale, optax.scale_by_learning_rate(lr_schedule))
 
 
-def adamw(lr_schedule: Schedule, **fields: Any) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101): `adam` with decoupled weight decay."""
-    return adam(lr_schedule, decoupled=True, **fields)
+def adamw(
+    lr_schedule: Schedule,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float,
+    mask: PyTree,
+) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101): Adam with decoupled decay, w -= lr * weight_decay * w.
+
+    Arguments and errors as of `adam`.
+    """
+    decay = optax.add_decayed_weights(weight_decay, mask=mask)
+    scale = _scale_by_adam(beta1, beta2, eps)
+    return optax.chain(scale, decay, optax.scale_by_learning_rate(lr_schedule))
 
 
 def rmsprop(
@@ -176,13 +183,13 @@ def rmsprop(
     v = momentum * v + g' / (sqrt(s) + eps); w -= lr * v.
 
     Args:
-        lr_schedule: step -> rate.
+        lr_schedule: step -> learning rate.
         alpha: decay of the average of squares, in [0, 1).
         eps: above 0.
         momentum: in [0, 1); 0 keeps no buffer.
-        centered: s less the square of the average gradient.
+        centered: whether the square of the average gradient is subtracted from s.
         weight_decay: coefficient of the L2 term in the gradient.
-        mask: tree of bool like the parameters, or a function of them that gives it.
+        mask: tree of bool like the parameters, or a function from parameters to such a tree.
 
     Raises:
         ConfigError: a value is out of range.
@@ -207,10 +214,10 @@ def rmsprop_tf(
     weight_decay: float,
     mask: PyTree,
 ) -> optax.GradientTransformation:
-    """RMSprop as TensorFlow 1 defines it, with which EfficientNet was trained.
+    """RMSprop as TensorFlow 1 defines it; EfficientNet was trained with it.
 
-    As `rmsprop`, but s starts at 1, eps is inside the root, and the rate inside the momentum:
-    v = momentum * v + lr * g' / sqrt(s + eps); w -= v. Arguments as of `rmsprop`.
+    As `rmsprop`, but s starts at 1, eps is inside the root, and the learning rate is part of the
+    momentum: v = momentum * v + lr * g' / sqrt(s + eps); w -= v. Arguments as of `rmsprop`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -234,17 +241,23 @@ def _scale_by_rms(
 
 
 def _scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, but right to the last digits in float32.
+    """`optax.scale_by_adam`, but accurate to the last digits in float32.
 
-    There 1 - beta2 ** n loses up to four of seven digits in the first steps.
+    Optax computes 1 - beta2 ** n, which loses up to four of seven digits in the first steps.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
+    _in_unit("beta1", beta1)
+    _in_unit("beta2", beta2)
+    _positive_eps(eps)
     plain = optax.scale_by_adam(beta1, beta2, eps)
 
     def correction(beta: float, n: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """1 - beta ** n, without cancellation."""
         return -jnp.expm1(n.astype(dtype) * (math.log(beta) if beta else -math.inf))
 
-    # `state` is an optax.ScaleByAdamState; optax's type of an update takes any.
+    # `state` is an optax.ScaleByAdamState; the type that optax declares for it is wider.
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None
     ) -> tuple[PyTree, optax.OptState]:
@@ -275,7 +288,7 @@ def _positive_eps(eps: float) -> None:
         raise ConfigError(f"optim.eps={eps}: must be above 0")
 
 
-# name -> (factory, the fields of config.optim that are its own)
+# name -> (factory, the fields of config.optim that it takes)
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[str, ...]]] = {
     "sgd": (sgd, ("momentum", "nesterov")),
     "adam": (adam, ("beta1", "beta2", "eps")),
@@ -294,61 +307,63 @@ def build(
     group: Callable[[tuple[str, ...]], str] | None = None,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer that `config.optim` describes: clipping, if any, then what `name` says.
+    """Makes the optimizer that `config.optim` describes, behind gradient clipping if there is any.
 
     Args:
-        optim_config: `config.optim`; read by attribute.
-        lr_schedule: step -> rate, already scaled to the batch size.
+        optim_config: `config.optim`; its fields are read as attributes.
+        lr_schedule: step -> learning rate, already scaled to the batch size.
         params: {part: ...} of arrays or shapes; only their paths matter.
         num_networks: S where networks are divided, for Eq. (6); else 1.
         group: path of a parameter -> label; needed with `groups`.
         groups: label -> fields of `config.optim` that differ for the parameters of that label. A
-            weight decay of their own is not divided; a rate of their own follows `lr_schedule`.
+            weight decay given here is not divided; a learning rate given here follows the shape of
+            `lr_schedule`.
 
     Raises:
         ConfigError: unknown `optim.name`, or a value out of range.
         ValueError: a parameter that no decay rule covers.
     """
-    own = {field: getattr(optim_config, field) for field in _FIELDS}
-    _check(own)
-    weight_decay = own["weight_decay"]
-    if own["divide_weight_decay"]:
-        own["weight_decay"] = divided_weight_decay(weight_decay, num_networks)
-    decay_mask(params, decay_norm=True)  # every parameter has a rule
-
-    def of(changes: Mapping[str, Any]) -> optax.GradientTransformation:
-        fields = {**own, **changes}
-        if not fields["divide_weight_decay"] and "weight_decay" not in changes:
-            fields["weight_decay"] = weight_decay
-        rate = lr_schedule
-        if "lr" in changes:
-            share = changes["lr"] / optim_config.lr
-
-            def rate(step: ArrayLike) -> jax.Array:
-                return share * lr_schedule(step)
-
-        factory, names = OPTIMIZERS[fields["name"]]
-        return factory(
-            rate,
-            weight_decay=fields["weight_decay"],
-            mask=functools.partial(
-                decay_mask, decay_norm=fields["decay_norm"], decay_bias=fields["decay_bias"]
-            ),
-            **{field: fields[field] for field in names},
-        )
-
-    optimizer = of({})
+    fields = {field: getattr(optim_config, field) for field in _FIELDS}
+    _check(fields)
+    decay_mask(params, decay_norm=True)  # raises if a parameter has no rule
+    make = functools.partial(_of_group, optim_config, lr_schedule, num_networks)
+    optimizer = make({})
     if groups:
         if group is None:
             raise ValueError("groups: needs `group`")
         labels = jax.tree.map_with_path(lambda path, _: group(tuple(p.key for p in path)), params)
         parts: dict[Hashable, optax.GradientTransformation] = {"": optimizer}
-        parts |= {label: of(changes) for label, changes in groups.items()}
+        parts |= {label: make(changes) for label, changes in groups.items()}
         optimizer = optax.partition(parts, labels)
-    if not own["clip_norm"]:
+    if not fields["clip_norm"]:
         return optimizer
-    # The gradient of the loss is clipped; a decay that is part of the gradient comes after.
-    return optax.chain(clip_by_network_norm(own["clip_norm"]), optimizer)
+    # Only the gradient of the loss is clipped: an L2 term is added to it afterwards.
+    return optax.chain(clip_by_network_norm(fields["clip_norm"]), optimizer)
+
+
+def _of_group(
+    optim_config: "ConfigDict", lr_schedule: Schedule, num_networks: int, changes: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """The optimizer of `config.optim` with some of its fields changed; no clipping."""
+    fields = {field: getattr(optim_config, field) for field in _FIELDS} | dict(changes)
+    weight_decay, rate = fields["weight_decay"], lr_schedule
+    if fields["divide_weight_decay"] and "weight_decay" not in changes:
+        weight_decay = divided_weight_decay(weight_decay, num_networks)
+    if "lr" in changes:
+        share = changes["lr"] / optim_config.lr
+
+        def rate(step: ArrayLike) -> jax.Array:
+            return share * lr_schedule(step)
+
+    factory, names = OPTIMIZERS[fields["name"]]
+    return factory(
+        rate,
+        weight_decay=weight_decay,
+        mask=functools.partial(
+            decay_mask, decay_norm=fields["decay_norm"], decay_bias=fields["decay_bias"]
+        ),
+        **{field: fields[field] for field in names},
+    )
 
 
 _FIELDS = ("name", "weight_decay", "divide_weight_decay", "decay_norm", "decay_bias", "clip_norm")

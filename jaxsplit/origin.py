@@ -1,4 +1,4 @@
-"""Where a run starts from: new, with weights of another run, or resumed from its workdir."""
+"""Where a run starts: at random weights, at the weights of another run, or at its checkpoint."""
 
 import dataclasses
 import pathlib
@@ -19,11 +19,11 @@ from jaxsplit.weights import warm_start
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a run finds when it starts.
+    """What a run finds in its workdir when it starts.
 
-    warm: weights that a new run starts from; None: random ones, or a run that is resumed.
-    old: the config that the run in the workdir had before; None: the run is new.
-    changes: fields that differ from `old`, allowed by `resume_with`.
+    warm: the weights that a new run starts from; None: random weights, or the run is resumed.
+    old: the config in the workdir; None: the run is new.
+    changes: fields that differ from `old`, as `resume_with` allows.
     """
 
     warm: warm_start.Start | None
@@ -32,15 +32,15 @@ class Origin:
 
 
 def check_new(exp: Experiment, workdir: str | pathlib.Path) -> warm_start.Start | None:
-    """Checks a run that is new, before anything is written; reads `config.init_from`.
+    """Checks a new run before anything is written, and reads the weights of `config.init_from`.
 
-    A run that is resumed needs neither.
+    For a run that is resumed it does nothing.
 
     Returns:
       The weights to start from; None: there are none.
 
     Raises:
-      ConfigError: values that ruin a run in silence, or weights that do not fit.
+      ConfigError: a value would ruin the run silently, or the weights do not fit.
     """
     # Process 0 decides: other hosts may see a stale file system.
     if processes.broadcast(store.exists(workdir)):
@@ -59,7 +59,7 @@ def check_new(exp: Experiment, workdir: str | pathlib.Path) -> warm_start.Start 
 
 
 def of_workdir(exp: Experiment, workdir: pathlib.Path, warm: warm_start.Start | None) -> Origin:
-    """Compares the experiment with the run that `workdir` holds, if any.
+    """Compares the experiment with the run in `workdir`, if there is one.
 
     Raises:
       ConfigError: the workdir holds another experiment, or a run that cannot be resumed.
@@ -69,14 +69,14 @@ def of_workdir(exp: Experiment, workdir: pathlib.Path, warm: warm_start.Start | 
         return Origin(warm, None, {})
     if processes.broadcast(store.weights_only(workdir)):
         raise ConfigError(
-            f"workdir={str(workdir)!r}: holds weights only, no state of training; start from "
-            f"them in another workdir with --init_from={workdir}"
+            f"workdir={str(workdir)!r}: holds weights only, no training state; to start from them, "
+            f"choose another workdir and give --init_from={workdir}"
         )
     old = config_lib.load(workdir)
     history.adopt(exp.config, workdir / config_lib.CONFIG_FILE)
     changes = config_lib.check_identity(old, exp.config, workdir)
     _check_longer(old, exp, workdir)
-    exp.config.init_from = old.init_from  # what the run did start from
+    exp.config.init_from = old.init_from  # keep the weights that the run started from
     return Origin(warm, old, changes)
 
 
@@ -86,7 +86,7 @@ def restore_or_init(
     warm: warm_start.Start | None,
     say: Callable[[str], None],
 ) -> resume.Resumed:
-    """The newest whole checkpoint; else a new state, perhaps with the weights of `warm`."""
+    """The newest undamaged checkpoint; if there is none, a new state, with `warm`'s weights."""
     config = exp.config
     if processes.broadcast(checkpoints.latest() or 0):
         return resume.newest(
@@ -109,7 +109,7 @@ def restore_or_init(
 
 
 def notes(exp: Experiment, found: Origin, step: int) -> Iterator[str]:
-    """Lines to print before training starts at `step`."""
+    """Lines to print before training starts or resumes at `step`."""
     if found.warm:
         yield found.warm.note
     if found.changes:

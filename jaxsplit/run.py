@@ -1,4 +1,4 @@
-"""What a run is: `Run` does not change, `Now` changes from step to step."""
+"""A run while it trains: `Run` holds what does not change, `Now` what changes at each step."""
 
 import contextlib
 import dataclasses
@@ -24,13 +24,13 @@ from jaxsplit.workdir import files, lock
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run is, from its first step to its last.
+    """What stays the same from the first step of a run to its last.
 
     chief: whether this process prints, and writes everything except checkpoints.
-    start: the step that it starts from; 0 if it is new.
-    position: what the checkpoint of that step holds beside the arrays.
-    resident: the training set on the devices; empty if it is streamed.
-    batches: host batches from `start` on.
+    start: the step that the run starts or resumes from; 0: a new run.
+    position: what the checkpoint of step `start` holds besides the arrays.
+    resident: the training set on the devices; {} if it is streamed.
+    batches: the host batches of the steps after `start`.
     """
 
     exp: Experiment
@@ -49,7 +49,7 @@ class Run:
 
 
 class Clock:
-    """Seconds of training between two log points; evaluation and saving do not count."""
+    """Measures the seconds of training between two log points, without evaluations and saves."""
 
     def __init__(self) -> None:
         self._spent, self._since = 0.0, time.time()
@@ -72,10 +72,10 @@ class Now:
     """What changes from step to step.
 
     step: the last step that was dispatched.
-    batch: of the next step, on the devices; there is none before the step is compiled.
-    totals: sums of metrics since the last log point; as `batch`.
-    bad_here: records that this process has left out up to `step`; the next batch is taken ahead.
-    bad_records: records that all processes have left out, as of the last log point or save.
+    batch: the batch of the next step, on the devices; set when the step is compiled.
+    totals: sums of metrics since the last log point; set when the step is compiled.
+    bad_here: damaged records that this process has left out up to `step`, without the next batch.
+    bad_records: damaged records that all processes had left out at the last log point or save.
     """
 
     step: int
@@ -88,7 +88,7 @@ class Now:
 
 
 def open_workdir(locked: contextlib.ExitStack, workdir: str | pathlib.Path) -> pathlib.Path:
-    """Makes and locks the workdir; removes what a killed run has left in it."""
+    """Makes and locks the workdir, and removes what a killed run has left in it."""
 
     def take(folder: pathlib.Path) -> None:
         locked.callback(lock.take(folder, say, checkpoint_folder.make_room).release)
@@ -108,16 +108,19 @@ def open_run(
     early: early_stop.EarlyStop,
     at_end: contextlib.ExitStack,
 ) -> tuple[Run, Now]:
-    """Everything that a run reads and writes: checkpoints with the state, data, logs."""
+    """Opens what a run reads and writes: checkpoints, data and logs; restores or makes the state.
+
+    `at_end` gets the calls that close them.
+    """
     config, chief = exp.config, jax.process_index() == 0
     found = origin.of_workdir(exp, workdir, warm)
-    config.resume_with = ""  # said once: not every later start may change something
+    config.resume_with = ""  # a permission for this start only
     checkpoints = store.Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=exp.best_metric
     )
     at_end.callback(checkpoints.close)
     start, state, position = origin.restore_or_init(exp, checkpoints, warm, say)
-    if chief:  # not before: it holds the step from which a change holds
+    if chief:  # only now is the step known at which a change begins
         more = history.more(workdir / config_lib.CONFIG_FILE, start, found.changes)
         config_lib.save(config, workdir, more)
         facts.write(workdir, facts.of_dataset(exp.dataset))
@@ -152,7 +155,7 @@ def open_run(
 
 
 def _resident(exp: Experiment) -> dict[str, jax.Array]:
-    """A small training set lies on the devices; a large one streams, then this is empty."""
+    """The training set, put on the devices; {} if it is streamed."""
     resident, sharding = exp.feed.resident, exp.sharding
     if resident is None:
         return {}
@@ -160,5 +163,6 @@ def _resident(exp: Experiment) -> dict[str, jax.Array]:
 
 
 def say(text: str) -> None:
+    """Prints a line, on process 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)

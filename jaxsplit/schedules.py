@@ -1,11 +1,13 @@
 """Learning-rate schedules: a linear warm-up, then one of several decays.
 
-Functions of the step only; all their lengths are in steps and all their rates are already scaled to
-the batch size. With W = `warmup_steps`: for step <= W the rate is warmup_lr + (lr - warmup_lr) *
-step / W; after that the decay counts from W. Nothing is ever below `end_lr`, the warm-up included.
+A schedule is a function of the step only. All lengths are in steps, and all learning rates are
+already scaled to the batch size. With W = `warmup_steps`: for step <= W the rate is warmup_lr +
+(lr - warmup_lr) * step / W; after that the decay counts from W. The rate is never below `end_lr`,
+not even during the warm-up.
 
-Every factory takes `lr` (highest rate), `warmup_steps` (0: none), `warmup_lr` (rate at step 0 of a
-warm-up) and `end_lr`, and returns step (int, may be traced) -> float32[], right to its last digits.
+Every factory takes `lr` (the highest rate), `warmup_steps` (0: no warm-up), `warmup_lr` (the rate
+at step 0 of a warm-up) and `end_lr`. It returns step (int, may be traced) -> float32[], accurate to
+the last digits.
 """
 
 import math
@@ -20,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxsplit.errors import ConfigError
 
 Schedule = Callable[[ArrayLike], jax.Array]
-MOST_STAIRS = 1_000_000  # of a staircase, which is a table of them
+MOST_STAIRS = 1_000_000  # of an exponential schedule with a staircase, which is stored as a table
 
 
 def _warmed(
@@ -63,19 +65,19 @@ def cosine(
 ) -> Schedule:
     """Half a cosine (arXiv 1608.03983): lr / 2 * (1 + cos(pi * (step - W) / (total_steps - W))).
 
-    A run ends at `total_steps`; past it the cosine would rise again, as the reference's does.
+    A run ends at `total_steps`. After it the cosine would rise again, as in the original code.
 
     Args:
         lr, warmup_lr, end_lr: see the module.
         total_steps: steps of the whole run, warm-up included.
-        warmup_steps: W, inclusive. Negative: no warm-up, and the curve starts |W| steps in (what
-            the reference does with -1 epochs).
+        warmup_steps: W; the warm-up includes step W. Negative: no warm-up, and the curve starts
+            |W| steps after its beginning (as the original code does with -1 epochs).
 
     Raises:
         ConfigError: the warm-up is longer than the run.
     """
-    # 1 + cos(pi * t) = 2 * sin(pi / 2 * (1 - t))**2: no cancellation near the end, and the steps
-    # that remain are an exact integer, so float32 is enough for any length.
+    # 1 + cos(pi * t) = 2 * sin(pi / 2 * (1 - t))**2 has no cancellation near the end. The number of
+    # remaining steps is an exact integer, so float32 is enough for any length.
     angle = np.float32(math.pi / 2 / _decay_steps(total_steps, warmup_steps))
 
     def after(step: jax.Array) -> jax.Array:
@@ -94,13 +96,13 @@ def step(
     warmup_lr: float = 0.0,
     end_lr: float = 0.0,
 ) -> Schedule:
-    """lr * factor ** (milestones reached).
+    """lr * factor ** (number of milestones reached).
 
     Args:
         lr, warmup_lr, end_lr: see the module.
-        milestones_steps: the steps from which each further factor holds, rising.
+        milestones_steps: the steps at which the rate is multiplied by `factor`; must rise.
         factor: in (0, 1].
-        warmup_steps: length of the warm-up, inclusive; it hides milestones within it.
+        warmup_steps: W; the warm-up includes step W and hides the milestones within it.
 
     Raises:
         ConfigError: the milestones do not rise, or `factor` is outside (0, 1].
@@ -143,7 +145,7 @@ def polynomial(
     length = np.float32(_decay_steps(total_steps, warmup_steps))
 
     def after(step: jax.Array) -> jax.Array:
-        # Past the end the base would be negative and its power no real number.
+        # After the end the base would be negative, and its power not a real number.
         remaining = jnp.maximum(total_steps - step, 0).astype(jnp.float32)
         return np.float32(lr) * (remaining / length) ** np.float32(power)
 
@@ -167,7 +169,7 @@ def htd(
     Args:
         lr, warmup_steps, warmup_lr, end_lr: see the module.
         total_steps: steps of the whole run, warm-up included.
-        lower, upper: where on the curve of tanh it begins and ends.
+        lower, upper: the arguments of tanh at the beginning and at the end.
 
     Raises:
         ConfigError: the warm-up is longer than the run, or `lower` is not below `upper`.
@@ -177,7 +179,7 @@ def htd(
     slope = np.float32(2 * (upper - lower) / _decay_steps(total_steps, warmup_steps))
 
     def after(step: jax.Array) -> jax.Array:
-        # (1 - tanh(x)) / 2 = sigmoid(-2 x): no cancellation where the rate is small.
+        # (1 - tanh(x)) / 2 = sigmoid(-2 x) has no cancellation where the rate is small.
         remaining = (total_steps - step).astype(jnp.float32)
         return np.float32(lr) * jax.nn.sigmoid(slope * remaining - np.float32(2 * upper))
 
@@ -195,14 +197,14 @@ def exponential(
     warmup_lr: float = 0.0,
     end_lr: float = 0.0,
 ) -> Schedule:
-    """lr * factor ** ((step - W) / every_steps), the exponent rounded down if `staircase`.
+    """lr * factor ** ((step - W) / every_steps); `staircase` rounds the exponent down.
 
     Args:
         lr, warmup_steps, warmup_lr, end_lr: see the module.
-        total_steps: steps of the whole run; a staircase goes down no further after them.
+        total_steps: steps of the whole run; a staircase does not fall any further after them.
         factor: in (0, 1].
-        every_steps: steps to each further factor, at least 1, not always whole (0.8 epochs).
-        staircase: the rate is constant between the factors.
+        every_steps: steps in which the rate falls by `factor`; at least 1, need not be whole.
+        staircase: whether the rate stays constant in between, and falls at once.
 
     Raises:
         ConfigError: a value is out of range, or the warm-up is longer than the run.
@@ -222,7 +224,7 @@ def exponential(
                 f"schedule.staircase False; the run has {length / every_steps:.0f} stairs, at most "
                 f"{MOST_STAIRS} are allowed"
             )
-        # Each begins at the first step whose quotient by every_steps, in float64, reaches it.
+        # Stair k begins at the first step for which step / every_steps >= k in float64.
         stairs = np.arange(1, int(length / every_steps) + 1)
         starts = np.rint(stairs * every_steps)
         starts += starts / every_steps < stairs
@@ -245,10 +247,10 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def make(name: str, **kwargs: Any) -> Schedule:
-    """The schedule called `name`, made from the keywords of its factory in `SCHEDULES`.
+    """The schedule called `name`; `kwargs` are the arguments of its factory in `SCHEDULES`.
 
     Raises:
-        ConfigError: no such schedule, or a value out of range.
+        ConfigError: there is no such schedule, or a value is out of range.
     """
     if name not in SCHEDULES:
         raise ConfigError(f"schedule.name={name!r}: must be one of {', '.join(SCHEDULES)}")

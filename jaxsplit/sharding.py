@@ -1,8 +1,9 @@
-"""The mesh, and the only place that names its axes.
+"""The device mesh. No other module names its axes.
 
-`data`: devices along the batch. `net`: groups of devices, each with its own share of the S
-networks, their statistics and their optimizer state. Every module is applied inside `shard_map`,
-also on one device; losses run outside, on global arrays, and never see the mesh.
+Axis `data`: the devices divide the batch. Axis `net`: the groups of devices divide the S networks;
+each group holds the parameters, statistics and optimizer state of its own networks. Every Linen
+module is applied inside `shard_map`, on a single device too. Losses run outside, on global arrays,
+and do not know the mesh.
 """
 
 import math
@@ -25,35 +26,36 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class Sharding:
-    """A mesh, and a PartitionSpec for each kind of array. Specs are prefixes of whole trees."""
+    """A mesh, and a PartitionSpec for each kind of array; a spec holds for all leaves of a tree."""
 
     mesh: Mesh
-    networks: P = P(NET)  # [S, ...]: parameters, statistics, optimizer state
+    networks: P = P(NET)  # [S, ...]: parameters, statistics, optimizer state of the stack
     batch: P = P(DATA)  # [B, ...]
     views: P = P(NET, DATA)  # [S, B, ...]: views of each network, logits, features
-    shared_view: P = P(None, DATA)  # [1, B, ...]: one view for all networks
+    shared_view: P = P(None, DATA)  # [1, B, ...]: views that all networks share
     replicated: P = P()
 
     @property
     def data_devices(self) -> int:
-        """Devices along the batch."""
+        """Number of devices that divide the batch."""
         return self.mesh.shape[DATA]
 
     @property
     def net_devices(self) -> int:
-        """Groups of devices; each holds its own share of the networks."""
+        """Number of device groups that divide the networks."""
         return self.mesh.shape[NET]
 
     @property
     def platform(self) -> str:
-        """'cpu', 'gpu' or 'tpu': of the mesh's devices, which may not be those of this machine."""
+        """'cpu', 'gpu' or 'tpu': the mesh's platform, which may not be this machine's."""
         return self.mesh.devices.flat[0].platform
 
     def named(self, spec: P) -> NamedSharding:
+        """The sharding of an array with this spec on the mesh."""
         return NamedSharding(self.mesh, spec)
 
     def put(self, tree: PyTree, spec: P) -> PyTree:
-        """Global arrays from a tree that every process holds whole, equal on all processes."""
+        """Makes global arrays from a tree that every process holds whole, with equal values."""
 
         def put(x):
             x = np.asarray(x)
@@ -65,8 +67,8 @@ class Sharding:
     def part(self) -> tuple[int, int]:
         """(index, count): this process reads part `index` of `count` equal parts of every batch.
 
-        Processes read the same part if their devices hold the same rows of the batch, for other
-        networks.
+        Processes whose devices hold different networks for the same rows of the batch read the
+        same part.
         """
         rows = _rows_by_process(self.mesh)
         parts = sorted(set(rows.values()))
@@ -74,12 +76,12 @@ class Sharding:
 
     @property
     def reads_first(self) -> bool:
-        """Whether this is the lowest-numbered process reading its part."""
+        """Whether no process with a lower number reads the same part as this one."""
         rows, me = _rows_by_process(self.mesh), jax.process_index()
         return all(rows[p] != rows[me] for p in range(me) if p in rows)
 
     def put_local(self, tree: PyTree, spec: P) -> PyTree:
-        """Global arrays from a tree of which each process holds its `part` along the batch."""
+        """Makes global arrays from a tree of which each process holds its `part` of the batch."""
         sharding, (_, parts) = self.named(spec), self.part
         axis = list(spec).index(DATA)
 
@@ -93,7 +95,7 @@ class Sharding:
     def map(
         self, fn: Callable[..., PyTree], in_specs: PyTree, out_specs: PyTree
     ) -> Callable[..., PyTree]:
-        """`shard_map` of `fn`: it runs on each device's part of the arrays."""
+        """Wraps `fn` in `shard_map`: it runs on each device's part of the arrays."""
 
         def local(*args):
             with compiler.tracing_for(self.platform):
@@ -113,11 +115,11 @@ def make(
     """Makes the mesh data x net over the devices of all processes.
 
     Args:
-      data: devices along the batch; -1: all devices that `net` leaves.
-      net: groups of devices; divides `num_networks`.
+      data: number of devices that divide the batch; -1: all that `net` leaves.
+      net: number of device groups that divide the networks; must divide `num_networks`.
       num_networks: S.
-      batch_size: if given, `data` must divide it.
-      devices: default: all.
+      batch_size: images per step, which `data` must divide; None: not checked.
+      devices: the devices of the mesh; None: all devices of the run.
 
     Raises:
       ConfigError: the sizes do not fit the devices, S or the batch.
@@ -163,7 +165,7 @@ def make(
 
 
 def _rows_by_process(mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """Process -> positions of its devices along `data`."""
+    """Process index -> the positions of its devices along `data`."""
     rows: dict[int, set[int]] = {}
     for row, devices in enumerate(mesh.devices):
         for device in devices:
@@ -172,30 +174,30 @@ def _rows_by_process(mesh: Mesh) -> dict[int, tuple[int, ...]]:
 
 
 def first_network(local_networks: int) -> Array:
-    """Global index of this device's first network; inside `Sharding.map`."""
+    """Index among all S networks of this device's first one; for use inside `Sharding.map`."""
     return lax.axis_index(NET) * local_networks
 
 
 def first_example(local_batch: int) -> Array:
-    """Index in the global batch of this device's first example; inside `Sharding.map`."""
+    """Index in the global batch of this device's first example; for use inside `Sharding.map`."""
     return lax.axis_index(DATA) * local_batch
 
 
 def mean_over_batch(tree: PyTree) -> PyTree:
-    """Mean over the devices along the batch; inside `Sharding.map`."""
+    """Mean over the devices that divide the batch; for use inside `Sharding.map`."""
     return lax.pmean(tree, DATA)
 
 
 def fold_in_data(key: Array) -> Array:
-    """A key for this device's part of the batch; inside `Sharding.map`."""
+    """A key of this device's part of the batch; for use inside `Sharding.map`."""
     return jax.random.fold_in(key, lax.axis_index(DATA))
 
 
 def same_axes(*arrays: Array) -> tuple[Array, ...]:
-    """Casts arrays to vary over the same mesh axes, as `custom_vjp` requires; in `Sharding.map`.
+    """Casts arrays to vary over the same mesh axes, as `custom_vjp` requires.
 
-    The cast stands outside the `custom_vjp`, so that differentiation sums the gradient of a
-    replicated operand over the devices.
+    For use inside `Sharding.map`. The cast is outside the `custom_vjp`, so differentiation sums the
+    gradient of a replicated operand over the devices.
     """
     varying = [_varying(x) for x in arrays]
     every = frozenset().union(*varying)

@@ -1,4 +1,4 @@
-"""The training state, and the sharding of each part of it."""
+"""The training state, and the sharding of each of its parts."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from jaxsplit.sharding import Sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that changes from step to step, and the key of all randomness.
+    """Everything that changes from step to step, and the random key of the run.
 
-    `ema`: the exponential moving average of parameters and BatchNorm statistics over the steps, a
-    tree {'params', 'batch_stats'}; None if the run keeps none.
+    `ema` is the exponential moving average of parameters and BatchNorm statistics over the steps,
+    a tree {'params', 'batch_stats'}; None if `config.ema` is 0.
     """
 
-    step: Array  # int32[], steps done
+    step: Array  # int32[], number of steps done
     params: dict
     batch_stats: dict
     opt_state: Any
@@ -48,10 +48,16 @@ def init(
     *,
     averaged: bool = False,
 ) -> TrainState:
-    """Makes a new state on the mesh for images of (H, W, C); its values do not depend on the mesh.
+    """Makes a new state on the mesh; its values do not depend on the mesh.
 
-    `taken`: arrays to start from; None leaves are initialised at random.
-    `averaged`: with an `ema`, which starts as a copy of the variables.
+    Args:
+      method: makes the parameters and statistics.
+      optimizer: makes its own part of the state.
+      seed: of all randomness of the run.
+      image_shape: (H, W, C).
+      sharding: the mesh.
+      taken: arrays to start from; None leaves are initialised at random.
+      averaged: whether the state has an `ema`, which starts as a copy of the variables.
     """
 
     def make(taken: dict | None) -> TrainState:
@@ -73,7 +79,7 @@ def _make(method, optimizer, seed, image_shape, averaged, taken=None) -> TrainSt
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
         key=jax.random.key_data(key),
-        # Copies: the state is donated to the step, and no array can be donated twice.
+        # Copies, because the state is donated to the step, and no array can be donated twice.
         ema=jax.tree.map(jnp.copy, variables) if averaged else None,
     )
 
@@ -86,7 +92,7 @@ def shapes(
     *,
     averaged: bool = False,
 ) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings; computes nothing."""
+    """The state as ShapeDtypeStructs with shardings; computes nothing. Arguments as of `init`."""
 
     state = jax.eval_shape(lambda: _make(method, optimizer, 0, image_shape, averaged))
     return jax.tree.map(
@@ -99,7 +105,7 @@ def shapes(
 def shardings(
     state: TrainState, optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
-    """Shardings of a state: the stack and its momenta along `net`, the rest replicated."""
+    """Shardings of a state: the stack and its optimizer state along `net`, the rest replicated."""
     everywhere = sharding.named(sharding.replicated)
 
     def of_parts(tree: dict) -> dict:
@@ -115,7 +121,7 @@ def shardings(
         **raw,
         opt_state=optax.tree_utils.tree_map_params(
             optimizer.init,
-            # Parameters of another optimizer's group are masked.
+            # `optax.partition` masks the parameters of the other groups.
             lambda x, s: x if isinstance(x, optax.MaskedNode) else s,
             state.opt_state,
             raw["params"],

@@ -1,4 +1,4 @@
-"""Fields of a config: a ConfigDict that takes NumPy's values and paths, and the types of values."""
+"""The values of config fields: conversion from NumPy and paths, and checks of their types."""
 
 import math
 import os
@@ -6,18 +6,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxsplit.errors import ConfigError, short
 
-LARGEST = 2**63 - 1  # of integers
+LARGEST = 2**63 - 1  # the largest integer that a field takes
 _LEAST, _MOST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 class Fields(ConfigDict):
-    """A ConfigDict, of which a field set to a path, a NumPy value or an array holds `plain` of it.
+    """A ConfigDict that stores paths, NumPy values and arrays as Python values; see `plain`.
 
-    So are the groups in it; all else is as in any ConfigDict.
+    Its groups do the same. Everything else is as in a ConfigDict.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -25,9 +25,10 @@ class Fields(ConfigDict):
 
 
 def plain(value: Any) -> Any:
-    """`value` as Python's own: str of a path, int, float, bool or tuple of NumPy's and JAX's.
+    """`value` as a Python value.
 
-    A list becomes a tuple, a ConfigDict becomes `Fields`; other values stay what they are.
+    A path becomes a str; a NumPy or JAX value becomes int, float, bool or tuple; a list becomes a
+    tuple; a ConfigDict becomes `Fields`. Other values are returned as they are.
     """
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         value = np.asarray(value).tolist()
@@ -41,32 +42,56 @@ def plain(value: Any) -> Any:
 
 
 def copy(config: ConfigDict) -> Fields:
-    """A copy of a config, a frozen one too, all values `plain`.
+    """A copy of a config, not frozen, with all values `plain`.
 
     Raises:
-      ConfigError: it is no ConfigDict.
+      ConfigError: `config` is no ConfigDict.
     """
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"config={config!r}: must be what jaxsplit.defaults.get_config() returns")
     made = Fields()
     for key, value in config.items():
-        made[key] = copy(value) if isinstance(value, ConfigDict) else value
+        if isinstance(value, ConfigDict):
+            made[key] = copy(value)
+        elif config.get_type(key) is object:  # it takes values of several types
+            made[key] = FieldReference(plain(value), field_type=object)
+        else:
+            made[key] = value
     return made
 
 
 def check_type(field: str, value: Any, default: Any) -> None:
-    """Checks that a value has the type of the field's default and fits into 64 or float32 bits.
+    """Checks that a value has the type of the field's default and fits into int64 or float32.
 
     Raises:
-      ConfigError: it has not; names the field, the value and what is allowed.
+      ConfigError: it does not; names the field, the value and what is allowed.
     """
     allowed = _wrong(value, default)
     if allowed:
         raise ConfigError(f"{field}={short(value)}: must be {allowed}")
 
 
+def number_or(word: str) -> FieldReference:
+    """The default `word` of a field that takes this word or a number."""
+    return FieldReference(word, field_type=object)
+
+
+def check_number_or(field: str, value: Any, word: str) -> None:
+    """Checks that the value of a field with a `number_or` default is the word or a number.
+
+    Raises:
+      ConfigError: it is neither; names the field, the value and what is allowed.
+    """
+    if isinstance(value, str):
+        allowed = "a finite number" if value != word else ""
+    else:
+        allowed = _wrong(value, 1.0)
+    if allowed:
+        raise ConfigError(f"{field}={short(value)}: must be {word!r} or {allowed}")
+
+
 def _wrong(value: Any, default: Any) -> str:
-    """What a value must be; '' where it is."""
+    """What a value must be, in words; '' if it is that."""
     if isinstance(default, bool):
         return "" if isinstance(value, bool) else "True or False"
     if isinstance(default, str):

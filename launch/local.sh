@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# N processes of main.py on this machine, as on N hosts. docs/launch/local.md
+# Runs N processes of main.py on this machine, as on N hosts. See docs/launch/local.md.
 set -uo pipefail
 
 usage() {
   cat <<'TEXT'
 usage: launch/local.sh [--dry-run] N --config=... --workdir=... [more flags of main.py]
 
-Lines are marked with the process they come from. Ctrl-C or SIGTERM reach every process once. When
-one fails, the others are stopped; the exit status is that of the first that failed.
+Each line of output begins with the number of its process. Ctrl-C and SIGTERM reach every process
+once. When a process fails, the others are stopped; the exit status is that of the first failure.
 
-  PYTHON      Python to run (.venv/bin/python of the clone, else python3)
-  PORT        of the coordinator (a free one)
-  GPUS        GPUs of each process; without it the processes compute on the CPU
-  STOP_AFTER  seconds between SIGTERM and SIGKILL when another process has failed (10)
-  SAVE_WITHIN seconds that the others have once one has stopped by a signal (120)
+Variables, with their defaults in parentheses:
+  PYTHON      the Python to run (.venv/bin/python of the clone, else python3)
+  PORT        the port of the coordinator (a free one)
+  GPUS        number of GPUs of each process (none: the processes compute on the CPU)
+  STOP_AFTER  seconds from SIGTERM to SIGKILL for the others when a process has failed (10)
+  SAVE_WITHIN seconds for the others to save when a signal has stopped a process (120)
 TEXT
 }
 
@@ -50,7 +51,7 @@ print(s.getsockname()[1])') || die "PYTHON=$python: cannot be run"
 fi
 [[ $port =~ ^[1-9][0-9]{0,4}$ ]] || die "PORT=$port: must be a port"
 
-# Sets `environment` and `command` to those of process $1.
+# Sets `environment` and `command` for process $1.
 describe() {
   environment=("JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}")
   if [[ -n $gpus ]]; then
@@ -77,8 +78,8 @@ fi
 
 pipes=$(mktemp -d) || exit 1
 trap 'rm -rf -- "$pipes"' EXIT
-# Every process leads a group of its own: a Ctrl-C of the terminal reaches this script alone, which
-# passes it on. Passed on by both, it would count as the second one, which stops without saving.
+# Every process has a process group of its own, so Ctrl-C in the terminal reaches this script only,
+# which passes it on. If both reached a process, the second would stop it without saving.
 set -m
 pids=() printers=()
 pass_on() {
@@ -100,7 +101,7 @@ done
 
 status=0
 first= # the first process that ended with a status other than 0
-timer= # sleeps until the time of the others is up
+timer= # a sleep that ends when the others must have ended
 limit=
 running=$count
 ended=()
@@ -117,7 +118,7 @@ while (( running )); do
     status=${ended[i]}
     (( running )) || continue
     case $status in
-      75 | 130) limit=${SAVE_WITHIN:-120} ;; # a signal: the others are saving, too
+      75 | 130) limit=${SAVE_WITHIN:-120} ;; # stopped by a signal: the others are saving as well
       *)
         limit=${STOP_AFTER:-10}
         echo "local.sh: process $i ended with status $status; stopping the others" >&2
@@ -137,6 +138,6 @@ if [[ -n $timer ]]; then
   kill "$timer" 2>/dev/null
   wait "$timer" 2>/dev/null
 fi
-wait "${printers[@]}" 2>/dev/null # their last lines
+wait "${printers[@]}" 2>/dev/null # until the last lines are printed
 [[ -z $first ]] || echo "local.sh: process $first was the first to stop: status $status" >&2
 exit "$status"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh does on every host of a TPU; it lies in ~/jaxsplit there.
+# launch/tpu_pod.sh calls this script on every host of a TPU, in the copy in ~/jaxsplit.
 #
 #   tpu_host.sh install NFS SHARE PYTHON
 #   tpu_host.sh run NFS SHARE [flags of main.py]
@@ -26,7 +26,8 @@ mount_share() {
 
 install_here() {
   local nfs=$1 share=$2 python=$3
-  # A fresh host upgrades itself at first: wait for its locks. That of the lists apt does not wait for.
+  # A new host first upgrades itself, so wait for its locks. apt itself does not wait for the lock of
+  # its package lists; the loop does.
   local apt=(sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=900) tries=90
   until "${apt[@]}" update; do
     ((--tries)) || exit 1
@@ -34,7 +35,7 @@ install_here() {
   done
   "${apt[@]}" install -y nfs-common python3-venv
   mount_share "$nfs" "$share"
-  # The image's own Python may be older than jaxsplit needs; uv brings the one that was asked for.
+  # The Python of the image may be too old; uv installs the requested version.
   python3 -m venv "$HOME/.jaxsplit-uv"
   "$HOME/.jaxsplit-uv/bin/python" -m pip install --quiet uv
   "$HOME/.jaxsplit-uv/bin/uv" venv --quiet --clear --python "$python" .venv
@@ -52,8 +53,8 @@ run_here() {
   fi
   mount_share "$nfs" "$share"
   [[ ! -e $log ]] || mv -- "$log" "$log.old"
-  # In a session of its own, so that it outlives the connection. The shell around it takes the
-  # SIGTERM of a preemption as well and waits for the status, 75, that says it was saved.
+  # The run has a session of its own, so it outlives the connection. The shell around it ignores the
+  # SIGTERM of a preemption and waits for the status of the run; 75 means that it has saved.
   # shellcheck disable=SC2016
   setsid bash -c 'trap : TERM; "$@"; echo "exit status $?"' jaxsplit \
     .venv/bin/python main.py "$@" >"$log" 2>&1 </dev/null &

@@ -1,41 +1,41 @@
 #!/usr/bin/env bash
-# A run on Cloud TPU VMs, from request to deletion. docs/launch/tpu_pod.md
+# Runs jaxsplit on Cloud TPU VMs, from request to deletion. See docs/launch/tpu_pod.md.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 usage: launch/tpu_pod.sh [--dry-run] COMMAND [flags of main.py, for run and resume]
 
-  create   request the TPU VMs (queued resource) and wait until they are there
+  create   request the TPU VMs (a queued resource) and wait until they are active
   install  send the clone's last commit to all hosts, mount the share, install requirements-tpu.txt
-  run      start main.py on all hosts; it goes on when this command ends
-  logs     follow what a host prints until its process ends
+  run      start main.py on all hosts; it keeps running when this command ends
+  logs     print the output of a host until its process ends
   stop     let the run save and end
-  status   the state of the queued resource
-  resume   go on after a preemption: delete, create and install again as far as needed, then run
-  delete   delete the TPU VMs; the share stays
+  status   print the state of the queued resource
+  resume   after a preemption delete, create and install again as far as needed, then run
+  delete   delete the TPU VMs, but not the share
 
-Needed:
-  PROJECT, ZONE     of Google Cloud
-  NFS               for install, run, resume: HOST:/PATH that all hosts mount; none: SHARE is there
-  CONFIG            for run: a file of configs/, arguments included; for resume only if the workdir
+Required variables:
+  PROJECT, ZONE     project and zone in Google Cloud
+  NFS               for install, run, resume: HOST:/PATH that all hosts mount; none: SHARE is mounted
+  CONFIG            for run: a file of configs/ with its arguments; for resume only if the workdir
                     has no config yet
-Optional:
-  NAME              of the queued resource and its TPU VM (jaxsplit)
+Optional variables, with their defaults in parentheses:
+  NAME              name of the queued resource and its TPU VM (jaxsplit)
   ACCELERATOR       type and size, up to v6e (v6e-16)
   RUNTIME           version of the TPU software (that of ACCELERATOR)
   SPOT              yes: cheaper, may be preempted (no)
-  VALID_UNTIL       give the request up after so long, such as 6h (never)
-  NETWORK, SUBNETWORK, SERVICE_ACCOUNT  of the hosts (the project's defaults)
-  CREATE_FLAGS      more words for `queued-resources create`
+  VALID_UNTIL       time after which the request is given up, such as 6h (never)
+  NETWORK, SUBNETWORK, SERVICE_ACCOUNT  for the hosts (the project's defaults)
+  CREATE_FLAGS      further flags of `queued-resources create`
   SHARE             folder where NFS is mounted (/mnt/jaxsplit)
-  WORKDIR           of the run (SHARE/runs/NAME)
-  PYTHON            version for the hosts, 3.11 or newer (3.12)
-  WORKER            host whose lines `logs` follows (0)
-  POLL              seconds between two looks at a state (30)
+  WORKDIR           workdir of the run (SHARE/runs/NAME)
+  PYTHON            Python version for the hosts, 3.11 or newer (3.12)
+  WORKER            number of the host whose output `logs` prints (0)
+  POLL              seconds between two queries of a state (30)
   ARCHIVE           file that `install` packs the commit into (TMPDIR/jaxsplit-NAME.tar.gz)
-  GCLOUD            the command (gcloud)
-  SSH_FLAGS         more words for `tpu-vm ssh` and `scp`
+  GCLOUD            the gcloud command (gcloud)
+  SSH_FLAGS         further flags of `tpu-vm ssh` and `scp`
 TEXT
 }
 
@@ -95,7 +95,7 @@ read -ra ssh_flags <<<"${SSH_FLAGS:-}"
 read -ra create_flags <<<"${CREATE_FLAGS:-}"
 where=("--project=$PROJECT" "--zone=$ZONE")
 
-# The words as a shell would take them back: quotes only where they are needed.
+# Prints words as shell input, with quotes only where they are needed.
 quoted() {
   local word flag out=()
   for word in "$@"; do
@@ -108,12 +108,12 @@ quoted() {
   echo "${out[*]}"
 }
 
-# Runs a command, or prints it.
+# Runs a command, or prints it in a dry run.
 do_it() {
   if [[ -n $dry_run ]]; then quoted "$@"; else "$@"; fi
 }
 
-# on_hosts WORKER COMMAND: by the shell of that host, or of all.
+# on_hosts WORKER COMMAND: runs a shell command on host WORKER, or on all hosts.
 on_hosts() {
   do_it "${gcloud[@]}" tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "${ssh_flags[@]}" \
     "--command=$2"
@@ -123,7 +123,7 @@ describe() {
   do_it "${gcloud[@]}" queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
 }
 
-# The state in one word; NONE where there is no such queued resource.
+# Prints the state of the queued resource in one word; NONE: it does not exist.
 state_now() {
   local said errors
   errors=$(mktemp)
@@ -146,7 +146,7 @@ wait_until_active() {
     return
   fi
   while true; do
-    if ! state=$(state_now); then # one look that fails must not end a wait of days
+    if ! state=$(state_now); then # a failed query must not end a wait of days
       ((++failed < 10)) || exit 1
       sleep "$poll"
       continue
@@ -199,7 +199,7 @@ delete() {
 }
 
 resume() {
-  local state=SUSPENDED # a dry run shows the longest way
+  local state=SUSPENDED # a dry run shows the case with the most commands
   [[ -n $dry_run ]] || state=$(state_now)
   while [[ $state == SUSPENDING || $state == DELETING ]]; do
     echo "$name: $state"

@@ -47,7 +47,7 @@ def test_it_says_why():
         early.seen(10 * step, value)
     assert early.why == (
         "stopped early: test/ensemble/top1 was not better than 0.7500 of step 10 by more than 0.01 "
-        "in 2 evaluations (stop.patience=2; a larger one, or 0, goes on)"
+        "in 2 evaluations (stop.patience=2; with a larger one, or 0, the run resumes)"
     )
 
 

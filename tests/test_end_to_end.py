@@ -271,6 +271,7 @@ def run_until(done: int, config, workdir, monkeypatch) -> None:
             loop.train_and_evaluate(config, workdir)
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys, no_board):
     run_until(4, whole.config, tmp_path, monkeypatch)
     assert steps_in(tmp_path) == [2]
@@ -360,6 +361,7 @@ def test_another_experiment_is_refused(whole):
     assert files_of(whole.workdir) == before
 
 
+@pytest.mark.slow
 def test_nothing_of_the_metrics_is_lost_by_a_stop(tmp_path, monkeypatch, no_board):
     """Neither the sums since the last log point, nor the evaluation at the end."""
     config = tiny(log_every="3 steps", data__validation=0.1)

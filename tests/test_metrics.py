@@ -168,21 +168,21 @@ def test_a_log_that_is_damaged_blocks_nothing(tmp_path, no_board, damage, reason
     writer.close()
     assert read(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 20.0}]
     assert said == [
-        f"{tmp_path / metrics.JSONL} holds what is no metrics ({reason}); set aside as "
-        "metrics.jsonl.damaged, the 2 lines that can be read stay"
+        f"{tmp_path / metrics.JSONL} is damaged ({reason}); moved to "
+        "metrics.jsonl.damaged, and the 2 lines that can be read are kept"
     ]
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == WHOLE.encode() + damage
 
 
 def test_a_folder_in_the_place_of_the_log(tmp_path, no_board):
-    """And another one that was set aside before stays."""
+    """Earlier damaged files stay."""
     for name in ("", ".damaged", ".damaged2"):
         (tmp_path / f"{metrics.JSONL}{name}").mkdir()
     said = []
     metrics.Writer(tmp_path, say=said.append).close()
     assert read(tmp_path) == [] and (tmp_path / "metrics.jsonl.damaged3").is_dir()
     (line,) = said
-    assert "set aside as metrics.jsonl.damaged3, the 0 lines that can be read stay" in line
+    assert "moved to metrics.jsonl.damaged3, and the 0 lines that can be read are kept" in line
 
 
 @pytest.mark.parametrize("exists", [True, False])

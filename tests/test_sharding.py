@@ -125,6 +125,7 @@ def test_no_activation_crosses_devices(trained, mesh):
                 assert np.prod(shape) in parameters or np.prod(shape) <= logits, (kind, shape)
 
 
+@pytest.mark.slow
 def test_work_is_shared_out():
     """By XLA's own count of each device's program, at a size where the networks are the work."""
     flops = {}

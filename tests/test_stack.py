@@ -144,7 +144,9 @@ def assert_close(got, want, tolerance: float = 1e-5) -> None:
 # ---- equal to a loop
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "grouped", "se"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("basic", marks=pytest.mark.slow), "bottleneck", "grouped", "se"]
+)
 def test_equals_a_loop(name):
     """Logits, features, loss, gradients and statistics, in training and in evaluation."""
     with jax.enable_x64(True):  # so that only rounding of 1e-16 can differ
@@ -182,7 +184,13 @@ def test_equals_a_loop_in_float32(expected_in_float32, lowering):
         assert error <= 1e-5 * max(np.abs(b).max() for b in w), kind
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["views", "shared view"])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param(False, id="views"),
+        pytest.param(True, id="shared view", marks=pytest.mark.slow),
+    ],
+)
 def test_lowerings_and_a_shared_view_equal_a_loop(shared):
     """A view [1, B, ...] is the same view for all networks."""
     with jax.enable_x64(True):
@@ -363,7 +371,7 @@ def groups_of(name, num_networks, lowering) -> tuple[set[int], set[int]]:
     return tuple(set(map(int, kind)) for kind in kinds)
 
 
-@pytest.mark.parametrize("s", [3, 5])
+@pytest.mark.parametrize("s", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_default_emits_dense_convolutions(s):
     assert groups_of("basic", s, "auto") == ({1}, {1})
     assert groups_of("basic", s, "dense") == ({1}, {1})

@@ -183,9 +183,9 @@ def augment_config():
 @pytest.mark.parametrize(
     ("mesh", "shared", "in_a_loop"),
     [
-        ((1, 1), False, False),
+        pytest.param((1, 1), False, False, marks=pytest.mark.slow),
         ((1, 1), False, True),
-        ((4, 2), False, False),
+        pytest.param((4, 2), False, False, marks=pytest.mark.slow),
         ((4, 2), True, True),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_config_whose_batch_cannot_be_cut():
     config.optim.accumulate = 8
     with pytest.raises(ConfigError, match="^optim.accumulate=8: must divide the 4 images of a dev"):
         experiment.build(config)
-    experiment.build(config, training=False)
+    experiment.build_for_evaluation(config)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""The command line: `jaxsplit VERB ...`; main.py is the same program, with --mode for the verb.
+"""The command line `jaxsplit VERB ...`. main.py is the same program; its --mode is the verb.
 
-Nothing is imported here that imports jax: signals are taken and memory is kept before.
+This file imports nothing that imports jax, because `early` has to run first.
 """
 
 import importlib
@@ -13,7 +13,7 @@ VERBS = {
     "train": "train a run, or resume it, then evaluate it",
     "eval": "evaluate a checkpoint of a run",
     "predict": "predict the classes of a folder of images",
-    "summary": "print parameters, multiply-adds and schedules of a config; or of architectures",
+    "summary": "print parameters, multiply-adds and schedules of a config, or of architectures",
     "views": "draw what the networks see: a picture of augmented images",
     "export-leader": "write one network of a run into a workdir of its own",
     "prepare": "turn images on disk into a prepared data set",
@@ -55,7 +55,7 @@ def run_main() -> int:
 
 
 def early() -> None:
-    """What comes before the imports that take seconds and before jax starts threads."""
+    """Sets up signals and memory, before slow imports and before jax starts threads."""
     signals.early()
     allocator.keep_memory()
 

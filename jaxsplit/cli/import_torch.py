@@ -13,7 +13,7 @@ from jaxsplit.weights import torch_import
 PAGE = pages.Page(
     usage="jaxsplit import-torch CHECKPOINT... --config=NAME|FILE --workdir=DIR [FLAGS]",
     about="""Turns files of PyTorch weights into a workdir, which `jaxsplit eval` evaluates and
-`jaxsplit train --init_from=DIR` starts from. One file holds all networks, or each file holds one.
+`jaxsplit train --init_from=DIR` starts from. Give one file with all networks, or one per network.
 
 You are responsible for the licence of imported weights. `python -m jaxsplit.torch_import` is the
 same.""",
@@ -34,14 +34,14 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags of the command; returns its name and the files."""
-    if "ema" not in flags.FLAGS:  # here, as other commands have no such flag
-        text = "take the average of the weights (EMA) beside them"
+    if "ema" not in flags.FLAGS:  # defined here, because other commands lack this flag
+        text = "import the moving average of the weights (EMA) instead of the weights"
         flags.DEFINE_bool("ema", False, text, module_name=sys.argv[0])
     return run_flags.parse_with_files(argv, PAGE)
 
 
 def command(argv: list[str]) -> None:
-    """Imports; `argv`: the program's name and the files."""
+    """Imports the files; `argv`: the program's name and the files."""
     with run_flags.errors_in_one_line():
         if not run_flags.WORKDIR.value or len(argv) < 2:
             raise ConfigError("files and --workdir must be given: CHECKPOINT... --workdir=DIR")
@@ -52,7 +52,7 @@ def command(argv: list[str]) -> None:
         if weights.epoch is not None:
             what += f", epoch {weights.epoch:g}"
         if weights.top1 is not None:
-            what += f", test top-1 {weights.top1:.2%} as the file says"
+            what += f", test top-1 {weights.top1:.2%} according to the file"
         for note in weights.notes:
             print(note)
         print(f"imported {what}, into {workdir}")

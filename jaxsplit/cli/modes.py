@@ -1,4 +1,4 @@
-"""What a run is asked to do: main.py --mode=MODE, and the verbs that are such modes."""
+"""The modes of main.py (--mode=MODE), and the verbs of `jaxsplit` that run them."""
 
 import functools
 
@@ -19,27 +19,27 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "for eval, predict and export_leader: latest, best or a step"
 )
 _TO = flags.DEFINE_string(
-    "to", None, "for export_leader: the leader's workdir; WORKDIR/leader if not given"
+    "to", None, "for export_leader: the workdir to write; default: WORKDIR/leader"
 )
-# Of several processes on machines that know nothing of each other; see `processes.initialize`.
+# For processes on machines that no cluster manager connects; see `processes.initialize`.
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "of several processes: host:port that process 0 listens on"
+    "coordinator", None, "for several processes: host:port that process 0 listens on"
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "processes of the run; 1: this one alone"
+    "num_processes", None, "number of processes of the run; 1: this process alone"
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, from 0")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, counted from 0")
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
-    "for train: weights to start from (config.init_from): a workdir (its newest checkpoint), its "
-    "checkpoints/<step>, or files of PyTorch weights with commas between them (:ema behind them: "
-    "the averages in them)",
+    "for train: initial weights (config.init_from): a workdir (its newest checkpoint), its "
+    "checkpoints/<step>, or PyTorch files separated by commas (with :ema at the end: the moving "
+    "averages in them)",
 )
 
 
 def _workdir() -> str:
-    return run_flags.WORKDIR.value or ""  # a mode that needs one is refused without
+    return run_flags.WORKDIR.value or ""  # `main` refuses a mode that needs one and has none
 
 
 def _train(config: ConfigDict) -> None:
@@ -59,7 +59,7 @@ MODES = {
     ),
     "show_views": lambda config: print(views.views(config, _workdir())),
 }
-# Verbs -> modes, where they are not called the same.
+# Verb -> mode, where their names differ.
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
 
 _RUN = {"config": "NAME|FILE", "workdir": "DIR"}
@@ -70,7 +70,7 @@ PAGES = {
         usage=f"jaxsplit train --config=NAME|FILE --workdir=DIR {_OVERRIDES}",
         about="""Trains a run, or resumes it from its workdir, then evaluates it.
 
-Without --config the config of the workdir holds.""",
+Without --config the config saved in the workdir is used.""",
         flags=_RUN | {"init_from": "WEIGHTS"} | _PROCESSES,
         examples=(
             "jaxsplit train --config=digits_wrn16_4_x4 --workdir=runs/digits",
@@ -95,8 +95,8 @@ Without --config the config of the workdir holds.""",
     ),
     "views": pages.Page(
         usage=f"jaxsplit views --config=NAME|FILE --workdir=DIR {_OVERRIDES}",
-        about="""Draws the first training images, and the augmented view that each network sees of
-them, as WORKDIR/views.png.""",
+        about="""Draws the first training images and the augmented views of them that the networks
+see, as WORKDIR/views.png.""",
         flags=_RUN,
         examples=("jaxsplit views --config=digits_wrn16_4_x4 --workdir=runs/digits",),
         more=run_flags.overrides_and_experiments,
@@ -111,7 +111,7 @@ them, as WORKDIR/views.png.""",
         usage=f"python main.py --config=NAME|FILE --workdir=DIR [--mode=MODE] {_OVERRIDES}",
         about="""Trains a run (or resumes it) and evaluates it, or does what --mode says.
 
-Without --config the config of the workdir holds. `jaxsplit VERB` is the same program.""",
+Without --config the config saved in the workdir is used. `jaxsplit VERB` is the same program.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
         | predict.VALUES
@@ -130,7 +130,7 @@ Without --config the config of the workdir holds. `jaxsplit VERB` is the same pr
 
 
 def run(argv: list[str], verb: str = "") -> int:
-    """The program; `argv` without the verb, '' is main.py."""
+    """Runs a verb; '' is main.py. `argv`: the program's name and the arguments after the verb."""
     app.run(
         functools.partial(main, verb=verb),
         argv=argv,
@@ -145,7 +145,7 @@ def parse(argv: list[str], verb: str = "") -> list[str]:
 
 
 def main(_: list[str], verb: str = "") -> None:
-    """Does what a parsed command line asks for."""
+    """Runs the mode of a parsed command line."""
     with run_flags.errors_in_one_line():
         if verb:
             _check_flags(verb)
@@ -172,4 +172,6 @@ def _check_flags(verb: str) -> None:
     for flag in (*own, *predict.FLAGS):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
-            raise ConfigError(f"{flag.name}={flag.value!r}: `{verb}` has the flags {known}")
+            raise ConfigError(
+                f"{flag.name}={flag.value!r}: is no flag of `{verb}`, which has {known}"
+            )

@@ -1,4 +1,4 @@
-"""The pages that `--help` prints, and verbs whose flags are not those of a run."""
+"""The pages that `--help` prints, and the runner of verbs that have flags of their own."""
 
 import os
 import signal
@@ -12,21 +12,21 @@ from absl import flags
 from jaxsplit.errors import ConfigError
 
 _WIDTH = 96
-_COLUMN = 28  # where the description of a flag begins
+_COLUMN = 28  # at which the description of a flag begins
 
 
 @dataclass(frozen=True)
 class Page:
-    """What `--help` prints of a verb.
+    """What `--help` prints for a verb.
 
-    `flags`: name of a flag -> what stands for its value, '' of one without a value.
+    `flags`: name of a flag -> the placeholder of its value; '' for a flag without a value.
     """
 
     usage: str
     about: str
     flags: Mapping[str, str]
     examples: Sequence[str]
-    more: Callable[[], str] | None = None  # printed behind the flags
+    more: Callable[[], str] | None = None  # makes the text after the flags
 
     def text(self, defined: flags.FlagValues) -> str:
         """The page; `defined` holds the flags with their defaults."""
@@ -44,7 +44,7 @@ def _described(name: str, value: str, defined: flags.FlagValues) -> str:
     flag = defined[name]
     default = "" if flag.default in (None, False, "") else f" (default: {flag.default})"
     begin = f"  --{name}{'=' * bool(value)}{value}"
-    # absl adds to the text of a flag that can be given again, on a line of its own.
+    # absl appends a line to the help of a flag that can be repeated; it is left out.
     lines = textwrap.wrap(flag.help.partition(";\n")[0] + default, _WIDTH - _COLUMN)
     if len(begin) > _COLUMN - 2:
         lines = ["", *lines]
@@ -53,7 +53,7 @@ def _described(name: str, value: str, defined: flags.FlagValues) -> str:
 
 
 def asked_for(argv: Sequence[str]) -> bool:
-    """Whether arguments, without the program's name, ask for the page."""
+    """Whether these arguments ask for the page. `argv`: without the program's name."""
     until = list(argv).index("--") if "--" in argv else len(argv)
     return bool({"--help", "-help", "-h", "--h", "--helpshort"} & set(argv[:until]))
 
@@ -67,10 +67,10 @@ def run(
     """Runs a verb that has flags of its own; returns the exit status.
 
     Args:
-      page: of the verb.
+      page: the page of the verb.
       argv: its arguments, without the names of program and verb.
-      defined: its flags, which get their values.
-      command: takes the arguments that are no flags.
+      defined: its flags; they get their values here.
+      command: does the work; takes the arguments that are not flags, returns the exit status.
     """
     try:
         if asked_for(argv):
@@ -82,6 +82,8 @@ def run(
     except (flags.Error, ConfigError) as error:
         print("error:", str(error).strip(), file=sys.stderr, flush=True)
         return 2
-    except BrokenPipeError:  # its reader, such as `head`, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit flushes
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else the flush at exit fails
         return 128 + signal.SIGPIPE

@@ -11,11 +11,12 @@ from jaxsplit.errors import ConfigError
 
 PAGE = pages.Page(
     usage="jaxsplit prepare NAME --source=PATH [FLAGS]",
-    about=f"""Turns images on disk into a prepared data set. Needs no network.
+    about=f"""Turns images on disk into a prepared data set. Needs no internet.
 
-NAME is one of {", ".join(prepare.KNOWN)};
-any other name is that of a set of your own images, which lie in folders of classes or IDX files.
-The same command resumes an interrupted one. `python -m jaxsplit.data.prepare` is the same.""",
+NAME is one of {", ".join(prepare.KNOWN)},
+or a new name for a set of your own: one folder of images per class, or IDX files.
+The same command resumes an interrupted preparation.
+`python -m jaxsplit.data.prepare` is the same.""",
     flags={
         "source": "PATH",
         "data_dir": "DIR",
@@ -33,32 +34,33 @@ The same command resumes an interrupted one. `python -m jaxsplit.data.prepare` i
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        "source", None, "folder (or archive) that holds the images", flag_values=values
-    )
+    flags.DEFINE_string("source", None, "folder or archive with the images", flag_values=values)
     flags.DEFINE_string(
         "data_dir",
         "~/tensorflow_datasets",
-        "folder of prepared sets, config.data.dir of a run",
+        "folder of the prepared sets: config.data.dir of a run",
         flag_values=values,
     )
     flags.DEFINE_float(
         "holdout",
         0.0,
-        "share of each class that is held out for testing, where the set has no test images",
+        "share of each class to hold out for testing, if the set has no test images",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "check", "full", "full: decode every image; header: faster", flag_values=values
+        "check",
+        "full",
+        "full: decode every image; header: read its header only, which is faster",
+        flag_values=values,
     )
     flags.DEFINE_bool(
-        "partial", False, "allow missing images and leave out broken ones", flag_values=values
+        "partial", False, "allow missing images, and leave out damaged ones", flag_values=values
     )
     return values
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; 0: the set is there, 2: bad input, 130: interrupted."""
+    """Runs the command. Returns 0: the set is prepared, 2: bad input, 130: interrupted."""
     values = _flags()
 
     def command(names: list[str]) -> int:
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         return pages.run(PAGE, argv, values, command)
     except KeyboardInterrupt:
         print(
-            "interrupted; the same command goes on after the last full shard",
+            "interrupted; the same command resumes after the last complete shard",
             file=sys.stderr,
             flush=True,
         )

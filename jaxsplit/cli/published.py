@@ -1,4 +1,4 @@
-"""`jaxsplit published`: see `jaxsplit.recipes.published`."""
+"""The verb `jaxsplit published`; see `jaxsplit.recipes.published`."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from jaxsplit.recipes import published
 
 PAGE = pages.Page(
     usage="jaxsplit published [DATASET ...]",
-    about=f"""Prints a table of the results that the papers report: all, or those of some data sets.
+    about=f"""Prints a table of the results that the papers report, for all data sets or for some.
 
 DATASET is one of {", ".join(published.DATASETS)}. `python -m jaxsplit.published` is the same.""",
     flags={},
@@ -19,7 +19,7 @@ DATASET is one of {", ".join(published.DATASETS)}. `python -m jaxsplit.published
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; 0, or 2 at bad input."""
+    """Runs the command. Returns 0, or 2 at bad input."""
 
     def command(names: list[str]) -> int:
         for name in names:

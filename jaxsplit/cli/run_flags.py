@@ -1,4 +1,4 @@
-"""What the programs of a run share: flags of a config and a workdir, errors of one line."""
+"""What all verbs of a run share: the flags --config and --workdir, and one-line errors."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn, TypeAlias
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-# TensorFlow, which writes the TensorBoard files, prints notices unless told not to.
+# Keeps TensorFlow, which writes the TensorBoard files, from printing notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -34,38 +34,38 @@ from jaxsplit.recipes import experiments  # noqa: E402
 
 _Parsed: TypeAlias = Callable[[list[str], dict[str, str]], list[str]]
 _WANTED = "get_config() must return what jaxsplit.defaults.get_config() does, with fields changed"
-# ml_collections makes flags of a config's fields from a command line, which it also reads here.
-# From sys.argv it would take --flagfile unchecked: this one is filled when all is checked.
+# ml_collections reads a command line to make a flag of each config field. sys.argv may contain an
+# unchecked --flagfile, so it reads this list instead, which is filled after all checks.
 _ARGUMENTS: list[str] = []
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "a built-in experiment, or a file with get_config(); :ARGUMENTS behind it; default: the "
-    "config of the workdir",
+    "a built-in experiment or a file with get_config(), each with :ARGUMENTS if it takes some; "
+    "default: the config saved in the workdir",
     sys_argv=_ARGUMENTS,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, metrics, checkpoints")
 
 
 def overrides_and_experiments() -> str:
-    """The part of a page on --config."""
+    """The part of a help page about --config."""
     titles = {name: experiments.title(name) for name in experiments.names()}
     listed = "\n".join(
         f"  {name:25} {textwrap.shorten(title, 70, placeholder=' ...')}"
         for name, title in titles.items()
     )
     return f"""--config.FIELD=VALUE overrides a field of the config, as in --config.optim.lr=0.05;
-jaxsplit/defaults.py lists all fields. --flagfile=FILE reads flags from a file, one a line.
+jaxsplit/defaults.py lists all fields. --flagfile=FILE reads flags from a file, one per line.
 
 built-in experiments (NAME or NAME:key=value,...):
 {listed}"""
 
 
 def parse(argv: list[str], page: pages.Page) -> list[str]:
-    """Parses the flags, those in files too; wrong ones are one line and exit status 2.
+    """Parses the flags, including those in files. A wrong flag prints one line and exits with 2.
 
     Args:
-      argv: the program's name and its arguments. Without --config the config of the workdir holds.
+      argv: the program's name and its arguments. Without --config the workdir's config is used.
       page: what --help prints.
 
     Returns:
@@ -74,7 +74,7 @@ def parse(argv: list[str], page: pages.Page) -> list[str]:
 
     def parsed(argv: list[str], given: dict[str, str]) -> list[str]:
         if "config" not in given and given.get("workdir"):
-            # The workdir's own config, which can be overridden like any other.
+            # The workdir's own config can be overridden like any other.
             config_lib.load(given["workdir"])
             argv = [argv[0], f"--config={saved.__file__}:{given['workdir']}", *argv[1:]]
         rest = _values(argv, given)
@@ -86,7 +86,7 @@ def parse(argv: list[str], page: pages.Page) -> list[str]:
 
 
 def parse_with_files(argv: list[str], page: pages.Page) -> list[str]:
-    """`parse` of a program that makes a workdir from files; returns its name and those files."""
+    """As `parse`, for a program that takes files; returns its name and the files."""
     return _parse(argv, page, _values)
 
 
@@ -107,7 +107,7 @@ def _parse(argv: list[str], page: pages.Page, parsed: _Parsed) -> list[str]:
 
 
 def _with_experiment(argv: list[str], given: dict[str, str]) -> list[str]:
-    """`argv` with the path of a built-in experiment where --config names one.
+    """Replaces the name of a built-in experiment in --config by the path of its file.
 
     Raises:
       ConfigError: --config names neither a file nor an experiment.
@@ -124,7 +124,7 @@ def _with_experiment(argv: list[str], given: dict[str, str]) -> list[str]:
             f"config={given['config']!r}: must be a file with get_config() or a built-in "
             f"experiment; nearest are {near}"
         )
-    # ml_collections reads every --config that is given, so that none with the name may stay.
+    # ml_collections reads every --config, so all of them are removed and the path is given once.
     rest, made = argv[1:], [argv[0], f"--config={path}{colon}{arguments}"]
     while rest:
         argument = rest.pop(0)
@@ -138,12 +138,12 @@ def _with_experiment(argv: list[str], given: dict[str, str]) -> list[str]:
 
 
 def _values(argv: list[str], given: dict[str, str]) -> list[str]:
-    """Gives the flags their values; returns the program's name and what is no flag."""
-    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error here
+    """Gives the flags their values; returns the program's name and the other arguments."""
+    logging.set_verbosity(logging.ERROR)  # ml_collections logs what is reported as an error here
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError, flags.Error) as error:
-        # Not before: the file may have registered a method, and with it fields.
+        # Only after the config file has run: it may register a method with fields of its own.
         config_lib.check_overrides(given)
         if isinstance(error, flags.Error):
             raise
@@ -163,8 +163,8 @@ def _check_config(given: dict[str, str]) -> None:
 
 
 def _of_config_file(error: Exception, given: str) -> Exception:
-    """`error`, or one line where the file has no get_config() that can be called so."""
-    # Of an error in a config file absl keeps the traceback as text.
+    """A one-line error if the config file has no suitable get_config(), else `error`."""
+    # absl keeps the traceback of an error in a config file as text.
     lines = str(error).strip().splitlines()
     frames = [line for line in lines if line.lstrip().startswith("File ")]
     if not frames or "config_flags.py" not in frames[-1]:
@@ -177,12 +177,13 @@ def _of_config_file(error: Exception, given: str) -> Exception:
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Ends the program at bad input (status 2) and at a loss that is not finite, a checkpoint that
-    cannot be saved and a full disk (status 1); where a signal stopped it with the signal's status.
+    """Turns errors of a run into one line and an exit status.
 
-    Of several processes also at any other error (status 1): the others would be waited for.
+    Bad input ends the program with status 2. A loss that is not finite, a checkpoint that cannot be
+    saved and a full disk end it with status 1, and a signal with the status of `Stopped`. In a run
+    of several processes any other error ends it with status 1, without waiting for the others.
     """
-    logging.set_verbosity(logging.FATAL)  # orbax tells much, and errors twice
+    logging.set_verbosity(logging.FATAL)  # orbax logs a lot, and reports errors twice
     try:
         yield
     except (ConfigError, NonFiniteLossError, SaveError) as error:
@@ -203,10 +204,10 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def _fail(error: Exception, status: int) -> NoReturn:
-    """Ends with one line, without a traceback, unless it is that of a bug in a config file."""
+    """Prints one line and exits; keeps the traceback if a config file has a bug."""
     text = str(error).strip()
     last = " ".join(text.splitlines()[-1].split())
-    # Of an error in a config file absl keeps the traceback as text; its last line says what.
+    # absl keeps the traceback of an error in a config file as text; its last line is the error.
     ours = last.removeprefix(f"{ConfigError.__module__}.{ConfigError.__qualname__}: ")
     text = text if "Traceback" in text and ours == last else ours
     print("error:", text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`jaxsplit summary`: see `jaxsplit.report.summary`."""
+"""The verb `jaxsplit summary`; see `jaxsplit.report.summary`."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,10 @@ from jaxsplit.report import summary
 
 PAGE = pages.Page(
     usage="jaxsplit summary --config=NAME|FILE [--config.FIELD=VALUE ...] | --arch=NAME | --all",
-    about="""Prints parameters and multiply-adds: with --config (or --workdir) of what a run trains,
-with its curves of learning rate and weights; else of architectures, divided in 1, 2 and 4.
+    about="""Prints parameters and multiply-adds.
+
+With --config or --workdir: of the networks that a run trains, with curves of its learning rate and
+loss weights. With --arch or --all: of architectures, divided in 1, 2 and 4.
 
 `python -m jaxsplit.summary` is the same.""",
     flags={"config": "NAME|FILE", "workdir": "DIR", "arch": "NAME", "all": ""},
@@ -25,17 +27,19 @@ with its curves of learning rate and weights; else of architectures, divided in 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "an experiment: see `jaxsplit train`", flag_values=values)
-    flags.DEFINE_string("workdir", None, "of a run, in place of --config", flag_values=values)
-    flags.DEFINE_multi_string(
-        "arch", None, "an architecture; can be given again", flag_values=values
+    flags.DEFINE_string(
+        "config", None, "an experiment, as for `jaxsplit train`", flag_values=values
     )
-    flags.DEFINE_bool("all", False, "every architecture, in some minutes", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", None, "the workdir of a run, instead of --config", flag_values=values
+    )
+    flags.DEFINE_multi_string("arch", None, "an architecture; can be repeated", flag_values=values)
+    flags.DEFINE_bool("all", False, "every architecture; takes some minutes", flag_values=values)
     return values
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; 0, or 2 at bad input. Each line is printed as soon as it is known."""
+    """Runs the command. Returns 0, or 2 at bad input. Prints each line as soon as it is known."""
     values = _flags()
     names = {a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-")}
     if not names & {"arch", "all"} and argv and not pages.asked_for(argv):

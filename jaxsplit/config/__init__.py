@@ -1,7 +1,7 @@
-"""Configs: read, checked, saved, and what follows from them.
+"""Configs: reads, checks and saves them, and derives what follows from them.
 
-A config holds primary values (`jaxsplit/defaults.py`); `durations.plan` derives lengths in steps
-when the run starts.
+A config holds primary values only (`jaxsplit/defaults.py`). `resolve` derives what follows from
+them alone; `durations.plan` derives lengths in steps once the size of the data set is known.
 """
 
 from jaxsplit.config.checks import (
@@ -26,7 +26,7 @@ from jaxsplit.config.fields import check_field, check_overrides, flags_given, fl
 from jaxsplit.config.file import NAME as CONFIG_FILE
 from jaxsplit.config.file import read as load
 from jaxsplit.config.file import write as save
-from jaxsplit.config.identity import RUNTIME, check_identity
+from jaxsplit.config.identity import RUNTIME, check_evaluation, check_identity
 from jaxsplit.workdir.folder import prepare_workdir
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "VIEWS",
     "best_metric",
     "check",
+    "check_evaluation",
     "check_field",
     "check_identity",
     "check_overrides",

@@ -1,6 +1,6 @@
-"""Checks of a config that need neither data nor devices, by section.
+"""Checks of a config, section by section, that need neither data nor devices.
 
-Every wrong value is a `ConfigError` of one line, raised before anything is compiled.
+A wrong value raises a `ConfigError` of one line before anything is compiled.
 """
 
 import math
@@ -32,7 +32,7 @@ from jaxsplit.section import Section
 
 # Fields that may differ between the processes of a run.
 PER_HOST = ("data.dir", "data.threads")
-# Fields that are durations, or several, besides `duration` and those of methods.
+# Fields that hold a duration, or a tuple of durations, besides `duration` and methods' fields.
 DURATIONS = (
     "schedule.warmup",
     "schedule.milestones",
@@ -41,17 +41,18 @@ DURATIONS = (
     "eval.every",
     "checkpoint.every",
 )
+NUMBER_OR_PAPER = ("distill.temperature",)  # fields that take a number or 'paper'
 MOST_NETWORKS, MOST_THREADS = 4096, 1024
 VIEWS = ("different", "same", PAPER)
 DTYPES = ("float32", "bfloat16")
-ON_CORRUPT = ("previous", "error")  # what a run does at a checkpoint that is damaged
+ON_CORRUPT = ("previous", "error")  # what a run does if its newest checkpoint is damaged
 
 
 def check_types(config: ConfigDict) -> ConfigDict:
     """Checks that a config has the fields of `jaxsplit/defaults.py`, each with a value of its type.
 
     Returns:
-      A copy with Python's own values; paths and NumPy's values are taken, see `values.plain`.
+      A copy in which paths and NumPy values have become Python values; see `values.plain`.
 
     Raises:
       ConfigError: names the field, its value and what is allowed.
@@ -68,15 +69,18 @@ def check_types(config: ConfigDict) -> ConfigDict:
     for field, default in known.items():
         if field not in given:
             raise ConfigError(f"{field}: missing; start from jaxsplit.defaults.get_config()")
-        values.check_type(field, given[field], default)
+        if field in NUMBER_OR_PAPER:
+            values.check_number_or(field, given[field], PAPER)
+        else:
+            values.check_type(field, given[field], default)
     return config
 
 
 def check(config: ConfigDict) -> ConfigDict:
-    """Checks all that can be known without data and devices.
+    """Checks everything that depends neither on the data nor on the devices.
 
     Returns:
-      A copy with Python's own values; see `check_types`.
+      A copy with Python values; see `check_types`.
 
     Raises:
       ConfigError: names the field, its value and what is allowed.
@@ -188,12 +192,12 @@ def _data(section: Section) -> None:
     need("data.resident_limit", "0 or more MiB", config.data.resident_limit >= 0)
     for field in ("augment.erase_area", "augment.erase_aspect"):
         pair = section.given[field]
-        need(field, "two numbers, least and most", len(pair) == 2 and all(map(_is_number, pair)))
+        need(field, "two numbers, least and largest", len(pair) == 2 and all(map(_is_number, pair)))
 
 
 def _lengths(section: Section) -> None:
     config, need = section.config, section.need
-    # Which duration is longer only the data tells, by the length of an epoch: `durations.plan`.
+    # Durations of different units are compared in `durations.plan`, which knows the epoch's length.
     total = durations.parse("duration", config.duration)
     need("duration", "in steps, epochs or examples", total.unit != "percent")
     need("duration", "at least one step", total.value > 0)
@@ -213,11 +217,10 @@ def _lengths(section: Section) -> None:
 
 
 def check_same_on_all(config: ConfigDict) -> None:
-    """Checks that all processes of a run have the same config, but for where and how fast they
-    read their data; each has to call it.
+    """Checks that all processes of a run have the same config, except for `PER_HOST`. Collective.
 
     Raises:
-      ConfigError: on all of them; names the field and the values.
+      ConfigError: on all processes; names the field and its values.
     """
     fields = {k: repr(v) for k, v in flat(config) if k not in PER_HOST}
     processes.check_same(fields | {"the version of jax": jax.__version__})

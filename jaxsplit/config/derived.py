@@ -1,4 +1,4 @@
-"""What follows from a config: its networks, views, trunk and the metric of `best`."""
+"""What follows from a config alone: networks, views, trunk, metric of the best checkpoint."""
 
 import dataclasses
 from typing import Any
@@ -8,51 +8,52 @@ from ml_collections import ConfigDict
 from jaxsplit import methods, models
 from jaxsplit.errors import ConfigError
 
-PAPER = "paper"  # value of a field: as in the method's paper
+PAPER = "paper"  # the value of a field that means: as in the method's paper
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """What a config stands for, worked out once; no data and no device is needed for it."""
+    """What a config means, worked out once, without data and devices."""
 
     entry: methods.Entry
-    """Of the method."""
+    """The facts of the method."""
     num_networks: int
-    """S."""
+    """S: the number of networks that are trained."""
     divided_in: int
-    """In how many networks `arch` is divided; 1: not at all."""
+    """The number of small networks that replace `arch`; 1: the networks are whole."""
     spec: Any
-    """Of one of the networks."""
+    """The Spec of one network."""
     trunk: str
-    """The last stage that the networks share; '' where they share none."""
+    """The last stage that the networks share; '': they share none."""
     shared_view: bool
-    """Whether all networks see one view of an image."""
+    """Whether all networks see the same view of an image."""
     best_metric: str
-    """What makes a checkpoint the best one: top-1 of the answer, on held-out data if there is."""
+    """Metric that selects the best checkpoint: the answer's top-1, on validation data if any."""
 
     @property
     def num_views(self) -> int:
-        """Of every image."""
+        """Number of views of each image."""
         return 1 if self.shared_view else self.num_networks
 
 
 def resolve(config: ConfigDict) -> Resolved:
-    """Everything that follows from a config alone; the config stays as it is.
+    """Everything that follows from a config alone. The config is not changed.
 
     Raises:
-      ConfigError: an unknown method or architecture, one that is not divided in that many, no such
-        stage, or none where the method needs one.
+      ConfigError: the method or architecture is unknown, the architecture has no division into so
+        many networks, the stage of `trunk` is unknown, or the method needs a trunk and has none.
     """
     if config.method not in methods.METHODS:
         names = ", ".join(methods.METHODS)
         raise ConfigError(f"method={config.method!r}: must be one of {names}")
     entry = methods.METHODS[config.method]
     of_one = spec(config)
-    # A config that was not checked may have '', which meant PAPER.
+    # An unchecked config may still have '', the old value that means PAPER.
     views = entry.views if config.views in ("", PAPER) else config.views
     text = "" if config.trunk == PAPER else config.trunk
     try:
-        stage = models.trunk_stage(of_one, text, default=entry.trunk != "none")
+        default = "none" if entry.trunk == "none" else "all but the last"
+        stage = models.trunk_stage(of_one, text, default=default)
     except ConfigError as error:
         named = str(error).replace("trunk='':", f"trunk={config.trunk!r}:")
         raise ConfigError(named) from None
@@ -71,21 +72,21 @@ def resolve(config: ConfigDict) -> Resolved:
 
 
 def spec(config: ConfigDict) -> Any:
-    """The Spec of one of the networks, of a config for which there is no Experiment.
+    """The Spec of one network, for a config without an Experiment.
 
     Raises:
-      ConfigError: unknown architecture, or one that is not divided in that many.
+      ConfigError: the architecture is unknown, or has no division into so many networks.
     """
     return models.divided(config.arch, divided_in(config))
 
 
 def divided_in(config: ConfigDict) -> int:
-    """In how many networks `arch` is divided; 1: not at all."""
+    """The number of small networks that replace `arch`; 1: the networks are whole."""
     return (config.divide_in or config.split) if config.divide else 1
 
 
 def shared_view(config: ConfigDict) -> bool:
-    """Whether all networks see one view of an image."""
+    """Whether all networks see the same view of an image."""
     return resolve(config).shared_view
 
 
@@ -95,5 +96,5 @@ def trunk(config: ConfigDict) -> str:
 
 
 def best_metric(config: ConfigDict) -> str:
-    """What makes a checkpoint the best one; see `Resolved`."""
+    """The metric that selects the best checkpoint; see `Resolved`."""
     return resolve(config).best_metric

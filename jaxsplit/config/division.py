@@ -1,4 +1,4 @@
-"""Whether the S networks that replace one together cost as much as it: the promise of dividing."""
+"""Checks that the small networks together cost about as much as the network that they replace."""
 
 from ml_collections import ConfigDict
 
@@ -6,12 +6,12 @@ from jaxsplit import config as config_lib
 from jaxsplit import costs
 from jaxsplit.errors import ConfigError
 
-WARN = 1.2  # from this ratio on it is said
-MOST = 1.5  # beyond this one only where the config wants it; published divisions reach 1.39
+WARN = 1.2  # a higher ratio of multiply-adds gets a warning
+MOST = 1.5  # a higher ratio needs `divide_anyway`; published divisions reach 1.39
 
 
 def ratio(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]) -> float:
-    """Multiply-adds of all networks that replace `arch`, over those of `arch`; 1 of whole ones."""
+    """Multiply-adds of all networks that replace `arch`, divided by those of `arch`."""
     divided_in = config_lib.divided_in(config)
     if divided_in == 1:
         return 1.0
@@ -21,7 +21,7 @@ def ratio(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, 
 
 
 def check(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]) -> str:
-    """A line that warns of networks that together cost more than `arch`; '' where they do not.
+    """A warning if the networks together cost much more than `arch`, else ''.
 
     Raises:
       ConfigError: they cost over `MOST` times as much, and `config.divide_anyway` is False.
@@ -33,6 +33,6 @@ def check(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, 
     if times > MOST and not config.divide_anyway:
         raise ConfigError(
             f"{field}={divided_in}: must be a division of about the same cost; {cost}, "
-            f"at most {MOST} are allowed unless divide_anyway=True"
+            f"at most {MOST} times are allowed unless divide_anyway=True"
         )
     return f"warning: {field}={divided_in}: the {cost}" if times > WARN else ""

@@ -1,4 +1,4 @@
-"""The fields of a config by their dotted names, and flags that override them."""
+"""The dotted names of config fields, and the flags that override them."""
 
 import difflib
 from typing import Any
@@ -11,10 +11,10 @@ __all__ = ["check_field", "check_overrides", "flags_given", "flat"]
 
 
 def check_field(field: str, value: Any) -> None:
-    """Checks that `jaxsplit/defaults.py` has a field, or a group of fields, of that name.
+    """Checks that a field, or a group of fields, of this dotted name exists.
 
     Raises:
-      ConfigError: it has not; names those near it, else those of the same group.
+      ConfigError: it does not; suggests similar names, else lists the fields of its group.
     """
     known = dict(flat(defaults.get_config()))
     if field in known or any(k.startswith(field + ".") for k in known):
@@ -30,7 +30,7 @@ def check_field(field: str, value: Any) -> None:
 
 
 def flags_given(argv: list[str]) -> dict[str, str]:
-    """Name -> value of the flags on a command line, before they are parsed."""
+    """Reads name -> value of the flags on a command line, before they are parsed."""
     given = {}
     for flag, after in zip(argv[1:], [*argv[2:], "-"], strict=False):
         name, equals, value = flag.lstrip("-").partition("=")
@@ -40,7 +40,7 @@ def flags_given(argv: list[str]) -> dict[str, str]:
 
 
 def check_overrides(given: dict[str, str]) -> None:
-    """Raises ConfigError for the first --config.field of `flags_given` that does not exist."""
+    """Raises ConfigError for the first --config.FIELD in `given` that does not exist."""
     for name, value in given.items():
         if name.startswith(("config.", "noconfig.")):
             check_field(name.partition(".")[2], value)

@@ -1,4 +1,4 @@
-"""`config.json` of a workdir: what is read from it, and what is wrong with it, in one line."""
+"""Writes and reads `config.json` of a workdir; reports what is wrong with it in one line."""
 
 import json
 import pathlib
@@ -12,12 +12,12 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files
 
 NAME = "config.json"
-_WRITER = "written_by"  # beside the fields; files of before 0.1.0 lack it
-_DEPTH = 8  # of nested groups; configs have two
+_WRITER = "written_by"  # an entry beside the fields; files from before 0.1.0 lack it
+_DEPTH = 8  # most levels of nesting that are read; configs have two
 
 
 def write(config: ConfigDict, folder: pathlib.Path, more: history.More | None = None) -> None:
-    """Writes the fields, which version of jaxsplit did, and `more`, of `history`."""
+    """Writes the fields, the version of jaxsplit, and the record of changes in `more`."""
     fields = json.loads(config.to_json())
     if more is not None:
         fields = more.add_to(fields)
@@ -26,11 +26,11 @@ def write(config: ConfigDict, folder: pathlib.Path, more: history.More | None = 
 
 
 def read(workdir: str | pathlib.Path) -> ConfigDict:
-    """The config that a workdir was made by; fields that did not exist then have their default.
+    """The config saved in a workdir; fields added since take their defaults.
 
     Raises:
-      ConfigError: there is none, or a field does not fit; names the file, the field and the
-        version that wrote it.
+      ConfigError: there is no config, or a field does not fit; names the file, the field and the
+        version of jaxsplit that wrote it.
     """
     folder = files.path_of(workdir)
     try:
@@ -85,7 +85,7 @@ def _fill(config: ConfigDict, fields: dict[str, Any], prefix: str) -> None:
 
 
 def _tuples(value: Any, depth: int = 0) -> Any:
-    """JSON has lists where configs have tuples."""
+    """Turns the lists of JSON into the tuples of a config."""
     if depth > _DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(value, list):
@@ -96,7 +96,7 @@ def _tuples(value: Any, depth: int = 0) -> Any:
 
 
 def _short(value: Any) -> str:
-    """A value in at most 60 characters."""
+    """A value as text of at most 60 characters."""
     try:
         text = json.dumps(value) if isinstance(value, dict | list) or value is None else repr(value)
     except RecursionError:

@@ -1,6 +1,7 @@
-"""Flags that stand in files: --flagfile=FILE, one flag a line, # and // begin comments.
+"""Expands --flagfile=FILE: a file with one flag per line; # and // begin comments.
 
-absl expands such files where it parses; here that happens before, so that every check sees them.
+absl would expand such files only when it parses. Here they are expanded first, so every check sees
+their flags.
 """
 
 import os
@@ -12,14 +13,14 @@ _NAMES = ("--flagfile", "-flagfile")
 
 
 def expanded(arguments: Sequence[str], within: tuple[str, ...] = ()) -> list[str]:
-    """The arguments, with the flags of each file in its place; what follows `--` stays.
+    """The arguments, with each --flagfile replaced by the flags in it; what follows `--` stays.
 
     Args:
-      arguments: of a command line, without the program's name.
-      within: files that these arguments stand in, the outermost first.
+      arguments: the arguments of a command line, without the program's name.
+      within: the files that contain these arguments, the outermost first.
 
     Raises:
-      ConfigError: a file is missing, cannot be read, or holds itself.
+      ConfigError: a file is missing, cannot be read, or includes itself.
     """
     rest, made = list(arguments), []
     while rest:
@@ -44,13 +45,15 @@ def _lines(path: str, within: tuple[str, ...]) -> list[str]:
     if not path:
         raise ConfigError("flagfile: must name a file")
     if _real(path) in within:
-        raise ConfigError(f"flagfile={path!r}: must not be one of the files that it stands in")
+        raise ConfigError(f"flagfile={path!r}: must not include itself")
     try:
         with open(_real(path), encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
-        raise ConfigError(f"flagfile={path!r}: must be a file with a flag a line ({why})") from None
+        why = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(
+            f"flagfile={path!r}: must be a file with one flag per line ({why})"
+        ) from None
     lines = [line for line in lines if line and not line.startswith(("#", "//"))]
     for line in lines:
         if not line.startswith("-"):

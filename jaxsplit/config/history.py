@@ -1,8 +1,8 @@
-"""What may change in a run that goes on, and config.json's record of what did.
+"""Which fields may change when a run is resumed, and the record of changes in config.json.
 
-A workdir is resumed with the config that it was begun with. `resume_with='changed'` lets those
-fields change that leave the arrays of the state and the order of the data as they are; the
-optimizer goes on with its state.
+A workdir is resumed with its own config. `resume_with='changed'` also allows changes of fields on
+which neither the arrays of the training state nor the order of the data depend; the optimizer
+keeps its state.
 """
 
 import json
@@ -25,13 +25,13 @@ CHANGEABLE = (
     "dtype",
     "batch_norm",
     "distill",
-)  # and the fields of methods, unless their Entry says that arrays depend on them
-# But not this one, on which arrays depend,
+)  # and the fields of methods, except those in `fixed` of their Entry
+# A field of these groups that must not change, because arrays of the state depend on it.
 FIXED = ("optim.name",)
-# nor these from 0 (False) to another value, or back: the optimizer has other arrays then.
+# These must not change between 0 (False) and another value: the optimizer's arrays would differ.
 ON_OR_OFF = ("optim.momentum", "optim.clip_norm", "optim.centered")
-# Fields that came after the first runs, and what those were made with. A run whose config.json
-# lacks one goes on so.
+# Fields added after the first runs, with the value that these runs used. A run whose config.json
+# lacks such a field keeps that value.
 LATER = {"ema_warmup": False}
 
 Changes = dict[str, tuple[Any, Any]]
@@ -49,7 +49,7 @@ class More(NamedTuple):
 
 
 def may_change(field: str, before: Any, after: Any) -> bool:
-    """Whether `resume_with='changed'` lets a field go from one value to another."""
+    """Whether `resume_with='changed'` allows this change of a field."""
     if field in FIXED or (field in ON_OR_OFF and bool(before) != bool(after)):
         return False
     group, _, name = field.partition(".")
@@ -59,31 +59,36 @@ def may_change(field: str, before: Any, after: Any) -> bool:
     return any(field == c or field.startswith(c + ".") for c in CHANGEABLE)
 
 
-def allowed(
-    changed: Changes, workdir: str | pathlib.Path, resume_with: str, *, evaluating: bool = False
-) -> Changes:
-    """The changes, where all of them may be made.
+def allowed(changed: Changes, workdir: str | pathlib.Path, resume_with: str) -> Changes:
+    """Returns the changes if a run may be resumed with them.
 
     Raises:
-      ConfigError: some may not; names them and the way on.
+      ConfigError: it may not; names the fields and what to do.
     """
-    may = {field for field, values in changed.items() if may_change(field, *values)}
-    goes_on = resume_with == "changed" and not evaluating
-    refused = {f: v for f, v in changed.items() if not (goes_on and f in may)}
-    if not refused:
-        return changed
-    if goes_on:
+    refused = {f: values for f, values in changed.items() if not may_change(f, *values)}
+    if resume_with == "changed":
+        if refused:
+            raise ConfigError(
+                f"workdir={str(workdir)!r}: resume_with='changed' does not allow changes of "
+                f"{in_words(refused)}. {_WAY_ON}"
+            )
+    elif refused:
+        refuse(changed, workdir)
+    else:
+        refuse(changed, workdir, "; or resume with the new values: --config.resume_with=changed")
+    return changed
+
+
+_WAY_ON = "Choose another workdir, or the old values"
+
+
+def refuse(changed: Changes, workdir: str | pathlib.Path, another_way: str = "") -> None:
+    """Raises ConfigError if anything changed; names all of it and what to do."""
+    if changed:
         raise ConfigError(
-            f"workdir={str(workdir)!r}: resume_with='changed' does not let change "
-            f"{in_words(refused)}. Choose another workdir, or these values"
+            f"workdir={str(workdir)!r}: holds another experiment; changed are "
+            f"{in_words(changed)}. {_WAY_ON}{another_way}"
         )
-    way = "Choose another workdir, or these values"
-    if len(may) == len(changed) and not evaluating:
-        way += "; or --config.resume_with=changed, which goes on with the new ones"
-    raise ConfigError(
-        f"workdir={str(workdir)!r}: holds another experiment; changed are {in_words(refused)}. "
-        f"{way}"
-    )
 
 
 def in_words(changes: Changes) -> str:
@@ -92,12 +97,12 @@ def in_words(changes: Changes) -> str:
 
 
 def more(file: pathlib.Path, step: int, changes: Changes) -> More:
-    """What a config.json is to hold besides the config; `file` is the one that it replaces.
+    """What a new config.json holds besides the config.
 
     Args:
-      file: need not exist.
-      step: from which the changes hold; 0: a new run, which has nothing of an older file.
-      changes: of this start.
+      file: the config.json that it replaces; need not exist.
+      step: the step from which the changes hold; 0: a new run, which ignores an older file.
+      changes: the fields that this start changes.
     """
     known = _read(file) if step else {}
     past = known.get(KEY, [])
@@ -107,14 +112,14 @@ def more(file: pathlib.Path, step: int, changes: Changes) -> More:
 
 
 def only_config(fields: Any) -> Any:
-    """What config.json holds of the config, with the fields that came later as runs had them."""
+    """The config in config.json; fields of LATER that it lacks have the value that the run used."""
     if not isinstance(fields, dict):
         return fields
     return LATER | {k: v for k, v in fields.items() if k != KEY}
 
 
 def adopt(config: ConfigDict, file: pathlib.Path) -> None:
-    """Sets the fields of LATER that the run of that config.json was begun without."""
+    """Sets the fields of LATER that this config.json lacks to the value that the run used."""
     known = _read(file)
     for field, value in LATER.items():
         if known and field not in known:
@@ -122,7 +127,7 @@ def adopt(config: ConfigDict, file: pathlib.Path) -> None:
 
 
 def _read(file: pathlib.Path) -> dict:
-    """Empty where there is no such file; `config.load` says what is wrong with one."""
+    """The file's fields; {} if it cannot be read: `config.load` reports what is wrong with it."""
     try:
         fields = json.loads(file.read_text())
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Limits of a config's values that the images, the machine and the devices set.
+"""Limits that the images, the machine and the devices set to the values of a config.
 
-`check_memory` refuses only what is certain not to fit: the images of one batch, or the weights,
-alone take more memory than there is. `check_new_run` refuses values that would ruin a run in
-silence; a run that was begun with them before they were refused goes on.
+`check_memory` and `check_weights` refuse only what cannot fit: the images of one batch alone, or
+the weights alone, need more memory than there is. `check_new_run` refuses values that would ruin a
+run silently. A run that an older version began with such values may still be resumed.
 """
 
 import math
@@ -19,7 +19,7 @@ from jaxsplit.augment import policies
 from jaxsplit.errors import ConfigError
 from jaxsplit.sharding import Sharding
 
-SEEDS = 2**32  # jax.random.key takes no more in 32 bits
+SEEDS = 2**32  # the number of seeds that jax.random.key takes with 32-bit integers
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
@@ -27,7 +27,7 @@ _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def host_memory() -> int | None:
-    """Bytes that this machine has, or that the process may have of them; None: not known."""
+    """Bytes of this machine's memory, or this process's limit if it is lower; None: unknown."""
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -36,7 +36,7 @@ def host_memory() -> int | None:
 
 
 def _cgroup_limits() -> Iterator[int]:
-    """Limits of the control groups of this process, versions 1 and 2, in bytes."""
+    """Memory limits in bytes of this process's control groups, versions 1 and 2."""
     try:
         lines = pathlib.Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -56,46 +56,57 @@ def _cgroup_limits() -> Iterator[int]:
 
 
 def device_memory(device: jax.Device) -> int | None:
-    """Bytes of a device's own memory; None: it has none, as a CPU, or does not tell."""
+    """Bytes of a device's own memory; None: it has none, such as a CPU, or does not report it."""
     try:
         stats = device.memory_stats() or {}
-    except Exception:  # not every backend has them, and each has its own error
+    except Exception:  # some backends have no statistics, and each raises its own error
         return None
     return stats.get("bytes_limit")
 
 
-def check_memory(
-    config: ConfigDict, image_shape: tuple[int, int, int], mesh: Sharding, *, training: bool
-) -> None:
-    """Checks that the images of one batch, of training and of evaluation, fit into memory.
+def check_memory(config: ConfigDict, image_shape: tuple[int, int, int], mesh: Sharding) -> None:
+    """Checks that the images of a batch of training, and of one of evaluation, fit into memory.
+
+    They are counted twice: as uint8, and in `config.dtype`.
 
     Args:
-      config: of the run.
-      image_shape: (H, W, C) that the networks see.
-      mesh: of the run; its devices exist.
-      training: whether the run trains.
+      config: the config of the run.
+      image_shape: (H, W, C) of the images that the networks see.
+      mesh: the mesh of the run; its devices exist.
 
     Raises:
-      ConfigError: they do not, as uint8 and as what the networks compute with.
+      ConfigError: they do not fit.
     """
+    check_evaluation_memory(config, image_shape, mesh)
+    _check_batch(config, image_shape, mesh, "batch_size", parts=config.optim.accumulate)
+
+
+def check_evaluation_memory(
+    config: ConfigDict, image_shape: tuple[int, int, int], mesh: Sharding
+) -> None:
+    """As `check_memory`, for a batch of evaluation only."""
+    field = "eval.batch_size" if config.eval.batch_size else "batch_size"
+    _check_batch(config, image_shape, mesh, field, parts=1)
+
+
+def _check_batch(
+    config: ConfigDict, image_shape: tuple[int, int, int], mesh: Sharding, field: str, parts: int
+) -> None:
+    """Checks a batch of the size in `field`, computed in so many parts one after another."""
     of_compute = 2 if config.dtype == "bfloat16" else 4
-    batches = [("eval.batch_size" if config.eval.batch_size else "batch_size", 1)]
-    if training:
-        batches.append(("batch_size", config.optim.accumulate))
-    for field, parts in batches:
-        size = config.batch_size if field == "batch_size" else config.eval.batch_size
-        pixels = math.prod(image_shape) * -(-size // mesh.data_devices)
-        device_bytes = pixels + pixels * of_compute // parts
-        what = f"{size:,} images of {_shape(image_shape)}"
-        sizes = f"{field}={size}, data.image_size={config.data.image_size}"
-        _check_fits(sizes, what, device_bytes, mesh)
+    size = config.batch_size if field == "batch_size" else config.eval.batch_size
+    pixels = math.prod(image_shape) * -(-size // mesh.data_devices)
+    device_bytes = pixels + pixels * of_compute // parts
+    what = f"{size:,} images of {_shape(image_shape)}"
+    sizes = f"{field}={size}, data.image_size={config.data.image_size}"
+    _check_fits(sizes, what, device_bytes, mesh)
 
 
 def check_weights(config: ConfigDict, params: Any, mesh: Sharding) -> None:
-    """Checks that the weights fit into memory. `params`: {part: tree of shapes}.
+    """Checks that the weights alone fit into memory. `params`: {part: tree of shapes}.
 
     Raises:
-      ConfigError: they alone do not.
+      ConfigError: they do not.
     """
     sizes = {part: sum(_bytes(x) for x in jax.tree.leaves(tree)) for part, tree in params.items()}
     device_bytes = sum(
@@ -106,7 +117,7 @@ def check_weights(config: ConfigDict, params: Any, mesh: Sharding) -> None:
 
 
 def _check_fits(field: str, what: str, device_bytes: int, mesh: Sharding) -> None:
-    """Raises ConfigError if each device needs more bytes than there are."""
+    """Raises ConfigError if `device_bytes` on each device of the mesh exceed its memory."""
     local = list(mesh.mesh.local_devices)
     own = device_memory(local[0])
     if own is None:
@@ -119,7 +130,7 @@ def _check_fits(field: str, what: str, device_bytes: int, mesh: Sharding) -> Non
 
 
 def check_host(field: str, what: str, needed: int) -> None:
-    """Raises ConfigError if this machine has not so many bytes; names the field and `what`."""
+    """Raises ConfigError, with the field and `what`, if `needed` bytes exceed the host memory."""
     there = host_memory()
     if there is not None and needed > there:
         raise ConfigError(
@@ -141,19 +152,19 @@ def _shape(image_shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, image_shape))
 
 
-# ---- Values that ruin a run in silence
+# ---- Values that would ruin a run silently
 
 
 def check_new_run(config: ConfigDict, image_shape: tuple[int, int, int], *, cropped: bool) -> None:
-    """Checks what a new run may not have.
+    """Refuses values with which a new run would learn nothing useful.
 
     Args:
-      config: of the run.
-      image_shape: (H, W, C) that the networks see.
-      cropped: images are streamed as random-resized crops, so that `crop_padding` is not used.
+      config: the config of the run.
+      image_shape: (H, W, C) of the images that the networks see.
+      cropped: whether images are streamed as random-resized crops; `crop_padding` is unused then.
 
     Raises:
-      ConfigError: the first such field, its value and what is allowed for such images.
+      ConfigError: names the first such field, its value and what is allowed for these images.
     """
 
     def need(field: str, value: Any, fine: bool, allowed: str) -> None:
@@ -191,7 +202,7 @@ def check_new_run(config: ConfigDict, image_shape: tuple[int, int, int], *, crop
 
 
 def _erases(area: Sequence[float], aspect: Sequence[float], height: int, width: int) -> bool:
-    """Whether any rectangle of those areas and aspects has a pixel and fits; see `random_erase`."""
+    """Whether a rectangle of such areas and aspects has a pixel and fits; see `random_erase`."""
     pixels = np.linspace(area[0], area[1], 129)[:, None] * height * width
     ratio = np.geomspace(aspect[0], aspect[1], 129)[None]
     h, w = np.round(np.sqrt(pixels * ratio)), np.round(np.sqrt(pixels / ratio))

@@ -1,6 +1,6 @@
-"""The config of an existing workdir: --config=jaxsplit/config/saved.py:WORKDIR.
+"""A config file that returns the config of a workdir: --config=jaxsplit/config/saved.py:WORKDIR.
 
-The command line does that itself where --config is left out.
+The command line uses it when --config is not given.
 """
 
 from ml_collections import ConfigDict

@@ -179,25 +179,28 @@ def make(config: "ConfigDict", default_temperature: float) -> Distill:
 
     Args:
       config: `config.distill`; read by attribute.
-      default_temperature: that of the method's paper, where the config's is 0.
+      default_temperature: that of the method's paper, where the config says 'paper'.
 
     Raises:
       ConfigError: an unknown loss, or a value out of range.
     """
     if config.loss not in LOSSES:
         raise ConfigError(f"distill.loss={config.loss!r}: must be one of {', '.join(LOSSES)}")
-    for field in ("weight", "temperature", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma"):
-        if not getattr(config, field) >= 0:
-            also = " (that of the paper)" if field == "temperature" else ""
-            value = getattr(config, field)
-            raise ConfigError(f"distill.{field}={value!r}: must be 0{also} or more")
+    for field in ("weight", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma"):
+        if not (value := getattr(config, field)) >= 0:
+            raise ConfigError(f"distill.{field}={value!r}: must be 0 or more")
+    temperature = config.temperature
+    if temperature == "paper":
+        temperature = default_temperature
+    elif not temperature > 0:
+        raise ConfigError(f"distill.temperature={temperature!r}: must be 'paper' or above 0")
     fields = {
         "dkd": (("alpha", config.dkd_alpha), ("beta", config.dkd_beta)),
         "dist": (("beta", config.dist_beta), ("gamma", config.dist_gamma)),
     }
     return Distill(
         config.loss,
-        config.temperature or default_temperature,
+        temperature,
         config.weight,
         config.standardize,
         fields.get(config.loss, ()),

@@ -1,5 +1,6 @@
 """What a method is, and what all methods over one stack share."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -127,9 +128,9 @@ class Pass:
 
 
 class _InitPass(Pass):
-    """A pass over nothing, in which the modules beside the stack are initialised.
+    """A dry run that initialises auxiliary modules and leaves their variables in `variables`.
 
-    What they compute is zeros of the right shapes; `variables` are theirs afterwards.
+    Every output is zeros of the right shape.
     """
 
     def _apply(self, part, make, inputs, train, frozen, *, backbone: bool = False):
@@ -148,7 +149,7 @@ class _InitPass(Pass):
 
 
 def network_names(logits: dict[str, Array]) -> list[str]:
-    """Those of `predict` that are single networks of the stack."""
+    """Names in `predict`'s result that stand for single networks of the stack."""
     return [name for name in logits if name.startswith("net")]
 
 
@@ -171,20 +172,50 @@ def over_stack(
       exchange: (a pass in training) -> metrics; their `exchange`, a scalar, is added to the loss.
       answers: (a pass in prediction) -> more named logits float[B, K]. It may apply modules that
         `exchange` applies.
-      answer: which of the names is the method's answer; '': the ensemble, or the only network.
-      group: as of `Method`; '' is the optimizer of the config.
-      label_smoothing: of the cross-entropy.
-      label_weight: of the cross-entropy in the loss.
-      trunk_gradient: what the gradient of the stack's trunk is multiplied by.
-      ensemble: how the networks answer together, a name in `losses.ENSEMBLES`.
+      answer: name of the method's answer; '' means the ensemble, or the only network.
+      group: see `Method`; '' names the optimizer of the config.
+      label_smoothing: label smoothing of the cross-entropy.
+      label_weight: weight of the cross-entropy in the loss.
+      trunk_gradient: factor of the gradient that reaches the stack's trunk.
+      ensemble: how the networks' logits are combined, a name in `losses.ENSEMBLES`.
     """
-    several = stack.num_networks > 1
+    trained = _Trained(
+        stack,
+        exchange,
+        answers,
+        label_smoothing=label_smoothing,
+        label_weight=label_weight,
+        trunk_gradient=trunk_gradient,
+        ensemble=ensemble,
+    )
+    default = "ensemble" if trained.several else "net0"
+    return Method(trained.init, trained.loss, trained.predict, group, answer or default)
 
-    def init(key: Array, image_shape: tuple[int, int, int]) -> dict:
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A stack and how it is trained; for the fields see `over_stack`."""
+
+    stack: Stack
+    exchange: Callable[[Pass], dict[str, Array]] | None
+    answers: Callable[[Pass], dict[str, Array]] | None
+    label_smoothing: float
+    label_weight: float
+    trunk_gradient: float
+    ensemble: str
+
+    @property
+    def several(self) -> bool:
+        """Whether the stack has more than one network."""
+        return self.stack.num_networks > 1
+
+    def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict:
+        """As `Method.init`."""
+        stack = self.stack
         variables = stack.init(key, image_shape)
         # A backbone without BatchNorm has no statistics.
-        parts = {c: parts_of_stack(variables.get(c, {})) for c in ("params", "batch_stats")}
-        if exchange is None:
+        parts = {c: self._split(variables.get(c, {})) for c in ("params", "batch_stats")}
+        if self.exchange is None:
             return parts
 
         def shapes(variables: dict, images: Array) -> tuple[Array, Features]:
@@ -196,62 +227,74 @@ def over_stack(
         logits, features = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
         batch = {"views": views, "labels": jnp.zeros(views.shape[1], jnp.int32)}
         drawing = _InitPass(stack, True, logits, features, batch, 0, key)
-        exchange(drawing)
+        self.exchange(drawing)
         return {c: tree | drawing.variables.get(c, {}) for c, tree in parts.items()}
 
-    def parts_of_stack(layers: dict) -> dict:
+    def loss(self, variables: dict, batch: dict, key: Array, progress: Array):
+        """As `Method.loss`."""
+        stack, variables = self.stack, self._scale_trunk_gradient(variables)
+        joined = _join(variables)
+        logits, features, stats = stack.apply(joined, batch["views"], train=True, key=key)
+        by_network = cross_entropy(logits, batch, self.label_smoothing)
+        total = self.label_weight * by_network.sum()
+        metrics = {"cross_entropy": by_network, "top1": top1(logits, batch["labels"])}
+        if self.several:
+            together = losses.ensemble(logits, self.ensemble)[None]
+            metrics["ensemble/top1"] = top1(together, batch["labels"])[0]
+        new_stats = self._split(stats)
+        if self.exchange is not None:
+            this = Pass(stack, True, logits, features, batch, progress, key, variables)
+            metrics |= self.exchange(this)
+            total = total + metrics["exchange"]
+            new_stats |= this.new_stats
+        return total, (new_stats, metrics | {"loss": total})
+
+    def predict(self, variables: dict, images: Array) -> dict[str, Array]:
+        """As `Method.predict`."""
+        stack, views = self.stack, images[None]
+        logits, features, _ = stack.apply(_join(variables), views, train=False)
+        named = {f"net{i}": logits[i] for i in range(stack.num_networks)}
+        if self.several:
+            named["ensemble"] = losses.ensemble(logits, self.ensemble)
+        if self.answers is not None:
+            key, batch = jax.random.key(0), {"views": views}
+            named |= self.answers(Pass(stack, False, logits, features, batch, 0, key, variables))
+        return named
+
+    def _split(self, layers: dict) -> dict:
+        """Layers of the stack by part: `stack` and, if the networks share layers, `trunk`."""
+        stack = self.stack
         if not stack.trunk:
             return {"stack": layers}
         own, trunk = (of({"": layers})[""] for of in (stack.of_networks, stack.of_trunk))
         return {"stack": own, "trunk": trunk}
 
-    def of_stack(variables: dict) -> dict:
-        return {c: tree["stack"] | tree.get("trunk", {}) for c, tree in variables.items()}
+    def _scale_trunk_gradient(self, variables: dict) -> dict:
+        """The same variables; the gradient of the trunk is multiplied by `trunk_gradient`."""
+        factor = self.trunk_gradient
+        if factor == 1 or not self.stack.trunk:
+            return variables
+        params = variables["params"]
+        trunk = jax.tree.map(lambda x: scale_gradient(x, factor), params["trunk"])
+        return variables | {"params": params | {"trunk": trunk}}
 
-    def loss(variables: dict, batch: dict, key: Array, progress: Array):
-        views = batch["views"]
-        if trunk_gradient != 1 and stack.trunk:
-            params = variables["params"]
-            trunk = jax.tree.map(lambda x: scale_gradient(x, trunk_gradient), params["trunk"])
-            variables = variables | {"params": params | {"trunk": trunk}}
-        logits, features, stats = stack.apply(of_stack(variables), views, train=True, key=key)
-        by_network = cross_entropy(logits, batch, label_smoothing)
-        total = label_weight * by_network.sum()
-        metrics = {"cross_entropy": by_network, "top1": top1(logits, batch["labels"])}
-        if several:
-            together = losses.ensemble(logits, ensemble)[None]
-            metrics["ensemble/top1"] = top1(together, batch["labels"])[0]
-        new_stats = parts_of_stack(stats)
-        if exchange is not None:
-            this = Pass(stack, True, logits, features, batch, progress, key, variables)
-            metrics |= exchange(this)
-            total = total + metrics["exchange"]
-            new_stats |= this.new_stats
-        return total, (new_stats, metrics | {"loss": total})
 
-    def predict(variables: dict, images: Array) -> dict[str, Array]:
-        views = images[None]
-        logits, features, _ = stack.apply(of_stack(variables), views, train=False)
-        named = {f"net{i}": logits[i] for i in range(stack.num_networks)}
-        if several:
-            named["ensemble"] = losses.ensemble(logits, ensemble)
-        if answers is not None:
-            key, batch = jax.random.key(0), {"views": views}
-            named |= answers(Pass(stack, False, logits, features, batch, 0, key, variables))
-        return named
-
-    default = "ensemble" if several else "net0"
-    return Method(init, loss, predict, group, answer or default)
+def _join(variables: dict) -> dict:
+    """Variables of the stack as one tree a collection: the inverse of `_Trained._split`."""
+    return {c: tree["stack"] | tree.get("trunk", {}) for c, tree in variables.items()}
 
 
 def scale_gradient(x: Array, factor: float) -> Array:
-    """`x`, whose gradient is multiplied by `factor`."""
+    """Returns `x` unchanged and multiplies its gradient by `factor`."""
     fixed = jax.lax.stop_gradient(x)
-    return fixed + factor * (x - fixed)  # the difference is zero, so that the value is exact
+    return fixed + factor * (x - fixed)  # x - fixed is zero: the value stays exact
 
 
 def cross_entropy(logits: Array, batch: dict[str, Array], label_smoothing: float) -> Array:
-    """That of every network, mixed labels included: logits float[S, B, K], a batch -> float[S]."""
+    """Cross-entropy of every network: logits float[S, B, K] and a batch -> float[S].
+
+    A batch with `partner` and `lam` has mixed labels.
+    """
     return losses.cross_entropy(
         logits,
         batch["labels"],
@@ -262,6 +305,6 @@ def cross_entropy(logits: Array, batch: dict[str, Array], label_smoothing: float
 
 
 def top1(logits: Array, labels: Array) -> Array:
-    """Share of right answers of every network, float[S]; logits float[S, B, K], labels int[B]."""
+    """Top-1 accuracy of every network, float[S]; logits float[S, B, K], labels int[B]."""
     hit = logits.argmax(-1) == labels[None]
     return hit.astype(jnp.float32).mean(-1)

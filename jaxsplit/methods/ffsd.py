@@ -10,19 +10,19 @@ stack. In one step, every network on the weights before it:
   leader      CE + T^2 KL towards the fusion module's logits + attention towards the fused map
               + attention of its trans-fusion module towards all students' maps
               + self-distillation of its earlier maps from the fused map
-  self-distillation modules   to give, from a network's last map, its earlier ones
+  self-distillation modules   predict a network's earlier maps from its last map
 
-Every right-hand side is detached, so that one gradient of the sum is what the original code gets
-from a backward pass for each network. Self-distillation modules normalise by their running
-statistics where they teach, and by the batch where they learn.
+Every teacher is detached. One gradient of the summed loss therefore equals the gradients that the
+original code computes by a backward pass for each network. Self-distillation modules normalise by
+their running statistics where they teach, and by the batch where they learn.
 
 The original code weights the students' self-distillation by the weight of the diversity, not by
 that of self-distillation, and uses the latter only to train the modules: `Weights` names each.
 """
 
+import dataclasses
 import functools
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,7 @@ from jaxsplit.costs import Networks, cost, map_shape
 from jaxsplit.errors import ConfigError
 from jaxsplit.losses import attention
 from jaxsplit.losses import distill as distill_lib
+from jaxsplit.methods import self_distillation
 from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
 from jaxsplit.methods.entry import Entry, Single, of_stack
 from jaxsplit.models import fusion
@@ -90,172 +91,191 @@ def make(
       warmup_steps: of `weights`; 0 is none.
       label_smoothing, ensemble: see `over_stack`.
     """
-    students, weights = stack.num_networks, weights or Weights()
+    lessons = _Lessons(
+        leader,
+        distill,
+        leader_remat,
+        weights or Weights(),
+        steps_per_epoch,
+        warmup_steps,
+        label_smoothing,
+    )
+    return over_stack(
+        stack,
+        lessons.exchange,
+        answers=lessons.answers,
+        answer="leader",
+        group=_group,
+        label_smoothing=label_smoothing,
+        ensemble=ensemble,
+    )
 
-    def lead(this: Pass) -> tuple[Array, dict[str, Array]]:
-        """(logits, features) of the leader."""
-        classes = this.logits.shape[-1]
-        build = functools.partial(models.build, leader, classes, remat=leader_remat)
-        return this.network("leader", build, this.batch["views"][0])
 
-    def fuse(this: Pass, features: int) -> tuple[Array, Array, Array]:
-        """(the students' last maps side by side, the module's logits, the fused map).
+def _group(path: tuple[str, ...]) -> str:
+    """Label of the optimizer of the variable at `path`."""
+    if path[0].startswith("sd"):
+        return SELF_DISTILLATION
+    return {"fusion": FUSION, "stack": ""}.get(path[0], LEADER)
 
-        `features` of the fused map are those of the leader's, which learns from it; in the paper
-        these are the students', too.
-        """
-        last = jax.lax.stop_gradient(this.features["final"])  # [M, B, h, w, C]
-        joined = jnp.moveaxis(last, 0, -2).reshape(*last.shape[1:4], -1)
-        module = functools.partial(fusion.Fusion, features, this.logits.shape[-1])
-        return joined, *this.apply_module("fusion", module, joined)
 
-    def exchange(this: Pass) -> dict[str, Array]:
-        labels, w = this.batch["labels"], warmup(this.progress, steps_per_epoch, warmup_steps)
+class _Students(NamedTuple):
+    """Losses of the students, float[M] each, and what their self-distillation modules learn by."""
 
-        def label_loss(logits: Array) -> Array:
-            return cross_entropy(logits[None], this.batch, label_smoothing)[0]
+    mutual: Array
+    diversity: Array
+    taught: Array
+    learned: list[tuple[Array, Array]]
 
-        def towards(logits: Array, teacher: Array) -> Array:
-            return distill(logits[None], jax.lax.stop_gradient(teacher)[None], labels)[0]
 
-        # ---- Students
-        maps = _maps(this.features)
-        maps_of = [[x[i] for x in maps] for i in range(students)]
-        z = this.logits
-        mutual = distill.pairwise(z, labels)
-        diversity, taught, learned = [jnp.zeros(())], [jnp.zeros(())], []
-        for i in range(1, students):
-            before, last = jax.lax.stop_gradient(maps_of[i - 1][-1]), maps_of[i][-1]
-            target = attention.attention(before)
-            diversity.append(attention.diversity_loss(attention.attention(last), target))
-            target = attention.diversity_target(before).astype(before.dtype)
-            taught.append(_self_distillation(this, f"sd{i}", maps_of[i], target))
-            learned.append(_train_self_distillation(this, f"sd{i}", maps_of[i]))
-        diversity, taught = jnp.stack(diversity), jnp.stack(taught)
+class _Leader(NamedTuple):
+    """Losses of the leader, scalars, and what its self-distillation module learns by."""
 
-        leader_logits, features = lead(this)
-        leader_maps = _maps(features)
+    cross_entropy: Array
+    distill: Array
+    fusion: Array
+    trans_fusion: Array
+    taught: Array
+    learned: tuple[Array, Array]
 
-        # ---- Fusion
-        joined, fusion_logits, fused = fuse(this, leader_maps[-1].shape[-1])
-        fusion_ce = label_loss(fusion_logits)
-        fusion_kl = towards(fusion_logits, z.mean(0))
 
-        # ---- Leader
-        fused = jax.lax.stop_gradient(fused)
-        module = functools.partial(fusion.TransFusion, joined.shape[-1])
-        trans_fused = this.apply_module("trans_fusion", module, leader_maps[-1])
-        leader_ce = label_loss(leader_logits)
-        leader_kl = towards(leader_logits, fusion_logits)
-        leader_fusion = attention.attention_loss(
-            attention.attention(leader_maps[-1]), attention.attention(fused)
+@dataclasses.dataclass(frozen=True)
+class _Lessons:
+    """What the networks of one step learn from each other; for the fields see `make`."""
+
+    leader: models.Spec
+    distill: distill_lib.Distill
+    leader_remat: tuple[str, ...]
+    weights: Weights
+    steps_per_epoch: int
+    warmup_steps: int
+    label_smoothing: float
+
+    def exchange(self, this: Pass) -> dict[str, Array]:
+        """Losses and metrics of one training step; `exchange` is the loss to add."""
+        labels, z = this.batch["labels"], this.logits
+        w = warmup(this.progress, self.steps_per_epoch, self.warmup_steps)
+        students = self._students(this)
+        leader_logits, features = self._lead(this)
+        maps = self_distillation.maps_of(features)
+        joined, fusion_logits, fused = self._fuse(this, maps[-1].shape[-1])
+        fusion_ce = self._label_loss(this, fusion_logits)
+        fusion_kl = self._towards(this, fusion_logits, z.mean(0))
+        teacher = (fusion_logits, joined, jax.lax.stop_gradient(fused))
+        leader = self._leader(this, leader_logits, maps, *teacher)
+
+        leader_loss = self._leader_loss(leader, w)
+        learned = [*students.learned, leader.learned]
+        by_map, by_attention = (
+            self_distillation.total(terms) for terms in zip(*learned, strict=True)
         )
-        leader_trans_fusion = attention.attention_loss(
-            attention.attention(trans_fused), attention.attention(joined)
-        )
-        # A leader of another architecture may have a map of another size.
-        shape = (*leader_maps[-1].shape[:3], fused.shape[-1])
-        taken = fused if fused.shape == shape else jax.image.resize(fused, shape, "linear")
-        leader_taught = _self_distillation(this, "sd_leader", leader_maps, taken)
-        learned.append(_train_self_distillation(this, "sd_leader", leader_maps))
-
-        # The student's own loss, without its cross-entropy; [M]
-        student = mutual + w * (
-            weights.diversity * diversity + weights.student_self_distillation * taught
-        )
-        leader_loss = (
-            leader_ce
-            + leader_kl
-            + w * weights.fusion * leader_fusion
-            + w * weights.trans_fusion * leader_trans_fusion
-            + w * weights.leader_self_distillation * leader_taught
-        )
-        by_map, by_attention = (_total(terms) for terms in zip(*learned, strict=True))
-        modules = w * weights.train_self_distillation * (by_map + by_attention)
+        modules = w * self.weights.train_self_distillation * (by_map + by_attention)
+        student = self._student_loss(students, w)
         return {
             "exchange": student.sum() + fusion_ce + fusion_kl + leader_loss + modules,
-            "distill": mutual,
-            "diversity": diversity,
-            "self_distillation": taught,
+            "distill": students.mutual,
+            "diversity": students.diversity,
+            "self_distillation": students.taught,
             "fusion/cross_entropy": fusion_ce,
             "fusion/distill": fusion_kl,
             "fusion/top1": top1(fusion_logits[None], labels)[0],
             "leader/loss": leader_loss,
-            "leader/cross_entropy": leader_ce,
-            "leader/distill": leader_kl,
-            "leader/fusion": leader_fusion,
-            "leader/trans_fusion": leader_trans_fusion,
-            "leader/self_distillation": leader_taught,
+            "leader/cross_entropy": leader.cross_entropy,
+            "leader/distill": leader.distill,
+            "leader/fusion": leader.fusion,
+            "leader/trans_fusion": leader.trans_fusion,
+            "leader/self_distillation": leader.taught,
             "leader/top1": top1(leader_logits[None], labels)[0],
             "self_distillation/maps": by_map,
             "self_distillation/attention": by_attention,
             "ffsd/warmup": w,
         }
 
-    def answers(this: Pass) -> dict[str, Array]:
-        leader_logits, features = lead(this)
-        fused = fuse(this, features["final"].shape[-1])
+    def answers(self, this: Pass) -> dict[str, Array]:
+        """Logits of the fusion module and of the leader."""
+        leader_logits, features = self._lead(this)
+        fused = self._fuse(this, features["final"].shape[-1])
         return {"fusion": fused[1], "leader": leader_logits}
 
-    def group(path: tuple[str, ...]) -> str:
-        if path[0].startswith("sd"):
-            return SELF_DISTILLATION
-        return {"fusion": FUSION, "stack": ""}.get(path[0], LEADER)
+    def _lead(self, this: Pass) -> tuple[Array, dict[str, Array]]:
+        """(logits, features) of the leader."""
+        classes = this.logits.shape[-1]
+        build = functools.partial(models.build, self.leader, classes, remat=self.leader_remat)
+        return this.network("leader", build, this.batch["views"][0])
 
-    return over_stack(
-        stack,
-        exchange,
-        answers=answers,
-        answer="leader",
-        group=group,
-        label_smoothing=label_smoothing,
-        ensemble=ensemble,
-    )
+    def _fuse(self, this: Pass, features: int) -> tuple[Array, Array, Array]:
+        """(the students' last maps side by side, the fusion module's logits, the fused map).
 
+        The fused map has `features` channels, as the leader's, which learns from it. In the paper
+        the students' maps have as many.
+        """
+        last = jax.lax.stop_gradient(this.features["final"])  # [M, B, h, w, C]
+        joined = jnp.moveaxis(last, 0, -2).reshape(*last.shape[1:4], -1)
+        module = functools.partial(fusion.Fusion, features, this.logits.shape[-1])
+        return joined, *this.apply_module("fusion", module, joined)
 
-def _maps(features: dict[str, Array]) -> list[Array]:
-    """The maps that are distilled, finest first: of each stage but the last, and `final`."""
-    if len(features) < 3:
-        names = ", ".join(features)
-        raise ConfigError(f"method='ffsd': needs maps of two stages and `final`, there are {names}")
-    *stages, _, final = features.values()
-    return [*stages, final]
+    def _label_loss(self, this: Pass, logits: Array) -> Array:
+        return cross_entropy(logits[None], this.batch, self.label_smoothing)[0]
 
+    def _towards(self, this: Pass, logits: Array, teacher: Array) -> Array:
+        labels = this.batch["labels"]
+        return self.distill(logits[None], jax.lax.stop_gradient(teacher)[None], labels)[0]
 
-def _module(this: Pass, part: str, maps: list[Array], x: Array, **fields) -> list[Array]:
-    """What a self-distillation module gives for the map `x`: maps like maps[:-1], finest first."""
-    earlier = jax.tree.map(lambda m: m.shape[1:], maps[-2::-1])
-    make = functools.partial(
-        fusion.SelfDistillation,
-        tuple(shape[-1] for shape in earlier),
-        tuple(tuple(shape[:2]) for shape in earlier),
-    )
-    return this.apply_module(part, make, x, **fields)[::-1]
+    def _students(self, this: Pass) -> _Students:
+        maps, students = self_distillation.maps_of(this.features), this.logits.shape[0]
+        maps_of = [[x[i] for x in maps] for i in range(students)]
+        mutual = self.distill.pairwise(this.logits, this.batch["labels"])
+        diversity, taught, learned = [jnp.zeros(())], [jnp.zeros(())], []
+        for i in range(1, students):
+            before, last = jax.lax.stop_gradient(maps_of[i - 1][-1]), maps_of[i][-1]
+            target = attention.attention(before)
+            diversity.append(attention.diversity_loss(attention.attention(last), target))
+            target = attention.diversity_target(before).astype(before.dtype)
+            taught.append(self_distillation.teach(this, f"sd{i}", maps_of[i], target))
+            learned.append(self_distillation.learn(this, f"sd{i}", maps_of[i]))
+        return _Students(mutual, jnp.stack(diversity), jnp.stack(taught), learned)
 
+    def _leader(
+        self,
+        this: Pass,
+        logits: Array,
+        maps: list[Array],
+        fusion_logits: Array,
+        joined: Array,
+        fused: Array,
+    ) -> _Leader:
+        """Losses of the leader; `fused` is detached."""
+        module = functools.partial(fusion.TransFusion, joined.shape[-1])
+        trans_fused = this.apply_module("trans_fusion", module, maps[-1])
+        of_leader = attention.attention(maps[-1])
+        # A leader of another architecture may have a map of another size.
+        shape = (*maps[-1].shape[:3], fused.shape[-1])
+        resized = fused if fused.shape == shape else jax.image.resize(fused, shape, "linear")
+        return _Leader(
+            self._label_loss(this, logits),
+            self._towards(this, logits, fusion_logits),
+            attention.attention_loss(of_leader, attention.attention(fused)),
+            attention.attention_loss(attention.attention(trans_fused), attention.attention(joined)),
+            self_distillation.teach(this, "sd_leader", maps, resized),
+            self_distillation.learn(this, "sd_leader", maps),
+        )
 
-def _total(terms: Iterable[Array]) -> Array:
-    """The sum of one term or more."""
-    return functools.reduce(operator.add, terms)
+    def _student_loss(self, of: _Students, w: Array) -> Array:
+        """Each student's loss without its cross-entropy, float[M]; `w` is the warm-up factor."""
+        weights = self.weights
+        return of.mutual + w * (
+            weights.diversity * of.diversity + weights.student_self_distillation * of.taught
+        )
 
-
-def _self_distillation(this: Pass, part: str, maps: list[Array], x: Array) -> Array:
-    """Attention of the earlier maps towards what the module, frozen, gives for the map `x`."""
-    wanted = jax.lax.stop_gradient(_module(this, part, maps, x, train=False, frozen=True))
-    pairs = zip(maps[:-1], wanted, strict=True)
-    return _total(
-        attention.attention_loss(attention.attention(m), attention.attention(y)) for m, y in pairs
-    )
-
-
-def _train_self_distillation(this: Pass, part: str, maps: list[Array]) -> tuple[Array, Array]:
-    """What the module learns by: difference of its maps, and of their attention, from the true."""
-    maps = jax.lax.stop_gradient(maps)
-    pairs = list(zip(_module(this, part, maps, maps[-1]), maps[:-1], strict=True))
-    by_map = _total(attention.attention_loss(y, m) for y, m in pairs)
-    by_attention = _total(
-        attention.attention_loss(attention.attention(y), attention.attention(m)) for y, m in pairs
-    )
-    return by_map, by_attention
+    def _leader_loss(self, of: _Leader, w: Array) -> Array:
+        """The leader's loss, a scalar; `w` is the warm-up factor."""
+        weights = self.weights
+        return (
+            of.cross_entropy
+            + of.distill
+            + w * weights.fusion * of.fusion
+            + w * weights.trans_fusion * of.trans_fusion
+            + w * weights.leader_self_distillation * of.taught
+        )
 
 
 # ---- What `config.method='ffsd'` stands for

@@ -143,20 +143,20 @@ def remat_stages(spec: Spec, text: str) -> tuple[str, ...]:
     return tuple(stage for stage in stages if stage in chosen)
 
 
-def trunk_stage(spec: Spec, text: str, *, default: bool = False) -> str:
-    """The last stage of a trunk that several networks of a Spec share; '' where they share none.
+def trunk_stage(spec: Spec, text: str, *, default: str = "none") -> str:
+    """The last stage that networks of a Spec share, or '' if they share none.
 
     Args:
       spec: of each network.
-      text: 'none', a stage, as 'stage1', or '': the last but one where `default`, else none.
-      default: of the method.
+      text: 'none', a stage, as 'stage1', or '', which means `default`.
+      default: 'none' or 'all but the last' (stage).
 
     Raises:
-      ConfigError: another text, or an architecture without stages; also where it has but one and
-        the default is all but the last.
+      ConfigError: `text` is no stage, or the architecture has no stages; also if it has only one
+        and all but the last are to be shared.
     """
     stages = _stages(spec)
-    if text == "none" or (text == "" and not default):
+    if text == "none" or (text == "" and default == "none"):
         return ""
     if not stages:
         raise ConfigError(f"trunk={text!r}: must be 'none'; {spec.arch} has no stages to share")

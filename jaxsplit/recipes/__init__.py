@@ -1,1 +1,1 @@
-"""Published results, and what the experiment files share."""
+"""Published results and recipes, and the built-in experiments that follow them."""

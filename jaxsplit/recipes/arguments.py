@@ -1,4 +1,4 @@
-"""What stands behind the colon in --config=configs/cifar100.py:arch=wide_resnet28_10,split=4."""
+"""Reads the arguments of an experiment: --config=cifar100:arch=wide_resnet28_10,split=4."""
 
 import difflib
 import re
@@ -12,19 +12,19 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.recipes import published
 
 KEYS = ("arch", "split", "epochs")
-# Networks whose BatchNorm scales do not decay. The original code tells by the name `norm` of the
-# layers, which only these have.
+# Architectures whose BatchNorm scales do not decay. The original code leaves layers called `norm`
+# out, which only these architectures have.
 UNDECAYED_NORM = r"densenet(121|161|169|190|201)|efficientnet.*_(cifar|lightnetpp)"
 
 
 class Start(NamedTuple):
-    """Where a recipe begins: a config with what the arguments and the published result tell."""
+    """A config with the arguments and the published result applied, for a recipe to complete."""
 
     config: ConfigDict
     arch: str
     epochs: int
-    result: published.Result | None  # None: nothing was published of that experiment
-    image_size: int  # pixels of the result, else those that the architecture was made for
+    result: published.Result | None  # None: the experiment has no published result
+    image_size: int  # pixels; of the result, else those that the architecture is made for
 
 
 def start(
@@ -37,19 +37,20 @@ def start(
     suffix: str = "",
     method: str = "",
 ) -> Start:
-    """A config of arch, split and epochs; batch, crop and decay as published, else the defaults.
+    """Starts a config: arch, split and epochs as given; batch, crop and decay as published.
 
-    Without `epochs=` a published experiment runs for as long as its shortest published run.
+    Without `epochs=` an experiment runs as long as its shortest published run. What was not
+    published keeps its default.
 
     Args:
-      text: 'arch=...,split=...,epochs=...', any of them, in any order.
-      dataset: name in jaxsplit.data.DATASETS.
-      arch, split, epochs: what holds where nothing is given or published.
-      suffix: <arch><suffix> is meant by `arch`, where there is such an architecture.
-      method: '': cotrain of divided networks, single where it is one; another trains whole ones.
+      text: the arguments, 'arch=...,split=...,epochs=...'; all optional, in any order.
+      dataset: a name in jaxsplit.data.DATASETS.
+      arch, split, epochs: the values if none are given; `epochs` if none are published either.
+      suffix: appended to `arch` if there is an architecture of that name.
+      method: the method, with whole networks. '': cotrain with divided networks; single if S is 1.
 
     Raises:
-      ConfigError: an unknown argument, architecture or split, or a number that is none.
+      ConfigError: an argument, architecture or split is unknown, or a number is malformed.
     """
     given = parse(text)
     arch = given.get("arch", arch)
@@ -76,15 +77,19 @@ def start(
 
 
 def share(length: int, of: int, epochs: int) -> str:
-    """A duration: `length` of at least `of` epochs; in a shorter run the same share of it."""
+    """A duration of `length` epochs; in a run shorter than `of` epochs, that share of the run."""
     return f"{length} epochs" if epochs >= of or not length else f"{100 * length / of:g}%"
 
 
 def parse(text: str, keys: Sequence[str] = KEYS) -> dict[str, str]:
-    """'arch=...,split=...' -> {'arch': ..., 'split': ...}; any of `keys`, in any order.
+    """Reads arguments: 'arch=...,split=...' -> {'arch': ..., 'split': ...}.
+
+    Args:
+      text: the arguments.
+      keys: the allowed keys; all are optional, in any order.
 
     Raises:
-      ConfigError: an argument that is unknown, given twice or without a value.
+      ConfigError: an argument is unknown, given twice or without a value.
     """
     given = {}
     for argument in filter(None, (part.strip() for part in text.split(","))):
@@ -104,7 +109,7 @@ def parse(text: str, keys: Sequence[str] = KEYS) -> dict[str, str]:
 
 
 def number(key: str, value: str | int) -> int:
-    """A whole number above 0, else a ConfigError."""
+    """The value of an argument as a whole number above 0; raises ConfigError if it is none."""
     try:
         number = int(value)
     except ValueError:

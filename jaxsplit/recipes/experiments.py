@@ -1,6 +1,6 @@
-"""The built-in experiments: the files of configs/, found by name with and without a clone.
+"""The built-in experiments: the files of configs/, found by name.
 
-A wheel carries them in jaxsplit/recipes/configs (see setup.py); a clone has them in configs/.
+A clone has them in configs/; a wheel has them in jaxsplit/recipes/configs (see setup.py).
 """
 
 import ast
@@ -28,7 +28,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> pathlib.Path | None:
-    """The file of an experiment; None where there is no experiment of that name."""
+    """The file of an experiment; None: there is no experiment of that name."""
     return folder() / f"{name}.py" if name in names() else None
 
 
@@ -38,7 +38,7 @@ def nearest(name: str) -> list[str]:
 
 
 def title(name: str) -> str:
-    """The first line of what an experiment file says of itself."""
+    """The first line of the docstring of an experiment file."""
     module = ast.parse((folder() / f"{name}.py").read_text(encoding="utf-8"))
     return (ast.get_docstring(module) or "").partition("\n")[0]
 

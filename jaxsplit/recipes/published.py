@@ -1,16 +1,18 @@
-"""What the two papers report, one row a result, to print beside a run's own figures.
+"""The results that two papers report, one per row; runs print them below their own results.
 
-Divide and co-training (arXiv 2011.14660) and FFSD (arXiv 2103.14473), from their tables and their
-lists of checkpoints; both chose the best epoch on the test set. The configs take epochs, batch,
-crop and decay from here. `jaxsplit published [DATASET ...]` prints the table.
+The papers are divide and co-training (arXiv 2011.14660) and FFSD (arXiv 2103.14473). The figures
+are from their tables and lists of checkpoints; both papers chose the best epoch on the test set.
+The experiments take epochs, batch size, crop and weight decay from here.
+`jaxsplit published [DATASET ...]` prints the table.
 """
 
 from dataclasses import dataclass
 from statistics import mean
 
-# method, arch, S (FFSD: its students), epochs, batch, crop, weight decay by Eq. (6) or not, million
-# parameters and billion multiply-adds of all networks, top-5 %, top-1 % (of the ensemble; FFSD: of
-# the leader, in each run), top-1 % of each network.
+# Columns: method, arch, S (FFSD: number of students), epochs, batch size, crop in pixels, whether
+# Eq. (6) divides the weight decay, millions of parameters and billions of multiply-adds of all
+# networks, top-5 in %, top-1 in % (of the ensemble; FFSD: of the leader in each run), top-1 in % of
+# each network. '-': not reported.
 _TABLES = {
     "cifar100": """
 single  resnet110             1  300 128  32 -    1.17  0.17     - 81.04
@@ -111,21 +113,21 @@ ffsd    ffsd_resnet34         2   90 256 224 -       -     -     - 74.69
 
 @dataclass(frozen=True)
 class Result:
-    """One published result; its architecture by the name here."""
+    """One published result; `arch` is the name of its architecture in jaxsplit."""
 
     dataset: str
     method: str
     arch: str
-    split: int  # FFSD: students
+    split: int  # S; FFSD: number of students
     epochs: int
     batch_size: int
     crop: int  # pixels
-    divide_weight_decay: bool  # Eq. (6)
-    params: float | None  # millions, all networks
-    macs: float | None  # billions, all networks
+    divide_weight_decay: bool  # whether Eq. (6) divides the weight decay
+    params: float | None  # millions, of all networks
+    macs: float | None  # billions of multiply-adds, of all networks
     top5: float | None  # percent
-    top1: tuple[float, ...]  # percent, one a run
-    networks_top1: tuple[float, ...]  # percent, one a network
+    top1: tuple[float, ...]  # percent, one per run
+    networks_top1: tuple[float, ...]  # percent, one per network
 
     def __str__(self) -> str:
         runs = f", mean of {len(self.top1)} runs" if len(self.top1) > 1 else ""
@@ -176,7 +178,7 @@ def find(*, dataset: str, method: str, arch: str, split: int) -> list[Result]:
 
 
 def table(results: tuple[Result, ...] = RESULTS) -> str:
-    """The rows as aligned Markdown."""
+    """The results as an aligned Markdown table."""
 
     def text(value) -> str:
         if isinstance(value, bool):

@@ -1,9 +1,9 @@
 """The published recipes of divide and co-training (arXiv 2011.14660), as one table.
 
-`DATASETS` holds what is the same for a data set, `EXCEPTIONS` what an architecture or a length of
-training changes; `of` looks up one experiment and `config` makes its config. The values are those
-that the original command line ends up with; `tests/recipes/test_published.py` compares all of its
-cases and lists what is different on purpose.
+`DATASETS` holds the recipe of each data set, `EXCEPTIONS` what differs for an architecture or a
+number of epochs. `of` looks up the recipe of an experiment, and `config` makes its config. The
+values are those that the original command line results in; `tests/recipes/test_published.py`
+compares all of its cases and lists intended differences.
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ from jaxsplit.recipes import arguments
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a data set, an architecture and a number of epochs decide. Rates are at `batch_size`."""
+    """The recipe for a data set, an architecture and a length; rates are for `batch_size`."""
 
     batch_size: int
     crop: int  # pixels
     lr: float
     end_lr: float
     weight_decay: float  # before Eq. (6)
-    shortest: int  # epochs; in a shorter run warm-ups take the same share of it
+    shortest: int  # epochs; a shorter run has warm-ups of the same share of the run
     warmup: int  # epochs
     cotrain_warmup: int  # epochs
     warmup_lr: float = 5e-3
-    divide_weight_decay: bool = False  # by Eq. (6), where no published result tells
+    divide_weight_decay: bool = False  # by Eq. (6); a published result overrides it
     optimizer: str = "sgd"
-    eps: float = 1e-8  # of the optimizer, where it has one
+    eps: float = 1e-8  # of the optimizer; unused by sgd
     schedule: str = "cosine"
     label_smoothing: float = 0.0
     mixup: float = 0.2
@@ -56,7 +56,7 @@ DATASETS = {
     "cifar10": dataclasses.replace(
         CIFAR, autoaugment="cifar10", erase_area=(0.125, 0.2), divide_weight_decay=True
     ),
-    # AutoAugment is a flag of the original command line here, off by default.
+    # AutoAugment is off: on CIFAR-100 the original command line has it as an optional flag.
     "cifar100": CIFAR,
     "svhn_cropped": dataclasses.replace(
         CIFAR,
@@ -85,16 +85,16 @@ DATASETS = {
 
 
 class Exceptional(NamedTuple):
-    """What differs for the architectures that match whole, trained for from..below epochs."""
+    """What differs for matching architectures and numbers of epochs."""
 
-    architectures: str  # a regular expression
+    architectures: str  # a regular expression that matches the whole name
     changes: dict[str, Any]
-    from_epochs: int = 0
-    below_epochs: float = math.inf
+    from_epochs: int = 0  # inclusive
+    below_epochs: float = math.inf  # exclusive
 
 
 def _efficientnet(sizes: str, magnitude: int, erase_prob: float) -> Exceptional:
-    """EfficientNet is trained by a recipe of its own; its regularisation grows with its size."""
+    """EfficientNet has a recipe of its own; its regularisation grows with its size."""
     changes = dict(optimizer="rmsprop_tf", eps=1e-3, lr=0.256, weight_decay=1e-5)
     changes |= dict(schedule="exponential", warmup_lr=1e-6)  # 0.97 every 0.8 epochs
     changes |= dict(mixup=0.0, erase_prob=erase_prob, randaugment=f"rand-m{magnitude}-mstd0.5")
@@ -111,7 +111,7 @@ _OF_CIFAR = (
     Exceptional("efficientnetb3_cifar|resnext29_(8|16)x64d", dict(weight_decay=5e-4)),
     Exceptional("wide_resnet(16_12|28_10|40_10|52_8)", dict(weight_decay=5e-4)),
 )
-# In this order: a later one wins.
+# Applied in this order, so a later exception overrides an earlier one.
 EXCEPTIONS: dict[str, tuple[Exceptional, ...]] = {
     "cifar10": _OF_CIFAR,
     "cifar100": _OF_CIFAR,
@@ -132,7 +132,7 @@ EXCEPTIONS: dict[str, tuple[Exceptional, ...]] = {
         _efficientnet("b7|b8|l2", 9, 0.5),
     ),
 }
-# The rate of these on ImageNet is in proportion to the batch; the others keep that of 256 images.
+# Their learning rate on ImageNet scales with the batch size; others keep the one for 256 images.
 SCALED_RATE = ("se_resnext101_64x4d_B", "senet113", "resnexst101_8x32d")
 
 
@@ -140,10 +140,10 @@ def of(dataset: str, arch: str, epochs: int, *, batch_size: int = 0, crop: int =
     """The recipe of one experiment.
 
     Args:
-      dataset: one of DATASETS.
-      arch: name in jaxsplit.models.
-      epochs: length of training.
-      batch_size, crop: in place of those of the data set; 0: these.
+      dataset: a name in DATASETS.
+      arch: a name in jaxsplit.models.
+      epochs: length of the run.
+      batch_size, crop: replace those of the data set; 0: they do not.
     """
     recipe = DATASETS[dataset]
     usual = recipe.batch_size
@@ -160,10 +160,10 @@ def of(dataset: str, arch: str, epochs: int, *, batch_size: int = 0, crop: int =
 def config(text: str, dataset: str, *, arch: str, split: int, epochs: int) -> ConfigDict:
     """The config of the experiment that `text` names: see `arguments.start`.
 
-    What was published of it decides its batch, its crop and whether Eq. (6) divides the decay.
+    A published result decides the batch size, the crop and whether Eq. (6) divides the decay.
 
     Raises:
-      ConfigError: an unknown argument, architecture or split, or a number that is none.
+      ConfigError: an argument, architecture or split is unknown, or a number is malformed.
     """
     small = DATASETS[dataset].crop == CIFAR.crop
     suffix = "_cifar" if small else ""

@@ -1,1 +1,1 @@
-"""What a run shows: tables, progress, curves, views."""
+"""What a run shows: result tables, progress, curves of its schedule, pictures of its views."""

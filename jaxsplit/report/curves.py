@@ -1,4 +1,4 @@
-"""The learning rate and a method's own curves over a run, drawn as text before it starts."""
+"""Draws the learning rate and a method's own curves over a run as text, before it starts."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from jaxsplit import durations, methods
 
-WIDTH, HEIGHT = 60, 8  # of a curve, in characters
-# Training examples of data sets, as published; svhn_cropped with its extra images.
+WIDTH, HEIGHT = 60, 8  # size of a curve in characters
+# Number of training examples of each data set, as published; svhn_cropped with extra images.
 TRAIN_EXAMPLES = {
     "digits": 1437,
     "synthetic": 2048,
@@ -20,22 +20,22 @@ TRAIN_EXAMPLES = {
     "svhn_cropped": 604_388,
     "imagenet2012": 1_281_167,
 }
-# Steps an epoch where that is not known: curves of lengths in epochs or percent hardly change.
+# Assumed steps per epoch of an unknown data set; curves in epochs or percent hardly depend on it.
 ASSUMED_STEPS = 1000
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 def draw(title: str, values: ArrayLike, ticks: Sequence[str]) -> str:
-    """A bar chart of `values` >= 0, one a column, from 0 to the highest.
+    """A bar chart with a column for each value, from 0 to the highest value.
 
     Args:
-      title: above it.
-      values: finite.
-      ticks: three labels below: at the left end, in the middle, at the right end.
+      title: the line above the chart.
+      values: 0 or more, finite.
+      ticks: three labels below the chart: at its left end, in its middle, at its right end.
     """
     heights = np.asarray(values, np.float64)
     top = heights.max()
-    # In eighths of a character; what is not zero shows.
+    # Heights in eighths of a character; any value above 0 is visible.
     levels = np.ceil(heights / (top or 1) * 8 * HEIGHT - 1e-6).astype(int)
     labels = {HEIGHT - 1: f"{top:.4g}", 0: "0"}
     lines = [title]
@@ -50,13 +50,13 @@ def draw(title: str, values: ArrayLike, ticks: Sequence[str]) -> str:
 
 
 def of_config(config: ConfigDict) -> str:
-    """Text: the learning rate and the curves of the method's Entry, over the run.
+    """Text with the learning rate and the curves of the method's Entry over the run.
 
-    From the config alone: where the size of the data set is not known, an epoch is taken to have
+    Reads the config only. If the size of the data set is unknown, an epoch is assumed to have
     `ASSUMED_STEPS` steps, and the title says so.
 
     Raises:
-      ConfigError: a wrong value.
+      ConfigError: a field has a wrong value.
     """
     examples = TRAIN_EXAMPLES.get(config.data.name)
     per_epoch, note = ASSUMED_STEPS, f" (if an epoch has {ASSUMED_STEPS} steps)"
@@ -65,7 +65,7 @@ def of_config(config: ConfigDict) -> str:
         per_epoch, note = max((examples - held_out) // config.batch_size, 1), ""
     plan = durations.plan(config, per_epoch)
     steps = np.linspace(0, plan.total_steps - 1, WIDTH).round().astype(np.int32)
-    # The highest rate is that at the end of the warm-up.
+    # The highest rate, at the end of the warm-up, must be among the drawn steps.
     steps[np.abs(steps - plan.warmup_steps).argmin()] = min(plan.warmup_steps, plan.total_steps - 1)
     epochs = plan.total_steps / per_epoch
     ticks = ("0", f"{epochs / 2:.4g}", f"{epochs:.4g} epochs")

@@ -1,17 +1,17 @@
-"""What a run prints while it trains: one progress bar, or plain lines."""
+"""What a run prints while it trains: a progress bar, or plain lines."""
 
 import sys
 from collections.abc import Mapping
 
 
 class Progress:
-    """One progress bar on a terminal, plain lines elsewhere; silent unless `active`.
+    """Prints a progress bar on a terminal, and plain lines elsewhere.
 
     Args:
-      total: steps of the run.
-      start: steps done before.
+      total: number of steps of the run.
+      start: number of steps that were done before.
       active: whether anything is printed.
-      num_networks: S; the loss is printed as that of one network.
+      num_networks: S; the printed loss is the mean over the networks.
     """
 
     def __init__(self, *, total: int, start: int, active: bool = True, num_networks: int = 1):
@@ -23,18 +23,18 @@ class Progress:
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def advance(self) -> None:
-        """One step was dispatched."""
+        """Moves the bar by one step."""
         if self._bar is not None:
             self._bar.update()
 
     def training(self, step: int, epoch: float, m: Mapping[str, float]) -> None:
-        """The metrics of a log point."""
+        """Prints the metrics `m` of a log point at this step and epoch."""
         parts = [self._loss(m)]
         if "train/ensemble/top1" in m:
             parts.append(f"ensemble {m['train/ensemble/top1']:.2%}")
         if "train/leader/top1" in m:
             parts.append(f"leader {m['train/leader/top1']:.2%}")
-        for key, value in m.items():  # of what a method weighs by the step
+        for key, value in m.items():  # loss weights that change during the run
             if key.startswith("train/") and key.endswith("/weight"):
                 name = key.removeprefix("train/").replace("/", " ")
                 parts.append(f"{name} {value:.3f}")
@@ -45,15 +45,15 @@ class Progress:
             self.line(f"step {step}/{self._total}, epoch {epoch:.2f}: {', '.join(parts)}")
 
     def _loss(self, m: Mapping[str, float]) -> str:
-        """The sum over the networks, divided by their number, so that it does not grow with S."""
+        """The loss per network, so that it does not grow with S."""
         if self._num_networks == 1:
             return f"loss {m['train/loss']:.4f}"
-        if "train/leader/loss" in m:  # of a network, and modules, beside the others
+        if "train/leader/loss" in m:  # the loss includes a leader and further modules
             return f"loss {m['train/loss']:.4f} in all"
         return f"loss {m['train/loss'] / self._num_networks:.4f} a network"
 
     def line(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line, above the bar if there is one."""
         if not self._active:
             return
         if self._bar is not None:
@@ -62,5 +62,6 @@ class Progress:
             print(text, flush=True)
 
     def close(self) -> None:
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()

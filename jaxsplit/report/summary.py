@@ -1,7 +1,8 @@
-"""Tables of parameters and multiply-adds, of what a config trains and of all architectures.
+"""Tables of parameters and multiply-adds of a config's networks, or of architectures.
 
-python -m jaxsplit.summary --all          all architectures, divided in 1, 2 and 4
-python -m jaxsplit.summary --arch=NAME    some of them; NAME can be given again
+jaxsplit summary --config=NAME  the networks that a config trains
+jaxsplit summary --arch=NAME    an architecture divided in 1, 2 and 4; --arch can be repeated
+jaxsplit summary --all          all architectures
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,11 @@ from ml_collections import ConfigDict
 from jaxsplit import models
 from jaxsplit.costs import ALL, cost, own_costs, stack_cost
 
-SPLITS = (1, 2, 4)  # of the table of all architectures
+SPLITS = (1, 2, 4)  # the numbers S in the table of architectures
 
 
 def title(config: ConfigDict) -> str:
-    """'resnet110 divided in 2', '2 x resnet110' (wholes), '1 of resnet110 divided in 2'."""
+    """The networks in words: 'resnet110 divided in 2', or '2 x resnet110' if they are whole."""
     s, n = config.split, config.divide_in
     if not config.divide or n == 1 or s == 1 == (n or s):
         return config.arch if s == 1 else f"{s} x {config.arch}"
@@ -26,11 +27,11 @@ def title(config: ConfigDict) -> str:
 
 
 def table(config: ConfigDict, **fields: Any) -> str:
-    """Text: parameters and multiply-adds per layer group and of the whole, and undivided.
+    """Text with the costs of each stage, of one network, of all, and of the undivided network.
 
     Args:
-      config: says which networks.
-      **fields: num_classes, image_shape.
+      config: the config of the networks.
+      **fields: num_classes and image_shape, as of `costs.cost`.
     """
     from jaxsplit import config as config_lib
 
@@ -49,16 +50,16 @@ def table(config: ConfigDict, **fields: Any) -> str:
     lines += [f"{name:14} {p:12,} {m:15,}" for name, (p, m) in rows.items()]
     lines.append(f"{'ratio':14} {params / large.params:12.3f} {macs / large.macs:15.3f}")
     if resolved.trunk:
-        shared = f"the networks share all up to {resolved.trunk}"
-        lines.append(f"{shared}, which is counted once in `all`")
+        shared = f"the networks share the layers up to {resolved.trunk}"
+        lines.append(f"{shared}, which count once in `all`")
     return "\n".join(lines)
 
 
 def of_config(config: ConfigDict) -> str:
-    """`table` of what a config would train, for the images of its data set; `curves` below it.
+    """`table` of the networks of a config, for the images of its data set, and its `curves`.
 
     Raises:
-      ConfigError: a wrong value.
+      ConfigError: a field has a wrong value.
     """
     from jaxsplit import config as config_lib
     from jaxsplit import data
@@ -73,7 +74,7 @@ def of_config(config: ConfigDict) -> str:
 
 
 def architectures() -> list[str]:
-    """Every architecture by its name; of those with free numbers the reference's."""
+    """The names of all architectures; of families with free numbers, those of the original code."""
     return [arch for family in models.FAMILIES.values() for arch in family.specs]
 
 
@@ -81,12 +82,12 @@ _ROW = "{:28} {:>2} {:>6} {:>7} {:>13} {:>15} {:>13} {:>15} {:>7} {:>7}"
 
 
 def rows(archs: Sequence[str]) -> Iterator[str]:
-    """Lines of the table of some architectures at every S of `SPLITS` that they have.
+    """The lines of a table of architectures, each at every S of `SPLITS` that divides it.
 
-    Those made for images of at most 64 pixels are counted with 100 classes, others with 1000.
+    Architectures for images of at most 64 pixels are counted with 100 classes, others with 1000.
 
     Raises:
-      ConfigError: an unknown architecture; before the first line.
+      ConfigError: an architecture is unknown; raised before the first line.
     """
     specs = [models.known(arch)[1] for arch in archs]
     yield _ROW.format("", "", "", "", "one network", "", "all S", "", "ratio", "")

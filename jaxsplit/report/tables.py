@@ -9,7 +9,7 @@ from jaxsplit.recipes import published
 from jaxsplit.recipes.published import Result
 from jaxsplit.report import summary
 
-if TYPE_CHECKING:  # of the story, which reports by this
+if TYPE_CHECKING:  # `experiment` lies above this room
     from jaxsplit.experiment import Experiment
 
 
@@ -22,16 +22,16 @@ def results_table(
     own: Mapping[str, tuple[int, int]] | None = None,
     num_classes: int = 1000,
 ) -> str:
-    """Text: a row for each network and each common answer, with parameters and costs.
+    """Text with a row for each network and each common answer, with metrics and costs.
 
     Args:
       title: the first line.
-      results: of `evaluate`; `evaluation.METRICS` says which of them have a column.
+      results: the results of a split; `evaluation.METRICS` has the columns.
       costs: (one divided network, the undivided network).
       num_networks: S.
-      published: the paper's results of the same networks, a line each below the table.
-      own: of `costs.own_costs`.
-      num_classes: K; metrics that say nothing of so few classes are left out.
+      published: the paper's results of the same networks; each is a line below the table.
+      own: the costs from `costs.own_costs`.
+      num_classes: K; metrics that are meaningless with so few classes are left out.
     """
     columns = {
         name: metric
@@ -60,15 +60,15 @@ def results_table(
 
 
 def _answers(results: SplitResults) -> list[str]:
-    """The evaluated names: single networks by number, then what they answer together."""
+    """The evaluated names: single networks by number, then their common answers."""
     answers = [name for name in results if name not in (NETWORKS, EXAMPLES)]
-    # A jitted function sorts the names.
+    # The results of a jitted function are sorted by name: net10 comes before net2.
     networks = sorted((n for n in answers if n.startswith("net")), key=lambda n: int(n[3:]))
     return networks + [n for n in answers if n not in networks]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
+    """The lines of a table: the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for first, *others in rows:
         cells = [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
@@ -76,20 +76,20 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def brief(exp: "Experiment", results: Results) -> str:
-    """Accuracy and NLL of an evaluation of an `Experiment`, in a line."""
+    """One line with the accuracy and NLL of an evaluation."""
     split, answer = exp.eval_split[0], exp.method.answer
     values = results[split][answer]
     return f"{split} {answer} top-1 {values['top1']:.2%}, NLL {values['nll']:.4f}"
 
 
 def tables(exp: "Experiment", results: Results, which: str, best: str = "") -> str:
-    """The table of every evaluated split of an `Experiment`.
+    """The tables of all evaluated splits.
 
     Args:
       exp: the experiment.
-      results: of every split.
-      which: checkpoint, in words.
-      best: the last line, of `best_line` or `imported_line`; '': none.
+      results: the results of every split.
+      which: the checkpoint in words, for the title.
+      best: the last line, from `best_line` or `imported_line`; '': none.
     """
     config, classes = exp.config, exp.dataset.num_classes
     costs = stack_cost(
@@ -116,18 +116,18 @@ def tables(exp: "Experiment", results: Results, which: str, best: str = "") -> s
         same = dict(
             dataset=config.data.name, method=config.method, arch=config.arch, split=config.split
         )
-        # The papers' are test figures.
+        # The papers report results on the test set.
         reached = published.find(**same) if split == "test" and as_published else ()
         parts.append(results_table(title, values, costs, config.split, reached, own, classes))
     return "\n\n".join([*parts, *([best] if best else [])])
 
 
 def best_line(exp: "Experiment", step: int, top1: float) -> str:
-    """Which checkpoint is the best, and on which split that was decided."""
+    """One line that names the best checkpoint, and the split on which it was chosen."""
     chosen = "training part held out" if exp.eval_split[0] == "validation" else "test set"
     return f"best: step {step}, {exp.method.answer} top-1 {top1:.2%}, chosen on the {chosen}"
 
 
 def imported_line(exp: "Experiment", top1: float) -> str:
-    """The accuracy of imported weights, as the files that they come from report it."""
+    """One line with the accuracy of imported weights, as their files report it."""
     return f"reported by its source: {exp.method.answer} top-1 {top1:.2%}"

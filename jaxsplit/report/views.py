@@ -1,4 +1,4 @@
-"""One picture of what the networks see: --mode=show_views."""
+"""Draws a picture of what the networks see: `jaxsplit views`."""
 
 import io
 import pathlib
@@ -14,7 +14,7 @@ from jaxsplit.workdir import files
 
 FILE = "views.png"
 _IMAGES = 8
-_CELL = 96  # small images are enlarged to about this many pixels
+_CELL = 96  # pixels to which small images are enlarged, about
 _GAP = 4  # pixels between two images
 _HEADER = 20
 _BACKGROUND, _TEXT = (255, 255, 255), (60, 60, 60)
@@ -23,20 +23,19 @@ _BACKGROUND, _TEXT = (255, 255, 255), (60, 60, 60)
 def views(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
     """Writes <workdir>/views.png: the first training images and their S views.
 
-    A row is an image; its columns are the image as evaluation sees it, then one view for each
-    network after all of `config.augment` but mixup and CutMix. Where the networks share a view,
-    there is one. Colours that a view has after normalisation are turned back; what is erased shows
-    the mean colour.
+    A row shows an image as evaluation sees it, then the view of each network after all
+    augmentations but mixup and CutMix. If the networks share a view, it is shown once. The
+    normalisation of the views is reversed, so erased pixels have the mean colour.
 
     Args:
       config: see `jaxsplit/defaults.py`.
-      workdir: gets the picture; made where it does not exist.
+      workdir: the folder of the picture; made if it does not exist.
 
     Returns:
       The path of the picture.
 
     Raises:
-      ConfigError: a wrong value, in one line.
+      ConfigError: a field has a wrong value.
     """
     config = config_lib.check(config)
     dataset = data.load(config.data)
@@ -51,7 +50,7 @@ def views(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """(originals uint8[B, H, W, C], views uint8[S or 1, B, H, W, C]) of the first images."""
+    """The first images: (originals uint8[B, H, W, C], views uint8[S or 1, B, H, W, C])."""
     num_views = config_lib.resolve(config).num_views
     count = min(_IMAGES, len(dataset.train))
     feed = data.train_feed(
@@ -84,7 +83,13 @@ def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndar
 
 
 def grid(originals: np.ndarray, made: np.ndarray, names: list[str]) -> Any:
-    """The picture (a PIL image): uint8[B, H, W, C] and uint8[S, B, H, W, C], named columns."""
+    """A PIL image with a column for `originals` and for each of the views `made`.
+
+    Args:
+      originals: uint8[B, H, W, C].
+      made: uint8[S or 1, B, H, W, C].
+      names: the titles of the columns of `made`.
+    """
     from PIL import Image, ImageDraw
 
     columns = np.concatenate([originals[None], made])
@@ -94,7 +99,7 @@ def grid(originals: np.ndarray, made: np.ndarray, names: list[str]) -> Any:
     if channels == 1:
         columns = columns.repeat(3, -1)
     step_y, step_x = height * zoom + _GAP, width * zoom + _GAP
-    # The column of the images stands apart from those of the views.
+    # A wider gap separates the originals from the views.
     left = [_GAP + i * step_x + (2 * _GAP if i else 0) for i in range(len(columns))]
     size = (left[-1] + step_x, _HEADER + count * step_y)
     picture = Image.new("RGB", size, _BACKGROUND)

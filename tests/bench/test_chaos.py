@@ -13,6 +13,7 @@ from tests.support.runs import state_at, tiny
 KILLS, STEPS, SEED = 5, 40, 8
 
 
+@pytest.mark.slow
 def test_five_kills_change_nothing(tmp_path):
     lives = chaos.run(KILLS, STEPS, SEED, tmp_path)
     assert len(lives) == KILLS

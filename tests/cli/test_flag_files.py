@@ -36,12 +36,12 @@ def test_files_that_cannot_be(tmp_path):
         return said
 
     must = f"flagfile={str(file)!r}: must"
-    assert line() == f"{must} be a file with a flag a line (No such file or directory)"
-    assert line(b"\xff\xfe") == f"{must} be a file with a flag a line (it is no text)"
+    assert line() == f"{must} be a file with one flag per line (No such file or directory)"
+    assert line(b"\xff\xfe") == f"{must} be a file with one flag per line (not a text file)"
     assert line(b"hello") == f"flagfile={str(file)!r}: 'hello' must begin with '--'"
     again = f"--flagfile={file}".encode()
-    assert line(again) == f"{must} not be one of the files that it stands in"
-    assert line(argument=f"--flagfile={tmp_path}").endswith("a flag a line (Is a directory)")
+    assert line(again) == f"{must} not include itself"
+    assert line(argument=f"--flagfile={tmp_path}").endswith("one flag per line (Is a directory)")
     assert line(argument="--flagfile") == line(argument="--flagfile=")
     assert line(argument="--flagfile=") == "flagfile: must name a file"
 

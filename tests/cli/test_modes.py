@@ -142,6 +142,8 @@ def test_summary(run, capsys):
         ("--config.data.dir=some where", "data", "dir", "some where"),
         ("--config.schedule.milestones=('10%','50%')", "schedule", "milestones", ("10%", "50%")),
         ("--config.augment.erase_area=(0.1,0.2)", "augment", "erase_area", (0.1, 0.2)),
+        ("--config.distill.temperature=3.5", "distill", "temperature", 3.5),
+        ("--config.distill.temperature=paper", "distill", "temperature", "paper"),
         ("--config.duration=3 epochs", None, "duration", "3 epochs"),
     ],
 )
@@ -173,6 +175,14 @@ BAD = {  # argument: how the line begins, what else it says
     "--config.method=single": ("split=4: must be 1 with method='single'", ""),
     "--config.split=3": ("split=3: wide_resnet16_4 can be divided in ", "1, 2, 4, 8, 16"),
     "--config.optim.lr=-0.1": ("optim.lr=-0.1: must be positive", ""),
+    "--config.distill.temperature=hot": (
+        "distill.temperature='hot': must be 'paper' or a finite number",
+        "",
+    ),
+    "--config.distill.temperature=-1": (
+        "distill.temperature=-1: must be 'paper' or above 0",
+        "",
+    ),
     "--config.duration=0 epochs": ("duration='0 epochs': must be at least one step", ""),
     "--config.duration=0.01 epochs": ("duration='0.01 epochs': must be at least one step", ""),
     "--config.duration=ten epochs": ("duration='ten epochs': must be a number of steps", "10%"),

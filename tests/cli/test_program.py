@@ -148,9 +148,21 @@ def test_a_verb_is_a_mode(verb, mode, run, monkeypatch):
 def test_flags_of_other_verbs(refused):
     config = ("--config=digits_wrn16_4_x4", "--workdir=nowhere")
     for verb, flag, said in (
-        ("eval", "--init_from=a", "init_from='a': `eval` has the flags config, workdir, "),
-        ("train", "--mode=eval", "mode='eval': `train` has the flags config, workdir, init_from"),
-        ("views", "--checkpoint=best", "checkpoint='best': `views` has the flags config, workdir"),
+        (
+            "eval",
+            "--init_from=a",
+            "init_from='a': is no flag of `eval`, which has config, workdir, ",
+        ),
+        (
+            "train",
+            "--mode=eval",
+            "mode='eval': is no flag of `train`, which has config, workdir, init_from",
+        ),
+        (
+            "views",
+            "--checkpoint=best",
+            "checkpoint='best': is no flag of `views`, which has config, workdir",
+        ),
         ("train", "--workers=3", "Unknown command line flag 'workers'"),
     ):
         assert refused(verb, *config, flag).startswith(said)

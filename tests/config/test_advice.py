@@ -31,42 +31,43 @@ def said(**fields) -> list[str]:
 CASES = [
     (
         dict(ema=0.9999, ema_warmup=False),
-        "ema=0.9999: after the 60 steps of the run 99.4% of the average, which is evaluated and "
-        "saved, will still be what it started from; ema_warmup=True avoids that",
+        "ema=0.9999: the average is evaluated and saved, and after the 60 steps of the run 99.4% "
+        "of it will still be the initial weights; ema_warmup=True avoids that",
     ),
     (
         dict(schedule__warmup="60 steps"),
-        "schedule.warmup='60 steps': as long as the run of 60 steps, so that the learning rate "
-        "only rises",
+        "schedule.warmup='60 steps': as long as the run of 60 steps, so the learning rate never "
+        "falls",
     ),
     (
         dict(optim__lr=0.001),
-        "schedule.warmup_lr=0.005: above optim.lr=0.001, so that the learning rate falls during "
+        "schedule.warmup_lr=0.005: above optim.lr=0.001, so the learning rate falls during "
         "the warm-up",
     ),
     (
         dict(optim__lr=1e-4, schedule__warmup_lr=0.0),
-        "schedule.end_lr=0.0001: not below optim.lr=0.0001; nothing of the schedule falls below "
-        "it, so that the learning rate does not decay",
+        "schedule.end_lr=0.0001: not below optim.lr=0.0001; the learning rate never falls "
+        "below end_lr, so it does not decay",
     ),
     (
         dict(schedule__name="step", schedule__milestones=("50%", "60 steps")),
-        "schedule.milestones=('50%', '60 steps'): 1 of 2 not before the end of the run, step 60",
+        "schedule.milestones=('50%', '60 steps'): 1 of 2 are not before the end of the "
+        "run, step 60",
     ),
     (
         dict(schedule__name="step"),
-        "schedule.milestones=('100 epochs', '225 epochs'): 2 of 2 not before the end of the run, "
-        "step 60, so that the learning rate never falls",
+        "schedule.milestones=('100 epochs', '225 epochs'): 2 of 2 are not before the end of the "
+        "run, step 60, so the learning rate never falls",
     ),
     (
         dict(schedule__name="step", schedule__milestones=("6 steps", "50%")),
-        "schedule.milestones=('6 steps', '50%'): 1 of 2 not after the warm-up, step 6, at whose "
-        "end the learning rate falls at once",
+        "schedule.milestones=('6 steps', '50%'): 1 of 2 are not after the warm-up, which "
+        "ends at step 6; the learning rate falls at once when it ends",
     ),
     (
         dict(schedule__name="exponential", schedule__decay_every="2.7 epochs"),
-        "schedule.decay_every='2.7 epochs': the first decay is not before the end of the run, "
-        "step 60",
+        "schedule.decay_every='2.7 epochs': the first decay would not come before the end of "
+        "the run, step 60",
     ),
     (
         dict(cotrain__warmup="40 epochs"),
@@ -90,26 +91,27 @@ CASES = [
     ),
     (
         dict(log_every="61 steps"),
-        "log_every='61 steps': longer than the run of 60 steps, so that only its end is logged",
+        "log_every='61 steps': longer than the run of 60 steps, so metrics are logged at its end "
+        "only",
     ),
     (
         dict(eval__every="4 epochs"),
-        "eval.every='4 epochs': longer than the run of 60 steps, so that only its end is "
-        "evaluated, and `best` is the last checkpoint",
+        "eval.every='4 epochs': longer than the run of 60 steps, so it is evaluated at its end "
+        "only, and the best checkpoint is the last one",
     ),
     (
         dict(checkpoint__every="4 epochs"),
-        "checkpoint.every='4 epochs': longer than the run of 60 steps, so that only its end and "
-        "its best evaluations are saved",
+        "checkpoint.every='4 epochs': longer than the run of 60 steps, so it is saved at its end "
+        "and at its best evaluations only",
     ),
     (
         dict(checkpoint__every="4 epochs", eval__every="60 steps"),
-        "checkpoint.every='4 epochs': longer than the run of 60 steps, so that only its end is "
-        "saved; one that is killed begins anew",
+        "checkpoint.every='4 epochs': longer than the run of 60 steps, so it is saved at its end "
+        "only, and a killed run starts again from the beginning",
     ),
     (
         dict(stop__patience=5),
-        "stop.patience=5: never ends the run before its end, as it is evaluated 6 times "
+        "stop.patience=5: cannot end the run early, which is evaluated only 6 times "
         "(eval.every='10 steps')",
     ),
 ]
@@ -157,7 +159,7 @@ def test_no_config_of_ours_is_warned_of(name):
 def test_the_share_that_is_left_at_the_end():
     config = common.get_config()
     config.ema, config.ema_warmup = 0.99, False
-    line = "ema=0.99: 54.72% of the average is still what the run started from"
+    line = "ema=0.99: 54.72% of the average is still the initial weights"
     assert advice.share_of_start(config, 60) == line
     assert advice.share_of_start(config, 2000) == ""
     config.ema_warmup = True

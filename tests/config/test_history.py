@@ -24,15 +24,15 @@ from tests.support.runs import (
 )
 
 
-def run(old, new, resume_with="", **fields):
-    """What `check_identity` gives for configs with these fields changed."""
+def run(old, new, resume_with="", check=config_lib.check_identity):
+    """What `check` gives for configs with these fields changed."""
     configs = []
     for changes in (old, new):
         config = common.get_config()
         config.update_from_flattened_dict(changes)
         configs.append(config)
     configs[1].resume_with = resume_with
-    return config_lib.check_identity(*configs, "runs/a", **fields)
+    return check(*configs, "runs/a")
 
 
 DECAY = 0.75
@@ -51,13 +51,14 @@ def test_what_may_change_is_named():
 
 def test_a_refusal_names_the_way_where_there_is_one():
     start = "workdir='runs/a': holds another experiment; changed are optim.lr: 0.1 -> 0.2"
-    end = ". Choose another workdir, or these values"
-    way = "; or --config.resume_with=changed, which goes on with the new ones"
+    end = ". Choose another workdir, or the old values"
+    way = "; or resume with the new values: --config.resume_with=changed"
+    evaluation = config_lib.check_evaluation
     for new, more, fields, last in (
         ({}, "", {}, way),
         ({"seed": 1}, "; seed: 0 -> 1", {}, ""),
-        ({}, "", dict(evaluating=True), ""),
-        ({}, "", dict(evaluating=True, resume_with="changed"), ""),
+        ({}, "", dict(check=evaluation), ""),
+        ({}, "", dict(check=evaluation, resume_with="changed"), ""),
     ):
         with pytest.raises(ConfigError) as caught:
             run({}, {"optim.lr": 0.2} | new, **fields)
@@ -86,8 +87,8 @@ def test_what_may_never_change(field, before, after):
     with pytest.raises(ConfigError) as caught:
         run({field: before}, {field: after} | CHANGES, "changed")
     assert str(caught.value) == (
-        f"workdir='runs/a': resume_with='changed' does not let change {field}: {before!r} -> "
-        f"{after!r}. Choose another workdir, or these values"
+        f"workdir='runs/a': resume_with='changed' does not allow changes of {field}: {before!r} -> "
+        f"{after!r}. Choose another workdir, or the old values"
     )
 
 
@@ -142,7 +143,7 @@ def test_a_change_is_recorded_and_the_run_goes_on(no_board, tmp_path, capsys):
     changed = dict(optim__lr=0.2, augment__flip=False)
     with pytest.raises(ConfigError, match="augment.flip: True -> False; optim.lr: 0.1 -> 0.2. Cho"):
         loop.train_and_evaluate(tiny(**changed), tmp_path)
-    with pytest.raises(ConfigError, match="resume_with='changed' does not let change split: 2"):
+    with pytest.raises(ConfigError, match="'changed' does not allow changes of split: 2"):
         loop.train_and_evaluate(tiny(split=4, resume_with="changed", **changed), tmp_path)
     capsys.readouterr()
     before = [line["lr"] for line in lines_of(tmp_path) if "lr" in line]
@@ -170,6 +171,7 @@ def test_a_change_is_recorded_and_the_run_goes_on(no_board, tmp_path, capsys):
 # ---- Older configs
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_without_a_warmup_goes_on_so(no_board, tmp_path, capsys):
     """Its config.json lacks the field, whose default is another now."""
     constant = one_network(ema=DECAY, ema_warmup=False)
@@ -189,7 +191,7 @@ def test_a_run_that_was_begun_without_a_warmup_goes_on_so(no_board, tmp_path, ca
     assert_same_bits(*(state_at(constant, tmp_path / run, 4) for run in ("old", "whole")))
     said = capsys.readouterr().out
     # 0.75 ** 4
-    assert said.count("ema=0.75: 31.64% of the average is still what the run started from\n") == 2
+    assert said.count("ema=0.75: 31.64% of the average is still the initial weights\n") == 2
     assert config_lib.load(old).ema_warmup is False
     results = loop.evaluate_checkpoint(one_network(ema=DECAY), old)
     assert results["step"] == 4

@@ -117,21 +117,21 @@ def test_what_may_fit_is_not_refused(memory):
     """99.84 of 100 million images' bytes."""
     mesh = experiment.sharding.make(1, 1, num_networks=4)
     config = changed(eval__batch_size=99_990_000)
-    limits.check_memory(config, DIGITS, mesh, training=False)
+    limits.check_evaluation_memory(config, DIGITS, mesh)
     config.eval.batch_size = 100_010_000
-    line = message_of(lambda: limits.check_memory(config, DIGITS, mesh, training=False))
+    line = message_of(lambda: limits.check_evaluation_memory(config, DIGITS, mesh))
     assert line.startswith("eval.batch_size=100010000, data.image_size=0: must fit into memory")
     config.dtype = "bfloat16"
-    limits.check_memory(config, DIGITS, mesh, training=False)
+    limits.check_evaluation_memory(config, DIGITS, mesh)
 
 
 def test_devices_hold_a_part_of_the_batch_each(memory, monkeypatch):
     mesh = experiment.sharding.make(8, 1, num_networks=4)
     config = changed(eval__batch_size=8 * 10**6)
     monkeypatch.setattr(limits, "device_memory", lambda device: 320_000_000)
-    limits.check_memory(config, DIGITS, mesh, training=False)
+    limits.check_evaluation_memory(config, DIGITS, mesh)
     config.eval.batch_size += 8
-    line = message_of(lambda: limits.check_memory(config, DIGITS, mesh, training=False))
+    line = message_of(lambda: limits.check_evaluation_memory(config, DIGITS, mesh))
     assert line.endswith("take 0.3 GB of the 0.3 GB of a device")
 
 
@@ -271,8 +271,8 @@ def test_a_division_that_does_not_divide():
     config = changed(arch="wide_resnet10_1", split=8)
     cost = "8 networks cost 8.00 times the multiply-adds of wide_resnet10_1"
     assert message_of(lambda: division.check(config, **fields)) == (
-        f"split=8: must be a division of about the same cost; {cost}, at most 1.5 are allowed "
-        "unless divide_anyway=True"
+        f"split=8: must be a division of about the same cost; {cost}, at most 1.5 times are "
+        "allowed unless divide_anyway=True"
     )
     config.divide_anyway = True
     assert division.check(config, **fields) == f"warning: split=8: the {cost}"

@@ -165,6 +165,7 @@ def test_one_is_lost(victim, how, compare, start, undisturbed, tmp_path):
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_damage_that_one_process_reads(start, alone, tmp_path):
     """It knows of it alone; all go on from the checkpoint before, and end as if there were none."""
     workdir = tmp_path / "run"

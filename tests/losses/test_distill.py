@@ -213,7 +213,8 @@ def test_make():
     [
         (dict(loss="l2"), r"^distill.loss='l2': must be one of kl, dkd, dist$"),
         (dict(weight=-1.0), r"^distill.weight=-1.0: must be 0 or more$"),
-        (dict(temperature=-2.0), r"^distill.temperature=-2.0: must be 0 \(that of the paper\) or"),
+        (dict(temperature=-2.0), r"^distill.temperature=-2.0: must be 'paper' or above 0$"),
+        (dict(temperature=0), r"^distill.temperature=0: must be 'paper' or above 0$"),
         (dict(dkd_beta=-2.0), r"^distill.dkd_beta=-2.0: must be 0 or more$"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -469,7 +468,7 @@ def test_export_from_a_mesh(tmp_path):
     extract.leader(config_lib.load(tmp_path), tmp_path)
     alone = config_lib.load(tmp_path / extract.FOLDER)
     assert dict(alone.mesh) == {"data": -1, "net": 1}
-    experiment.build(alone, training=False)
+    experiment.build_for_evaluation(alone)
 
 
 def test_start_from_a_run_with_another_leader(run, tmp_path):
@@ -493,10 +492,8 @@ def test_start_from_a_run_with_another_leader(run, tmp_path):
 def test_resnet20_on_digits(tmp_path):
     config = digits_ffsd_resnet20.get_config()
     config.mesh.data = 1
-    began = time.monotonic()
     results = loop.train_and_evaluate(config, tmp_path)
     assert results["test/leader/top1"] >= 0.975
-    assert time.monotonic() - began < 360  # on two CPU cores
 
 
 def test_a_leader_like_divided_students_is_exported_as_one_of_them(tmp_path):

@@ -116,7 +116,7 @@ def test_wrong_entries(registered):
     with pytest.raises(ConfigError, match="^Entry: 'warmup': must be one of its fields, which are"):
         entry(durations=("warmup",))
     registered["optim"] = entry(fields={"weight": 1.0})
-    with pytest.raises(ConfigError, match="^method 'optim': must be called otherwise"):
+    with pytest.raises(ConfigError, match="^method 'optim': must have another name"):
         defaults.get_config()
 
 

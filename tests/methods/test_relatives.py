@@ -490,7 +490,10 @@ def test_two_devices_agree_with_one(tiny_arch, name):
         assert np.abs(a - b).max() <= 1e-5 * max(1.0, np.abs(b).max()), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in ("dml", "one") else pytest.mark.slow) for n in RELATIVES],
+)
 def test_two_epochs_of_digits(tiny_arch, name, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
     config = digits(name, tiny_arch, duration="2 epochs", schedule__warmup="0 steps")

@@ -145,6 +145,7 @@ def training(mesh, variables, x):
     return [run(variables["params"], seed) for seed in (0, 1)]
 
 
+@pytest.mark.slow
 def test_a_mesh_equals_one_device(on_meshes):
     """With random coefficients: each example's and each network's are its own everywhere."""
     for one, many in zip(*on_meshes.values(), strict=True):

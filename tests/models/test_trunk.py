@@ -159,6 +159,7 @@ def test_local_statistics_are_averaged_over_the_batch_and_the_networks():
     assert got["stage2_block1"]["bn1"]["mean"].shape[0] == S
 
 
+@pytest.mark.slow
 def test_dropout_in_the_trunk():
     """Networks drop out differently: the trunk's new statistics are their mean, on any mesh."""
     with jax.enable_x64(True):
@@ -287,8 +288,12 @@ def test_the_trunk_is_what_its_last_map_is_computed_from(arch):
 
 def test_names_of_stages(monkeypatch):
     spec = models.divided("wide_resnet10_1", 1)
-    assert models.trunk_stage(spec, "") == models.trunk_stage(spec, "none", default=True) == ""
-    assert models.trunk_stage(spec, "", default=True) == "stage2"
+    assert (
+        models.trunk_stage(spec, "")
+        == models.trunk_stage(spec, "none", default="all but the last")
+        == ""
+    )
+    assert models.trunk_stage(spec, "", default="all but the last") == "stage2"
     assert models.trunk_stage(spec, "stage3") == "stage3"
     with pytest.raises(
         ConfigError, match="trunk='stage4': must be one of none, stage1, stage2, st"
@@ -296,16 +301,16 @@ def test_names_of_stages(monkeypatch):
         models.trunk_stage(spec, "stage4")
     one_stage = dataclasses.replace(spec, blocks=(1,))
     with pytest.raises(ConfigError, match="trunk='': must be one of none, stage1 with wide_resnet"):
-        models.trunk_stage(one_stage, "", default=True)
+        models.trunk_stage(one_stage, "", default="all but the last")
 
     class Bare:
         arch = "bare"
 
     bare = models.Family({"bare": Bare}, None, None, num_stages=lambda spec: 0)
     monkeypatch.setitem(models.FAMILIES, "bare", bare)
-    assert models.trunk_stage(Bare, "none", default=True) == ""
+    assert models.trunk_stage(Bare, "none", default="all but the last") == ""
     with pytest.raises(ConfigError, match="trunk='': must be 'none'; bare has no stages to share"):
-        models.trunk_stage(Bare, "", default=True)
+        models.trunk_stage(Bare, "", default="all but the last")
 
 
 def test_of_a_config():

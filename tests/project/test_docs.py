@@ -19,6 +19,7 @@ from PIL import Image
 
 from jaxsplit import config as config_lib
 from jaxsplit import defaults
+from jaxsplit.recipes import experiments
 from tests.support.paths import ROOT
 
 PAGES = sorted(
@@ -26,26 +27,33 @@ PAGES = sorted(
     key=lambda path: path.relative_to(ROOT).as_posix(),
 )
 
+_RUN = r"(?:python main\.py|jaxsplit [\w-]+)"
+_TRAIN = r"(?:python main\.py|jaxsplit train)"
+_IMPORT = r"(?:python -m jaxsplit\.torch_import|jaxsplit import-torch)"
+_PREPARE = r"(?:python -m jaxsplit\.data\.prepare|jaxsplit prepare)"
 # Commands that `test_command_runs` leaves out: a pattern of their beginning, and why.
 NOT_RUN = (
     (r"make ", "installs, or runs all tests"),
     (r"pip install|python3\.13 -m venv|\. \.venv", "installs"),
     (r"tensorboard|tail -F", "does not end"),
     (
-        r"python main\.py --config=configs/digits_",
+        rf"{_TRAIN} --config=(configs/)?digits_",
         "trains for minutes; the first in test_commands_that_train",
     ),
-    (r"python main\.py .*--workdir=runs/ffsd", "needs a run: test_commands_that_train"),
-    (r"python main\.py --config=configs/\S+ --workdir", "trains for hours on data that it needs"),
-    (r"python main\.py --help|python -m jaxsplit\.torch_import --help", "as the test of --help"),
-    (r"python main\.py --config=\.\.\.", "a pattern; needs several hosts"),
-    (r"python main\.py --mode=eval --workdir=runs/(c100|imported)", "needs a run of hours"),
-    (r"python main\.py --mode=predict", "needs a run: cli/test_predict.py"),
-    (r"python main\.py --config=my_backbone\.py", "test_own_backbone.py runs it"),
-    (r"python main\.py --config=my_method\.py", "test_own_method.py runs it"),
-    (r"python -m jaxsplit\.data\.prepare (?!my_birds)", "needs a download; test_prepare.py"),
-    (r"python -m jaxsplit\.torch_import \S+\.pth", "needs a download; test_torch_import.py"),
-    (r"python -m jaxsplit\.summary ", "takes long; test_summary.py runs it small"),
+    (rf"{_RUN} .*--workdir=runs/ffsd", "needs a run: test_commands_that_train"),
+    (
+        rf"{_TRAIN} --config=(configs/\S+|cifar\S+|folder\S+) --workdir",
+        "trains for hours on data that it needs",
+    ),
+    (rf"{_IMPORT} --help", "as the test of --help"),
+    (rf"{_TRAIN} --config=\.\.\.", "a pattern; needs several hosts"),
+    (rf"{_RUN} .*--workdir=runs/(c100|imported)", "needs a run of hours"),
+    (r"jaxsplit predict", "needs a run: cli/test_predict.py"),
+    (rf"{_RUN} .*--config=my_backbone\.py", "test_own_backbone.py runs it"),
+    (rf"{_RUN} .*--config=my_method\.py", "test_own_method.py runs it"),
+    (rf"{_PREPARE} (?!my_birds)", "needs a download; test_prepare.py"),
+    (rf"{_IMPORT} \S+\.pth", "needs a download; test_torch_import.py"),
+    (r"jaxsplit summary --a", "takes long; test_summary.py runs it small"),
     (r"python -m bench\.", "measures for minutes; bench/test_programs.py runs it small"),
     (r"ls runs", "needs a run: test_commands_that_train"),
     (r"(?:\w+=\S+ )*launch/local\.sh", "launch/test_scripts.py runs it"),
@@ -103,6 +111,7 @@ COMMANDS = commands()
 PYTHON = [c for c in COMMANDS if c.text.startswith("python ")]
 MODULES = [c for c in PYTHON if c.words[1] == "-m"]
 MAIN = [c for c in PYTHON if c.words[1] == "main.py"]
+VERBS = [c for c in COMMANDS if c.text.startswith("jaxsplit ")]
 
 
 def ids(command: Command) -> str:
@@ -256,7 +265,9 @@ def shell(text: str, cwd: pathlib.Path, timeout: int) -> subprocess.CompletedPro
     """A command line of a page, with this Python, in a folder like the clone."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(cwd)}
     env.pop("XLA_FLAGS", None)  # the tests' own: many devices, and slow programs
-    line = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", text)
+    python = shlex.quote(sys.executable)
+    line = re.sub(r"^python ", f"{python} ", text)
+    line = re.sub(r"^jaxsplit ", f"{python} -m jaxsplit ", line)
     return subprocess.run(
         ["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
     )
@@ -276,17 +287,20 @@ def clone(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-PROGRAMS = sorted({c.words[2] for c in MODULES if c.words[2].startswith("jaxsplit.")} | {"main.py"})
+PROGRAMS = sorted(
+    {f"python -m {c.words[2]}" for c in MODULES if c.words[2].startswith("jaxsplit.")}
+    | {f"jaxsplit {c.words[1]}" for c in VERBS if not c.words[1].startswith("-")}
+    | {"python main.py"}
+)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_has_every_flag(program, clone):
     """--help of a program names each flag that a page gives it, but those of config fields."""
-    start = "main.py" if program == "main.py" else f"-m {program}"
-    done = shell(f"python {start} --help", clone, timeout=300)
+    done = shell(f"{program} --help", clone, timeout=300)
     assert done.returncode == 0, done.stderr
-    for command in PYTHON:
-        if program in command.words[1:3]:
+    for command in COMMANDS:
+        if command.text.startswith(f"{program} "):
             for name in re.findall(r" --(?!config\.)([\w-]+)", command.text):
                 assert re.search(rf"--(\[no\])?{name}\b", done.stdout) or name in OTHERS, name
 
@@ -294,20 +308,33 @@ def test_help_has_every_flag(program, clone):
 OTHERS = ("help", "config", "flagfile")  # of absl itself and of jaxsplit.cli
 
 
+CONFIGURED = [c for c in MAIN if "--config=configs/" in c.text]
+CONFIGURED += [
+    c for c in VERBS if "--config=" in c.text and not re.search(r"=(\.\.\.|my_)", c.text)
+]
+
+
 @pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections'
-@pytest.mark.parametrize("command", [c for c in MAIN if "--config=configs/" in c.text], ids=ids)
+@pytest.mark.parametrize("command", CONFIGURED, ids=ids)
 def test_config_of_a_command(command):
     """Its file takes its arguments, and the config with its overrides passes every check."""
     given = [word for word in command.words[2:] if word.startswith("--config")]
     values = flags.FlagValues()
     config_lib.check_overrides(config_lib.flags_given(["main.py", *given]))
-    argv = ["main.py", *(word.replace("configs/", f"{ROOT}/configs/") for word in given)]
+    argv = ["main.py", *(re.sub(r"(?<=--config=)[\w/.]+", file_of, word) for word in given)]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
     config = holder.value
     if config.data.name == "my_birds":  # a set of the reader's own
         config.data.name = "imagenet2012"
     config_lib.check(config)
+
+
+def file_of(name: re.Match) -> str:
+    """The file of a built-in experiment, or that of a path in the clone."""
+    path = ROOT / name[0] if name[0].endswith(".py") else experiments.find(name[0])
+    assert path is not None and path.is_file(), name[0]
+    return str(path)
 
 
 def reason(command: Command) -> str:
@@ -329,8 +356,9 @@ def test_command_runs(command, clone):
 @pytest.mark.parametrize("run", ["runs/digits ", "runs/ffsd"])
 def test_commands_that_train(run, clone):
     """The quickstart; FFSD with its leader's export and evaluation, in the order of the page."""
-    found = [c for c in COMMANDS if run in f"{c.text} " and c.text.startswith("python main.py")]
-    found = [c for c in found if "mode=show_views" not in c.text and "my_" not in c.text]
+    begin = ("python main.py", "jaxsplit train", "jaxsplit eval", "jaxsplit export-leader")
+    found = [c for c in COMMANDS if run in f"{c.text} " and c.text.startswith(begin)]
+    found = [c for c in found if "my_" not in c.text]
     assert found
     for command in found:
         done = shell(command.text, clone, timeout=3000)

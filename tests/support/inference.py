@@ -14,7 +14,7 @@ from jaxsplit.data import facts
 
 def write_untrained(config: ConfigDict, workdir: pathlib.Path) -> experiment.Experiment:
     """Makes a workdir of random networks, as an import of weights would; needs the data set."""
-    exp = experiment.build(config, training=False)
+    exp = experiment.build_for_evaluation(config)
     made = state.init(exp.method, exp.optimizer, config.seed, exp.dataset.image_shape, exp.sharding)
     # Statistics that normalise nothing would hide a wrong normalisation of the images.
     variables = jax.tree.map(lambda x: np.asarray(x) * 1.1 + 0.01, made.variables)

@@ -512,7 +512,14 @@ OVERRIDES = (
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-@pytest.mark.parametrize("layout", ["splitnet", "parallel", "ffsd", "npz", "safetensors"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "splitnet",
+        "ffsd",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("parallel", "npz", "safetensors")),
+    ],
+)
 def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run, tmp_path, capsys):
     results, states = trained
     counters = {"layer0.1.num_batches_tracked": np.array(2)}
@@ -531,7 +538,7 @@ def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run
     workdir = tmp_path / "run"
     run(*map(str, paths), *OVERRIDES, f"--workdir={workdir}")
     said = capsys.readouterr().out
-    facts = ", epoch 3, test top-1 12.50% as the file says"
+    facts = ", epoch 3, test top-1 12.50% according to the file"
     facts *= layout in ("splitnet", "parallel")
     assert said.startswith(f"imported wide_resnet10_1 divided in 2{facts}, into {workdir}\n")
     config = config_lib.load(workdir)

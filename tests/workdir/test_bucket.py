@@ -139,6 +139,7 @@ def test_checkpoints(bucket):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_run(bucket, tmp_path, monkeypatch):
     """Stopped, gone on with, evaluated: as one on a disk."""
     monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
