@@ -72,6 +72,11 @@ class Restored:
         views = augment.eval_view(images, self.facts.mean, self.facts.std)
         return self.stack.apply(layers, views[None], train=False)[0]
 
+    def on(self, mesh: sharding.Sharding) -> "Restored":
+        """The same with the functions of another mesh; the variables stay where they are."""
+        networks, method = _networks(self.config, self.facts, mesh)
+        return dataclasses.replace(self, sharding=mesh, stack=networks, method=method)
+
     def take(self, indices: Sequence[int]) -> dict:
         """The variables of some networks of the stack, with those that all share."""
         chosen = np.asarray(indices)
@@ -111,7 +116,7 @@ def restore(
     if (how := config.eval.ensemble) not in losses.ENSEMBLES:
         allowed = ", ".join(losses.ENSEMBLES)
         raise ConfigError(f"eval.ensemble={how!r}: must be one of {allowed}")
-    config_lib.check_identity(own, config, workdir, evaluating=True)
+    config_lib.check_evaluation(own, config, workdir)
     checkpoints = read.Reader(path, config_lib.best_metric(config))
     step = checkpoints.find(which)
     saved = read.model_shapes(checkpoints.path(step))
