@@ -6,20 +6,27 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from jaxsplit import loop
-from jaxsplit.cli import pages, predict, run_flags
+from jaxsplit.cli import export, latency, pages, predict, run_flags
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import summary, views
 from jaxsplit.weights import extract
 
 _MODE = flags.DEFINE_string(
-    "mode", "train", "train, eval, predict, summary, show_views or export_leader"
+    "mode",
+    "train",
+    "train, eval, predict, export, latency, summary, show_views or export_leader",
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "for eval, predict and export_leader: latest, best or a step"
+    "checkpoint",
+    "latest",
+    "for eval, predict, export, latency and export_leader: latest, best or a step",
 )
 _TO = flags.DEFINE_string(
-    "to", None, "for export_leader: the workdir to write; default: WORKDIR/leader"
+    "to",
+    None,
+    "for export and export_leader: the file or workdir to write; default: in WORKDIR/export, and "
+    "WORKDIR/leader",
 )
 # For processes on machines that no cluster manager connects; see `processes.initialize`.
 _COORDINATOR = flags.DEFINE_string(
@@ -53,12 +60,26 @@ MODES = {
     "train": _train,
     "eval": lambda config: loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value),
     "predict": lambda config: predict.run(config, _workdir(), _CHECKPOINT.value),
+    "export": lambda config: export.run(
+        config, _workdir(), _CHECKPOINT.value, _TO.value, predict.TEMPERATURE.value
+    ),
+    "latency": lambda config: latency.run(
+        config, _workdir(), _CHECKPOINT.value, predict.CASCADE.value
+    ),
     "summary": lambda config: print(summary.of_config(config)),
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
     ),
     "show_views": lambda config: print(views.views(config, _workdir())),
 }
+# Name of a flag -> the modes that read it.
+_ONLY_IN = (
+    {"to": ("export_leader", "export")}
+    | {flag.name: ("predict",) for flag in predict.FLAGS}
+    | {flag.name: ("export",) for flag in export.FLAGS}
+    | {flag.name: ("latency",) for flag in latency.FLAGS}
+    | {"temperature": ("predict", "export"), "cascade": ("predict", "latency")}
+)
 # Verb -> mode, where their names differ.
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
 
@@ -90,6 +111,8 @@ Without --config the config saved in the workdir is used.""",
         ),
     ),
     "predict": predict.PAGE,
+    "export": export.PAGE,
+    "latency": latency.PAGE,
     "summary": pages.Page(
         usage=f"jaxsplit summary --config=NAME|FILE {_OVERRIDES}", about="", flags=_RUN, examples=()
     ),
@@ -115,11 +138,14 @@ Without --config the config saved in the workdir is used. `jaxsplit VERB` is the
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
         | predict.VALUES
+        | export.VALUES
+        | latency.VALUES
         | _PROCESSES,
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
             "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
             "python main.py --mode=predict --workdir=runs/digits --images=photos",
+            "python main.py --mode=export --workdir=runs/digits --format=stablehlo",
             "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",
             "python main.py --mode=show_views --config=digits_wrn16_4_x4 --workdir=runs/digits",
             "python main.py --mode=export_leader --workdir=runs/ffsd",
@@ -152,15 +178,15 @@ def main(_: list[str], verb: str = "") -> None:
         mode = _MODE_OF.get(verb, verb) or _MODE.value
         if mode not in MODES:
             raise ConfigError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
-        if mode != "summary" and not run_flags.WORKDIR.value:
+        if mode not in ("summary", "latency") and not run_flags.WORKDIR.value:
             raise ConfigError(f"workdir: must be given with {verb or f'--mode={mode}'}")
         if mode != "train" and _INIT_FROM.value is not None:
             raise ConfigError(f"init_from: only with --mode=train, not {mode}")
-        if mode != "export_leader" and _TO.value is not None:
-            raise ConfigError(f"to: only with --mode=export_leader, not {mode}")
-        for flag in predict.FLAGS:
-            if flag.present and mode != "predict":
-                raise ConfigError(f"{flag.name}: only with --mode=predict, not {mode}")
+        for flag in (_TO, *predict.FLAGS, *export.FLAGS, *latency.FLAGS):
+            modes = _ONLY_IN[flag.name]
+            if flag.present and mode not in modes:
+                allowed = " or ".join(f"--mode={m}" for m in modes)
+                raise ConfigError(f"{flag.name}: only with {allowed}, not {mode}")
         if mode in ("train", "eval"):
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[mode](run_flags.CONFIG.value)
@@ -169,7 +195,7 @@ def main(_: list[str], verb: str = "") -> None:
 def _check_flags(verb: str) -> None:
     """Raises ConfigError for a flag of another verb."""
     own = (_MODE, _CHECKPOINT, _TO, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _INIT_FROM)
-    for flag in (*own, *predict.FLAGS):
+    for flag in (*own, *predict.FLAGS, *export.FLAGS, *latency.FLAGS):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
             raise ConfigError(

@@ -77,6 +77,13 @@ class Restored:
         networks, method = _networks(self.config, self.facts, mesh)
         return dataclasses.replace(self, sharding=mesh, stack=networks, method=method)
 
+    def network(self, name: str) -> dict:
+        """The variables {'params', 'batch_stats'} of a single network, without network axis."""
+        single = self.singles[name]
+        if single.part == "stack":
+            return self.stack.take(self.take([single.index]), 0)
+        return {c: parts.get(single.part, {}) for c, parts in self.variables.items()}
+
     def take(self, indices: Sequence[int]) -> dict:
         """The variables of some networks of the stack, with those that all share."""
         chosen = np.asarray(indices)

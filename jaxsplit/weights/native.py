@@ -47,7 +47,8 @@ def to_bytes(variables: Mapping[str, Mapping[str, Any]], header: Mapping[str, st
       ConfigError: the library safetensors is missing.
     """
     tensors: dict[str, np.ndarray] = {}
-    for path, value in flatten_dict(dict(variables)).items():
+    flat: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
+    for path, value in flat.items():
         collection, part, *rest = path
         if part == STACK:
             for i, one in enumerate(value):

@@ -35,8 +35,8 @@ def read(config: ConfigDict, like: dict) -> Start:
 
     Args:
       config: of the new run. init_from is a workdir (its newest checkpoint), its
-        checkpoints/<step>, a `.safetensors` file of an export, or files of PyTorch weights separated
-        by commas; `:ema` after the files takes their averaged weights.
+        checkpoints/<step>, a `.safetensors` file of an export, or files of PyTorch weights
+        separated by commas; `:ema` after the files takes their averaged weights.
       like: {'params', 'batch_stats'} of the new run, ShapeDtypeStructs with shardings.
 
     Raises:

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -99,17 +100,7 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     specs = []
     for name in names:
-        single = restored.singles[name]
-        if single.part == "stack":
-            joined = restored.take([single.index])
-            trunk = {c: parts.get("trunk", {}) for c, parts in restored.variables.items()}
-            variables = {
-                c: {k: v if k in trunk[c] else jax.tree.map(lambda x: x[0], v) for k, v in t.items()}
-                for c, t in joined.items()
-            }
-        else:
-            variables = {c: p.get(single.part, {}) for c, p in restored.variables.items()}
-        flat = flatten_dict(jax.device_get(variables), sep="/")
+        flat = flatten_dict(jax.device_get(restored.network(name)), sep="/")
         arrays |= {f"{name}/{key}": np.asarray(value) for key, value in flat.items()}
         specs.append(config_lib.spec(extract.config_of(restored.config, name)))
     if foreign := [s for s in specs if not type(s).__module__.startswith("jaxsplit.")]:
@@ -124,8 +115,8 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
         "opset": OPSET,
     }
     images = target.random_images(predictor)
-    np.savez(folder / "networks.npz", **arrays)
-    np.savez(folder / "check.npz", images=images, probabilities=predictor(images))
+    _save(folder / "networks.npz", arrays)
+    _save(folder / "check.npz", {"images": images, "probabilities": predictor(images)})
     (folder / "networks.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     (folder / "networks.pickle").write_bytes(pickle.dumps(specs))
     (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n")
@@ -136,6 +127,10 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
             copy = folder / "jaxsplit" / source.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
+
+
+def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    np.savez(path, allow_pickle=False, **arrays)  # pyrefly: ignore[bad-argument-type]
 
 
 def _converted(

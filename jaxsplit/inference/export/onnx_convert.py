@@ -2,9 +2,10 @@
 
 python convert.py [FILE.onnx]
 
-`jaxsplit export --format=onnx` has written the folder: networks.npz holds the weights, networks.json
-what they are, networks.pickle the Specs, check.npz images with the probabilities that they have, and
-jaxsplit/ the modules that define networks. requirements.txt lists what the environment needs.
+`jaxsplit export --format=onnx` has written the folder: networks.npz holds the weights,
+networks.json what they are, networks.pickle the Specs, check.npz images and the probabilities that
+they should get, and jaxsplit/ the modules that define networks. requirements.txt lists what the
+environment needs.
 """
 
 import json

@@ -7,9 +7,10 @@ fast on one is slow on another (`conv.py`); the weights are stored once.
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -21,6 +22,7 @@ from jaxsplit.inference.restore import Restored
 
 SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
+_Way: TypeAlias = Callable[[Sequence[Any], Array], Array]  # leaves, images -> probabilities
 
 
 def write(
@@ -51,7 +53,6 @@ def write(
         "difference": difference,
     }
     target.write_with_description(path, data, description)
-    load_it = f"jax.export.deserialize(open({str(path)!r}, 'rb').read())"
     return target.Written(
         path,
         (
@@ -59,7 +60,7 @@ def write(
             f"{path.name}.json",
             f"largest difference to `jaxsplit predict` on {len(images)} random images: "
             f"{difference:.1e}",
-            f'load: python -c "from jax import export; print({load_it[4:]})"',
+            f"load: jax.export.deserialize(open({str(path)!r}, 'rb').read()).call(images)",
         ),
         difference,
     )
@@ -67,24 +68,26 @@ def write(
 
 def program(predictor: Predictor, of: str) -> jax.export.Exported:
     """The answer `of` as a program: uint8[b, H, W, C] -> probabilities float32[b, K]."""
-    restored = predictor.restored
-    shape = restored.facts.image_shape
+    restored, temperature = predictor.restored, predictor.temperature_of_answer
+    single = restored.singles.get(of)
+    alone = single is not None and single.part == "stack"
+    variables = restored.take([single.index]) if single and alone else restored.variables
+    leaves, tree = jax.tree.flatten(jax.device_get(variables))
+
+    def way(platform: str) -> _Way:
+        mesh = sharding.Unmapped(restored.sharding.mesh, traced_for=platform)
+        return _probabilities(restored.on(mesh), "" if alone else of, tree, temperature)
+
     (batch,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
-    leaves, tree = jax.tree.flatten(jax.device_get(restored.variables))
-    temperature = predictor.temperature_of_answer
-    ways = {
-        platform: _probabilities(restored, of, tree, temperature, platform)
-        for platform in ("cpu", "gpu")
-    }
-    needed = _needed(ways["gpu"], leaves, images)
+    shape = restored.facts.image_shape
+    needed = _needed(way("gpu"), leaves, jax.ShapeDtypeStruct((1, *shape), np.uint8))
     kept = [jnp.asarray(leaves[i]) for i in needed]
 
-    def filled(way: Callable[[Sequence[Any], Array], Array]) -> Callable[..., Array]:
+    def filled(way: _Way) -> Callable[..., Array]:
         """`way` of the needed leaves; the others reach no output."""
 
         def of_needed(kept: Sequence[Array], images: Array) -> Array:
-            every = [jnp.zeros(x.shape, x.dtype) for x in leaves]
+            every: list[Any] = [jnp.zeros(x.shape, x.dtype) for x in leaves]
             for i, leaf in zip(needed, kept, strict=True):
                 every[i] = leaf
             return way(every, images)
@@ -93,31 +96,33 @@ def program(predictor: Predictor, of: str) -> jax.export.Exported:
 
     def answer(images: Array) -> Array:
         return lax.platform_dependent(
-            kept, images, cpu=filled(ways["cpu"]), default=filled(ways["gpu"])
+            kept, images, cpu=filled(way("cpu")), default=filled(way("gpu"))
         )
 
+    images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
     return jax.export.export(jax.jit(answer), platforms=PLATFORMS)(images)
 
 
-def _probabilities(
-    restored: Restored, of: str, tree: Any, temperature: float, platform: str
-) -> Callable[[Sequence[Any], Array], Array]:
-    """(leaves of the variables, images) -> probabilities, as a program for a platform."""
-    alone = restored.on(sharding.Unmapped(restored.sharding.mesh, traced_for=platform))
+def _probabilities(restored: Restored, of: str, tree: Any, temperature: float) -> _Way:
+    """The probabilities of an answer; `of` '': of the one network that the leaves are."""
 
     def probabilities(leaves: Sequence[Any], images: Array) -> Array:
-        logits = alone.predict(jax.tree.unflatten(tree, leaves), images)[of]
+        variables = jax.tree.unflatten(tree, leaves)
+        if of:
+            logits = restored.predict(variables, images)[of]
+        else:
+            logits = restored.predict_stack(variables, images)[0]
         return jax.nn.softmax(logits.astype(jnp.float32) / temperature)
 
     return probabilities
 
 
-def _needed(
-    way: Callable[[Sequence[Any], Array], Array],
-    leaves: Sequence[np.ndarray],
-    images: jax.ShapeDtypeStruct,
-) -> list[int]:
-    """Which leaves the answer depends on: of net0 not those of the other parts."""
+def _needed(way: _Way, leaves: Sequence[np.ndarray], images: jax.ShapeDtypeStruct) -> list[int]:
+    """Which leaves the answer depends on: the leader's not on the students."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-    exported = jax.export.export(jax.jit(way))(shapes, images)
-    return [i for i in exported.module_kept_var_idx if i < len(leaves)]
+    jaxpr = jax.make_jaxpr(way)(shapes, images).jaxpr
+    live = {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    for equation in reversed(jaxpr.eqns):
+        if not live.isdisjoint(equation.outvars):
+            live.update(v for v in equation.invars if not hasattr(v, "val"))  # no constants
+    return [i for i, var in enumerate(jaxpr.invars[: len(leaves)]) if var in live]

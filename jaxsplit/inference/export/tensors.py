@@ -56,20 +56,8 @@ def write(
 def _chosen(predictor: Predictor, of: str) -> tuple[ConfigDict, dict]:
     """(config of the networks, their variables by part)."""
     restored = predictor.restored
-    single = restored.singles.get(of)
-    if single is None or (len(restored.singles) == 1 and restored.config.split == 1):
+    if of not in restored.singles:
         return restored.config, restored.variables
     own = extract.config_of(restored.config, of)
-    if single.part == "stack":
-        taken = restored.take([single.index])
-        trunk = {c: set(parts.get("trunk", {})) for c, parts in restored.variables.items()}
-        return own, {c: {"stack": _with_axis(tree, trunk[c])} for c, tree in taken.items()}
-    return own, {
-        c: {"stack": jax.tree.map(lambda x: x[None], parts.get(single.part, {}))}
-        for c, parts in restored.variables.items()
-    }
-
-
-def _with_axis(layers: dict, shared: set[str]) -> dict:
-    """Layers of one network; those of the trunk get the network axis that the others have."""
-    return {k: jax.tree.map(lambda x: x[None], v) if k in shared else v for k, v in layers.items()}
+    network = restored.network(of)
+    return own, {c: {"stack": jax.tree.map(lambda x: x[None], t)} for c, t in network.items()}
