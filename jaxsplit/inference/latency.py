@@ -95,7 +95,7 @@ def measure(
       ConfigError: a cascade without images, or a config whose networks cannot be built.
     """
     known = facts.of_config(config.data) if predictor is None else predictor.restored.facts
-    made = _candidates(config, known)
+    made = candidates(config, known)
     if predictor is not None and predictor.is_cascade:
         if images is None or not len(images):
             raise ConfigError("cascade: needs images of the data set to be timed on")
@@ -147,7 +147,8 @@ def _facts(config: ConfigDict, known: facts.Facts, seconds: float) -> dict[str, 
     }
 
 
-def _candidates(config: ConfigDict, known: facts.Facts) -> list[tuple[Candidate, Call]]:
+def candidates(config: ConfigDict, known: facts.Facts) -> list[tuple[Candidate, Call]]:
+    """What is timed of a config, without a cascade: (candidate, its function)."""
     resolved, devices = config_lib.resolve(config), jax.local_devices()
     whole, small, count = models.divided(config.arch, 1), resolved.spec, resolved.num_networks
     wanted = [(UNDIVIDED, whole, 1, "auto", 1, "")]
