@@ -13,6 +13,8 @@ import os
 import pathlib
 import pickle
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -52,7 +54,9 @@ def _tree(arrays, prefix):
     return tree
 
 
-def program(facts, specs, arrays):
+def program(
+    facts: dict, specs: Sequence[Any], arrays: Mapping[str, np.ndarray]
+) -> Callable[[Any], jax.Array]:
     """uint8[b, H, W, C] -> probabilities float32[b, K]."""
     from jaxsplit import conv, losses, models
 
@@ -81,7 +85,8 @@ def program(facts, specs, arrays):
     return probabilities
 
 
-def main(out):
+def main(out: pathlib.Path) -> None:
+    """Converts, compares with check.npz and writes `out`."""
     import onnxruntime
     from jax2onnx import to_onnx
 
