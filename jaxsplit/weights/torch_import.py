@@ -259,8 +259,8 @@ def check_native(config: ConfigDict, own: native.Weights) -> None:
     arch, split = own.header.get("arch", ""), own.header.get("split", "")
     if (arch, split) != (config.arch, str(config.split)):
         raise ConfigError(
-            f"holds {split} network{'s' * (split != '1')} of {arch}, config has split={config.split}, "
-            f"arch={config.arch!r}"
+            f"holds {split} network{'s' * (split != '1')} of {arch}, "
+            f"config has split={config.split}, arch={config.arch!r}"
         )
 
 
