@@ -26,10 +26,13 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
 	  printf '  %-11s %s\n' "$$name" "$$text"; done
 
-quickstart: $(VENV)/.installed ## install, then train four small networks on handwritten digits
+quickstart: $(VENV)/.installed ## install, train four small networks on handwritten digits, report
 	$(venv_python) main.py --config="$(CONFIG)" --workdir="$(WORKDIR)" $(ARGS)
 	@echo
+	$(venv_python) main.py --mode=report --workdir="$(WORKDIR)"
+	@echo
 	@echo "The run lies in $(WORKDIR):"
+	@echo "  report    $(WORKDIR)/report.html, to open in a browser"
 	@echo "  numbers   $(WORKDIR)/metrics.jsonl"
 	@echo "  curves    $(venv_python) -m tensorboard.main --logdir '$(WORKDIR)'"
 	@echo "  evaluate  $(venv_python) main.py --mode=eval --workdir='$(WORKDIR)'"

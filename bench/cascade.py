@@ -108,7 +108,7 @@ def measure(
             right = float((way(images).argmax(-1) == labels).mean())
         results.add(
             "cascade",
-            case=config_lib.spec(predictor.config).arch,
+            case=config_lib.resolve(predictor.config).spec.arch,
             leave=name,
             macs_share=share,
             seconds=median,

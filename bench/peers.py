@@ -47,7 +47,7 @@ class Torch:
 
     def build(self, case: Case, *, form: str = "loop", compiled: bool = False, model: str = ""):
         """Makes the step of a case; {'ready': seconds, 'parameters': n} or {'error': text}."""
-        spec = dataclasses.asdict(config_lib.spec(programs.config_of(case)))
+        spec = dataclasses.asdict(config_lib.resolve(programs.config_of(case)).spec)
         task = dataclasses.asdict(case)
         task |= {"spec": spec, "form": form, "compile": compiled, "model": model}
         return self._ask({"build": task})

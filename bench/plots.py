@@ -4,7 +4,7 @@ python -m bench.plots --figures bench/results/growth_cpu.jsonl --out docs/figure
 python -m bench.plots --run runs/digits --out docs/figures
 
 Writes one SVG for each series of `bench.train_step --grow` (networks, batch, devices), or one for a
-run, with the name of its workdir. Needs matplotlib (`pip install -e '.[bench]'`).
+run, with the name of its workdir.
 """
 
 import argparse

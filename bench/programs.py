@@ -175,7 +175,7 @@ def train_flops(case: Case) -> float:
     """
     config = config_of(case)
     shape = (case.size, case.size, case.channels)
-    cost = costs.cost(config_lib.spec(config), num_classes=case.classes, image_shape=shape)
+    cost = costs.cost(config_lib.resolve(config).spec, num_classes=case.classes, image_shape=shape)
     return 6.0 * cost.macs * case.split * case.batch
 
 

@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     # schedule, augmentation or loss; config.json records each change and its step.
     config.resume_with = ""
     config.log_every = "50 steps"  # duration between two lines of training metrics
+    # Steps that jax's profiler traces for TensorBoard: from:to, as '20 steps:25 steps'; '': none.
+    config.profile = ""
     config.checkpoint = _checkpoint()
     _methods(config)
     return config
@@ -199,6 +201,9 @@ def _eval() -> Fields:
     # How the networks' outputs are combined: mean_logits | mean_probs | max_logits | max_probs. An
     # evaluation may change it; a resumed run may not.
     config.ensemble = "mean_logits"
+    # The next two are for `jaxsplit eval` only.
+    config.ood = ""  # another data set, whose images uncertainty should tell from the test images
+    config.corruptions = False  # True: also the test images under 15 corruptions at 5 severities
     return config
 
 

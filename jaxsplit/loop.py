@@ -5,48 +5,54 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import early_stop, evaluation, experiment, metrics, origin, rating
-from jaxsplit.checkpoints import read, store
-from jaxsplit.config import advice, history
-from jaxsplit.errors import ConfigError, NonFiniteLossError, SaveError
-from jaxsplit.experiment import Experiment
+from jaxsplit.config import advice
+from jaxsplit.errors import NonFiniteLossError, SaveError
+from jaxsplit.evaluate import evaluate_checkpoint
+from jaxsplit.hooks import Hook
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import tables
 from jaxsplit.run import Now, Run, open_run, open_workdir, say
-from jaxsplit.workdir import compile_cache, files, lock
+from jaxsplit.run_results import RunResults
+from jaxsplit.workdir import compile_cache, lock
+
+__all__ = ["evaluate_checkpoint", "train_and_evaluate"]
 
 # Steps that may be queued on the device: enough to keep it busy, few enough to bound memory.
 _QUEUE = 2
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | pathlib.Path, stop: signals.Stop | None = None
-) -> dict[str, float]:
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    stop: signals.Stop | None = None,
+    hooks: Sequence[Hook] = (),
+) -> RunResults:
     """Trains a run, or resumes it from `workdir`, then evaluates it.
-
-    A new run starts from the weights that `config.init_from` names, if any: see `warm_start.read`.
 
     Args:
       config: see `jaxsplit/defaults.py`.
       workdir: gets config.json, metrics.jsonl, TensorBoard files and checkpoints/; a directory or
-        gs://bucket/folder. Shared by all processes; process 0 writes everything except checkpoints.
-        It is locked: see `lock`.
+        gs://bucket/folder. All processes share it; process 0 writes everything but checkpoints. It
+        is locked: see `lock`.
       stop: entered with `with`. Turns SIGTERM, SIGHUP, SIGINT and calls of its `request` into a
         save and a clean exit. Without it an interrupt, as of a notebook's cell, finishes the step
-        and saves before it is raised; multi-process runs still stop together on SIGTERM.
+        and saves before it is raised; runs of several processes still stop together on SIGTERM.
+      hooks: functions that process 0 calls with a `hooks.Event` at every log point, evaluation and
+        checkpoint of the training; one that returns `hooks.STOP` ends the run. Every process must
+        be given as many.
 
     Returns:
-      Final metrics: test/<name>/top1, /top5 (0..1), /nll for every network and the ensemble,
-      test/disagreement, /count and, where they are skipped, /bad_records (the same under
-      validation/ if some was held out), `step`, and best/step with best/<its metric>. Of a run
-      that `config.stop` ended early, those of its last step.
+      Metrics of the last step, with the `history` of the run: test/<name>/top1, /top5 (0..1), /nll
+      for every network and the ensemble, test/disagreement, /count and, where they are skipped,
+      /bad_records (the same under validation/ if images were held out), `step`, and best/step with
+      best/<its metric>.
 
     Raises:
       ConfigError: a wrong value, or a workdir of another experiment or run; before any
@@ -58,7 +64,7 @@ def train_and_evaluate(
     """
     if stop is None:
         with signals.Interrupt() as stop:
-            return train_and_evaluate(config, workdir, stop)
+            return train_and_evaluate(config, workdir, stop, hooks)
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
     early = early_stop.make(exp)
@@ -68,49 +74,12 @@ def train_and_evaluate(
         try:
             folder = processes.shared_workdir(workdir, functools.partial(open_workdir, locked))
             at_end.enter_context(compile_cache.kept(say))
-            run, now = open_run(exp, folder, warm, stop, early, at_end)
-            return _train(run, now)
+            run, now = open_run(exp, folder, warm, stop, early, hooks, at_end)
+            return RunResults(_train(run, now), folder)
         except Exception:
             if processes.is_multiprocess():
                 at_end.pop_all()  # closing waits for the others, who may be gone
             raise
-
-
-def evaluate_checkpoint(
-    config: ConfigDict, workdir: str | pathlib.Path, which: str | int = "latest"
-) -> dict[str, float]:
-    """Restores the networks of a checkpoint, evaluates them and prints the table.
-
-    Args:
-      config: of the run; `config.load(workdir)` gives it.
-      workdir: of the run.
-      which: 'latest', 'best' or a step.
-
-    Returns:
-      test/<name>/top1 ... as `train_and_evaluate`, and `step`.
-
-    Raises:
-      ConfigError: no such checkpoint, or a config that does not fit the workdir.
-    """
-    workdir = files.path_of(workdir)
-    config_lib.check_same_on_all(config)
-    if not store.exists(workdir):
-        raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
-    history.adopt(config, workdir / config_lib.CONFIG_FILE)
-    config_lib.check_evaluation(config_lib.load(workdir), config, workdir)
-    exp = experiment.build_for_evaluation(config)
-    checkpoints = read.Reader(workdir, exp.best_metric)
-    found = checkpoints.find(which)
-    variables = read.restore_model(checkpoints.path(found), exp.state_shapes())
-    results = rating.evaluate_all(exp, variables)
-    best = checkpoints.best()
-    if jax.process_index() == 0:
-        kind = which if which in ("latest", "best") else "chosen"
-        line = _best_line(exp, best)
-        if best and store.weights_only(workdir):
-            line = tables.imported_line(exp, best[1][exp.best_metric])
-        print(tables.tables(exp, results, f"step {found}, the {kind}", line), flush=True)
-    return {"step": float(found)} | evaluation.flatten(results) | _flat_best(exp, best)
 
 
 # ---- The stages
@@ -173,12 +142,14 @@ def _compile(run: Run, now: Now) -> Compiled:
 
 
 def _fit(run: Run, now: Now, compiled: Compiled) -> None:
-    """Trains up to the last step, or until early stopping ends the run."""
+    """Trains up to the last step, or until early stopping or a hook ends the run."""
     queue: collections.deque = collections.deque()
     now.clock.resume()
     for step in range(run.start + 1, run.exp.plan.total_steps + 1):
         now.step = step
-        _dispatch(run, now, compiled.step)
+        with run.profile.before(step, now.wait):
+            _dispatch(run, now, compiled.step)
+        run.profile.after(step, now.wait)
         queue.append(now.totals.count)
         if len(queue) > _QUEUE:
             queue.popleft().block_until_ready()
@@ -194,6 +165,10 @@ def _fit(run: Run, now: Now, compiled: Compiled) -> None:
             if _save_and_evaluate(run, now, due):
                 break
             now.clock.resume()
+        if (due.logs or due.evaluates or due.saves) and not due.last and run.hooks.stop():
+            _saver(run, now)()  # if it is not saved
+            run.progress.line(f"a hook stopped the run at step {step}")
+            break
 
 
 def _dispatch(run: Run, now: Now, train_step: Callable) -> None:
@@ -225,6 +200,7 @@ def _log(run: Run, now: Now) -> None:
         values["data/bad_records"] = float(now.bad_records)
     run.writer.write(now.step, values)
     run.progress.training(now.step, now.step / exp.plan.steps_per_epoch, values)
+    run.hooks.call("log", now.step, values)
 
 
 def _save_and_evaluate(run: Run, now: Now, due: Due) -> bool:
@@ -235,14 +211,7 @@ def _save_and_evaluate(run: Run, now: Now, due: Due) -> bool:
     """
     exp, step = run.exp, now.step
     lock.check(run.workdir)
-    save = functools.partial(
-        run.checkpoints.save,
-        now.state,
-        exp.config,
-        len(exp.dataset.train),
-        bad_records=now.bad_records,
-        totals=metrics.to_json(now.totals),
-    )
+    save = _saver(run, now)
     if due.saves:  # before it is evaluated, which may fail or take long
         save()
     if due.stops:
@@ -256,11 +225,30 @@ def _save_and_evaluate(run: Run, now: Now, due: Due) -> bool:
         found = run.ratings.of_saved(step, variables)
     else:
         found = run.ratings.of_unsaved(step, variables, save)
+    run.hooks.call("evaluate", step, evaluation.flatten(found))
     if due.last or not run.early.after(step, found):
         return False
     save(metrics=evaluation.flatten(found))  # if it is not saved
     run.progress.line(run.early.why)
     return True
+
+
+def _saver(run: Run, now: Now) -> Callable[..., None]:
+    """A function that saves this step, unless it is saved; it takes the step's `metrics`."""
+    save = functools.partial(
+        run.checkpoints.save,
+        now.state,
+        run.exp.config,
+        len(run.exp.dataset.train),
+        bad_records=now.bad_records,
+        totals=metrics.to_json(now.totals),
+    )
+
+    def save_and_tell(metrics: dict | None = None) -> None:
+        if save(metrics=metrics):
+            run.hooks.call("checkpoint", now.step, metrics or {})
+
+    return save_and_tell
 
 
 def _finish(run: Run, now: Now) -> dict[str, float]:
@@ -273,9 +261,9 @@ def _finish(run: Run, now: Now) -> dict[str, float]:
     if run.chief:
         if share := advice.share_of_start(exp.config, now.step):
             print(share)
-        line = _best_line(exp, best)
+        line = rating.best_line(exp, best)
         print(tables.tables(exp, results, f"step {now.step}, the last", line), flush=True)
-    return flat | _flat_best(exp, best)
+    return flat | rating.flat_best(exp, best)
 
 
 # ---- Details
@@ -306,16 +294,3 @@ def _check_saved(run: Run, now: Now) -> None:
     if now.step not in have:
         others = ", ".join(map(str, have)) or "none"
         raise SaveError(f"step {now.step}, the last, is not saved; there are {others}")
-
-
-def _best_line(exp: Experiment, best: tuple[int, dict] | None) -> str:
-    """The line on the best checkpoint; '' if none was evaluated."""
-    return tables.best_line(exp, best[0], best[1][exp.best_metric]) if best else ""
-
-
-def _flat_best(exp: Experiment, best: tuple[int, dict] | None) -> dict[str, float]:
-    """best/step and best/<its metric>; empty if no checkpoint was evaluated."""
-    if best is None:
-        return {}
-    at, values = best
-    return {"best/step": float(at), f"best/{exp.best_metric}": values[exp.best_metric]}

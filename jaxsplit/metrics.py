@@ -246,3 +246,14 @@ def open_tensorboard(workdir: pathlib.Path) -> _Board | None:
     tf.config.set_visible_devices([], "GPU")  # else TensorFlow takes the memory that jax needs
     summaries = metric_writers.SummaryWriter(str(workdir))
     return _Board(metric_writers.AsyncWriter(summaries), summaries._summary_writer)
+
+
+def write_board(workdir: pathlib.Path, step: int, scalars: Mapping[str, float]) -> bool:
+    """Writes the values of one step to TensorBoard alone; whether TensorFlow is there to do so."""
+    board = open_tensorboard(workdir)
+    if board is None:
+        return False
+    board.writer.write_scalars(step, dict(scalars))
+    board.writer.flush()
+    board.writer.close()
+    return True

@@ -46,7 +46,7 @@ class Rating:
         exp = self._exp
         try:
             for examples in reversed(splits(exp).values()):
-                evaluation.try_first(exp.eval_step, variables, examples, **_how(exp))
+                evaluation.try_first(exp.eval_step, variables, examples, eval_pass(exp))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise ConfigError(
@@ -115,16 +115,17 @@ def splits(exp: Experiment) -> dict[str, Any]:
 def evaluate_split(exp: Experiment, variables: dict, name: str) -> SplitResults:
     """Evaluates the split 'validation' or 'test': see `evaluation.evaluate`."""
     examples = splits(exp)[name]
-    results = evaluation.evaluate(exp.eval_step, variables, examples, **_how(exp))
+    return count_bad(
+        exp, examples, evaluation.evaluate(exp.eval_step, variables, examples, eval_pass(exp))
+    )
+
+
+def count_bad(exp: Experiment, examples: Any, results: SplitResults) -> SplitResults:
+    """The results, to which the number of bad records is added where these are left out."""
     if skips(exp):
         count = results[EXAMPLES]["count"]
         results[EXAMPLES]["bad_records"] = len(examples) - count
     return results
-
-
-def evaluate_all(exp: Experiment, variables: dict) -> Results:
-    """Evaluates every split."""
-    return {name: evaluate_split(exp, variables, name) for name in splits(exp)}
 
 
 def skips(exp: Experiment) -> bool:
@@ -132,11 +133,24 @@ def skips(exp: Experiment) -> bool:
     return exp.config.data.on_bad_record == "skip"
 
 
-def _how(exp: Experiment) -> dict[str, Any]:
-    """Arguments of every evaluation of an experiment."""
-    return dict(
+def eval_pass(exp: Experiment) -> evaluation.EvalPass:
+    """How the examples of every evaluation of an experiment come to the devices."""
+    return evaluation.EvalPass(
         image_shape=exp.dataset.image_shape,
         batch_size=exp.plan.eval_batch_size,
         sharding=exp.sharding,
         threads=exp.config.data.threads,
     )
+
+
+def best_line(exp: Experiment, best: tuple[int, dict] | None) -> str:
+    """The line on the best checkpoint, of `Checkpoints.best`; '' if none was evaluated."""
+    return tables.best_line(exp, best[0], best[1][exp.best_metric]) if best else ""
+
+
+def flat_best(exp: Experiment, best: tuple[int, dict] | None) -> dict[str, float]:
+    """best/step and best/<its metric>; empty if no checkpoint was evaluated."""
+    if best is None:
+        return {}
+    at, values = best
+    return {"best/step": float(at), f"best/{exp.best_metric}": values[exp.best_metric]}

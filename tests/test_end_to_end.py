@@ -183,10 +183,11 @@ def test_without_tensorflow(whole, tmp_path, monkeypatch, capsys):
 def test_evaluation_from_the_workdir_alone(whole, capsys):
     before = files_of(whole.workdir)
     config = config_lib.load(whole.workdir)
-    assert loop.evaluate_checkpoint(config, whole.workdir) == whole.results
+    results = loop.evaluate_checkpoint(config, whole.workdir)
+    assert results.items() >= whole.results.items()  # and scores that training does not compute
     said = capsys.readouterr().out
     assert "checkpoint step 4, the latest" in said and "chosen on the test set" in said
-    assert files_of(whole.workdir) == before
+    assert files_of(whole.workdir).items() >= before.items()
 
 
 def test_evaluation_of_a_chosen_step_and_of_the_best(whole):
@@ -194,9 +195,7 @@ def test_evaluation_of_a_chosen_step_and_of_the_best(whole):
     assert at_two["step"] == 2
     results = loop.evaluate_checkpoint(whole.config, whole.workdir, 2)
     assert results["step"] == 2
-    assert {k: v for k, v in results.items() if k.startswith("test/")} == {
-        k: v for k, v in at_two.items() if k != "step"
-    }
+    assert results.items() >= at_two.items()
     assert results != whole.results
     best = loop.evaluate_checkpoint(whole.config, whole.workdir, "best")
     assert best["step"] == whole.results["best/step"]
@@ -207,7 +206,6 @@ def test_evaluation_of_a_chosen_step_and_of_the_best(whole):
 def test_evaluation_on_another_mesh(whole):
     config = tiny(mesh__data=2, mesh__net=2, eval__batch_size=100)
     results = loop.evaluate_checkpoint(config, whole.workdir)
-    assert results.keys() == whole.results.keys()
     for name, value in whole.results.items():
         assert results[name] == pytest.approx(value, abs=2 / 512 if "top" in name else 1e-2), name
 
@@ -402,8 +400,9 @@ def test_validation_on_two_devices(tmp_path, capsys, no_board):
     said = capsys.readouterr().out
     assert "synthetic validation (205 images)" in said and "synthetic test (512 images)" in said
     assert said.splitlines()[-1].endswith("chosen on the training part held out")
-    assert loop.evaluate_checkpoint(config_lib.load(tmp_path), tmp_path) == results
-    assert capsys.readouterr().out.splitlines()[-1].endswith("the training part held out")
+    again = loop.evaluate_checkpoint(config_lib.load(tmp_path), tmp_path)
+    assert again.items() >= results.items()
+    assert "chosen on the training part held out\n" in capsys.readouterr().out
 
 
 # ---- A loss that is not finite

@@ -227,7 +227,7 @@ def test_the_field_may_change_on_resume():
     new.remat = "stage2, stage1"
     config_lib.check(new)
     config_lib.check_identity(old, new, "run")
-    assert models.remat_stages(config_lib.spec(new), new.remat) == ("stage1", "stage2")
+    assert models.remat_stages(config_lib.resolve(new).spec, new.remat) == ("stage1", "stage2")
 
 
 # ---- bfloat16

@@ -74,8 +74,8 @@ class Checkpoints:
         metrics: dict | None = None,
         bad_records: int = 0,
         totals: dict | None = None,
-    ) -> None:
-        """Saves the state under its step; does nothing where that step is saved already.
+    ) -> bool:
+        """Saves the state under its step, unless that step is saved already.
 
         Args:
           state: of training.
@@ -85,12 +85,15 @@ class Checkpoints:
           bad_records: that were left out up to this step.
           totals: `metrics.to_json` of the steps since the last log point.
 
+        Returns:
+          Whether it was not saved already.
+
         Raises:
           SaveError: this save, or the one before, which was still under way, failed.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            return
+            return False
         position: dict[str, Any] = {"step": step, "train_examples": train_examples}
         if bad_records:
             position["bad_records"] = bad_records
@@ -102,6 +105,7 @@ class Checkpoints:
             {"config": config.to_dict(), "data": position},
             metrics,
         )
+        return True
 
     def _save(self, step: int, arrays: dict, texts: dict, metrics: dict | None) -> None:
         """`arrays`: item -> its tree; `texts`: item -> what becomes JSON."""

@@ -16,6 +16,7 @@ VERBS = {
     "export": "write networks of a run as a file that other programs load",
     "latency": "measure how long networks take to answer",
     "summary": "print parameters, multiply-adds and schedules of a config, or of architectures",
+    "report": "write a page on one run, or on several side by side",
     "views": "draw what the networks see: a picture of augmented images",
     "export-leader": "write one network of a run into a workdir of its own",
     "prepare": "turn images on disk into a prepared data set",
@@ -36,6 +37,8 @@ def run() -> int:
 
         return modes.run(["jaxsplit", *argv[1:]], verb)
     if verb in VERBS:
+        if verb == "report":  # which may evaluate
+            early()
         module = importlib.import_module(f"jaxsplit.cli.{verb.replace('-', '_')}")
         return module.main(argv[1:])
     if verb.lstrip("-") in ("help", "h"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from jaxsplit.cli import pages, run_flags
+from jaxsplit.cli import endings, pages, run_flags
 from jaxsplit.errors import ConfigError
 from jaxsplit.report import summary
 from jaxsplit.weights import torch_import
@@ -56,4 +56,4 @@ def command(argv: list[str]) -> None:
         for note in weights.notes:
             print(note)
         print(f"imported {what}, into {workdir}")
-        print(f"evaluate: jaxsplit eval --workdir={workdir}")
+        print(endings.next_command("eval", workdir=workdir))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxsplit.cli import pages, predict
+from jaxsplit.cli import endings, pages, predict
 from jaxsplit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def run(config: ConfigDict, workdir: str, checkpoint: str, cascade: str | None) 
         )
     print(latency.table(found))
     if workdir:
-        print(f"written: {latency.write(found, workdir)}")
+        following = endings.next_command("report", workdir=workdir)
+        print(endings.wrote("latency", latency.write(found, workdir), following))
 
 
 def _test_images(config: ConfigDict, count: int) -> "np.ndarray":

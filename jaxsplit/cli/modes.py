@@ -5,17 +5,20 @@ import functools
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from jaxsplit import config as config_lib
 from jaxsplit import loop
-from jaxsplit.cli import export, latency, pages, predict, run_flags
+from jaxsplit.cli import endings, export, latency, pages, predict, report, run_flags
+from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import summary, views
+from jaxsplit.run import say
 from jaxsplit.weights import extract
 
 _MODE = flags.DEFINE_string(
     "mode",
     "train",
-    "train, eval, predict, export, latency, summary, show_views or export_leader",
+    "train, eval, report, predict, export, latency, summary, show_views or export_leader",
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -27,6 +30,12 @@ _TO = flags.DEFINE_string(
     None,
     "for export and export_leader: the file or workdir to write; default: in WORKDIR/export, and "
     "WORKDIR/leader",
+)
+_OOD = flags.DEFINE_string(
+    "eval.ood", None, "for eval: another data set, to be told from the test set by uncertainty"
+)
+_CORRUPTIONS = flags.DEFINE_boolean(
+    "eval.corruptions", None, "for eval: also the test images under 15 corruptions, 5 severities"
 )
 # For processes on machines that no cluster manager connects; see `processes.initialize`.
 _COORDINATOR = flags.DEFINE_string(
@@ -43,6 +52,26 @@ _INIT_FROM = flags.DEFINE_string(
     "checkpoints/<step>, or PyTorch files separated by commas (with :ema at the end: the moving "
     "averages in them)",
 )
+# Flags of some modes only, with those modes.
+_ONLY_IN = (
+    (_INIT_FROM, "train"),
+    (_OOD, "eval"),
+    (_CORRUPTIONS, "eval"),
+    (_TO, "export_leader", "export"),
+    (predict.TEMPERATURE, "predict", "export"),
+    (predict.CASCADE, "predict", "latency"),
+    *((flag, "predict") for flag in predict.FLAGS),
+    *((flag, "export") for flag in export.FLAGS),
+    *((flag, "latency") for flag in latency.FLAGS),
+)
+
+
+def _evaluate(config: ConfigDict) -> None:
+    if _OOD.value is not None:
+        config.eval.ood = _OOD.value
+    if _CORRUPTIONS.value is not None:
+        config.eval.corruptions = _CORRUPTIONS.value
+    loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value)
 
 
 def _workdir() -> str:
@@ -54,11 +83,24 @@ def _train(config: ConfigDict) -> None:
         config.init_from = _INIT_FROM.value
     with signals.Stop() as stop:
         loop.train_and_evaluate(config, _workdir(), stop)
+    say(endings.wrote("run", _workdir(), endings.next_command("eval", workdir=_workdir())))
+
+
+def _summarize(config: ConfigDict) -> None:
+    print(summary.of_config(config))
+    workdir = _workdir() or f"runs/{config.data.name}_{config.arch}"
+    print("\n" + endings.next_command("train", *run_flags.of_config(), workdir=workdir))
+
+
+def _show_views(config: ConfigDict) -> None:
+    path = views.views(config, _workdir())
+    following = endings.next_command("train", *run_flags.of_config(), workdir=_workdir())
+    print(endings.wrote("views", path, following))
 
 
 MODES = {
     "train": _train,
-    "eval": lambda config: loop.evaluate_checkpoint(config, _workdir(), _CHECKPOINT.value),
+    "eval": _evaluate,
     "predict": lambda config: predict.run(config, _workdir(), _CHECKPOINT.value),
     "export": lambda config: export.run(
         config, _workdir(), _CHECKPOINT.value, _TO.value, predict.TEMPERATURE.value
@@ -66,24 +108,17 @@ MODES = {
     "latency": lambda config: latency.run(
         config, _workdir(), _CHECKPOINT.value, predict.CASCADE.value
     ),
-    "summary": lambda config: print(summary.of_config(config)),
+    "summary": _summarize,
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
     ),
-    "show_views": lambda config: print(views.views(config, _workdir())),
+    "show_views": _show_views,
 }
-# Name of a flag -> the modes that read it.
-_ONLY_IN = (
-    {"to": ("export_leader", "export")}
-    | {flag.name: ("predict",) for flag in predict.FLAGS}
-    | {flag.name: ("export",) for flag in export.FLAGS}
-    | {flag.name: ("latency",) for flag in latency.FLAGS}
-    | {"temperature": ("predict", "export"), "cascade": ("predict", "latency")}
-)
 # Verb -> mode, where their names differ.
 _MODE_OF = {"views": "show_views", "export-leader": "export_leader"}
 
 _RUN = {"config": "NAME|FILE", "workdir": "DIR"}
+_SHIFTS = {"eval.ood": "DATASET", "eval.corruptions": "True"}
 _PROCESSES = {"coordinator": "HOST:PORT", "num_processes": "N", "process_id": "N"}
 _OVERRIDES = "[--config.FIELD=VALUE ...]"
 PAGES = {
@@ -103,10 +138,12 @@ Without --config the config saved in the workdir is used.""",
     ),
     "eval": pages.Page(
         usage=f"jaxsplit eval --workdir=DIR {_OVERRIDES}",
-        about="Evaluates a checkpoint of a run and prints a table of its networks.",
-        flags=_RUN | {"checkpoint": "STEP"} | _PROCESSES,
+        about="""Evaluates a checkpoint of a run: prints tables of its networks, writes
+WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
+        flags=_RUN | {"checkpoint": "STEP"} | _SHIFTS | _PROCESSES,
         examples=(
             "jaxsplit eval --workdir=runs/digits --checkpoint=best",
+            "jaxsplit eval --workdir=runs/c10 --eval.ood=svhn_cropped --eval.corruptions=True",
             "jaxsplit eval --workdir=runs/digits --config.eval.ensemble=max_probs",
         ),
     ),
@@ -137,6 +174,7 @@ see, as WORKDIR/views.png.""",
 Without --config the config saved in the workdir is used. `jaxsplit VERB` is the same program.""",
         flags=_RUN
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR"}
+        | _SHIFTS
         | predict.VALUES
         | export.VALUES
         | latency.VALUES
@@ -144,6 +182,7 @@ Without --config the config saved in the workdir is used. `jaxsplit VERB` is the
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
             "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
+            "python main.py --mode=report --workdir=runs/digits,runs/other",
             "python main.py --mode=predict --workdir=runs/digits --images=photos",
             "python main.py --mode=export --workdir=runs/digits --format=stablehlo",
             "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",
@@ -157,12 +196,24 @@ Without --config the config saved in the workdir is used. `jaxsplit VERB` is the
 
 def run(argv: list[str], verb: str = "") -> int:
     """Runs a verb; '' is main.py. `argv`: the program's name and the arguments after the verb."""
+    if not verb and (given := _for_report(argv)) is not None:
+        return report.main(given)
     app.run(
         functools.partial(main, verb=verb),
         argv=argv,
         flags_parser=functools.partial(parse, verb=verb),
     )
     return 0
+
+
+def _for_report(argv: list[str]) -> list[str] | None:
+    """The arguments, if they hold --mode=report: it takes several workdirs, and no config."""
+    try:
+        given = flag_files.expanded(argv[1:])
+    except ConfigError:  # is told when the flags are parsed
+        return None
+    asked = config_lib.flags_given([argv[0], *given]).get("mode") == "report"
+    return given if asked and not pages.asked_for(given) else None
 
 
 def parse(argv: list[str], verb: str = "") -> list[str]:
@@ -177,13 +228,10 @@ def main(_: list[str], verb: str = "") -> None:
             _check_flags(verb)
         mode = _MODE_OF.get(verb, verb) or _MODE.value
         if mode not in MODES:
-            raise ConfigError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+            raise ConfigError(f"mode={mode!r}: must be one of {', '.join([*MODES, 'report'])}")
         if mode not in ("summary", "latency") and not run_flags.WORKDIR.value:
             raise ConfigError(f"workdir: must be given with {verb or f'--mode={mode}'}")
-        if mode != "train" and _INIT_FROM.value is not None:
-            raise ConfigError(f"init_from: only with --mode=train, not {mode}")
-        for flag in (_TO, *predict.FLAGS, *export.FLAGS, *latency.FLAGS):
-            modes = _ONLY_IN[flag.name]
+        for flag, *modes in _ONLY_IN:
             if flag.present and mode not in modes:
                 allowed = " or ".join(f"--mode={m}" for m in modes)
                 raise ConfigError(f"{flag.name}: only with {allowed}, not {mode}")
@@ -194,8 +242,8 @@ def main(_: list[str], verb: str = "") -> None:
 
 def _check_flags(verb: str) -> None:
     """Raises ConfigError for a flag of another verb."""
-    own = (_MODE, _CHECKPOINT, _TO, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _INIT_FROM)
-    for flag in (*own, *predict.FLAGS, *export.FLAGS, *latency.FLAGS):
+    shared = (_MODE, _CHECKPOINT, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+    for flag in (*shared, *(flag for flag, *_ in _ONLY_IN)):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
             raise ConfigError(

@@ -19,7 +19,7 @@ _IMAGES = flags.DEFINE_multi_string(
     "several with commas between them",
 )
 _TOP = flags.DEFINE_integer("top", 5, "for predict: classes listed of each image")
-_OUT = flags.DEFINE_string("out", "predictions.csv", "for predict: the file to write")
+_OUT = flags.DEFINE_string("out", "predictions.csv", "for predict and report: the file to write")
 _NETWORKS = flags.DEFINE_string(
     "networks",
     None,
@@ -44,7 +44,8 @@ CASCADE = flags.DEFINE_string(
     "for predict and latency: asks network after network until they are sure: a threshold of the "
     "largest probability, as 0.9, or accuracy=0.97 or cost=0.5 (of all multiply-adds) to fit one",
 )
-FLAGS = (_IMAGES, _TOP, _OUT, _NETWORKS, _COMBINE, TEMPERATURE, CASCADE)
+# TEMPERATURE and CASCADE are of other modes too.
+FLAGS = (_IMAGES, _TOP, _OUT, _NETWORKS, _COMBINE)
 VALUES = {
     "images": "PATH",
     "out": "FILE",

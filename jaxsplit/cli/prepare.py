@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from jaxsplit.cli import pages
+from jaxsplit.cli import endings, pages
 from jaxsplit.data import prepare
 from jaxsplit.errors import ConfigError
 
@@ -32,12 +32,23 @@ The same command resumes an interrupted preparation.
 )
 
 
+_DATA_DIR = "~/tensorflow_datasets"
+# Known set -> an experiment that reads it; all others are read by `folder`.
+_EXPERIMENTS = {
+    "cifar10": "cifar10",
+    "cifar100": "cifar100:arch=resnet110,split=2",
+    "svhn_cropped": "svhn:split=2",
+    "fashion_mnist": "fashion_mnist_wrn16_4_x4",
+    "imagenet2012": "imagenet_seresnet101_x4",
+}
+
+
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("source", None, "folder or archive with the images", flag_values=values)
     flags.DEFINE_string(
         "data_dir",
-        "~/tensorflow_datasets",
+        _DATA_DIR,
         "folder of the prepared sets: config.data.dir of a run",
         flag_values=values,
     )
@@ -78,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
             check=values.check,
             partial=values.partial,
         )
+        print(next_of(names[0], values.data_dir), flush=True)
         return 0
 
     try:
@@ -89,3 +101,12 @@ def main(argv: Sequence[str]) -> int:
             flush=True,
         )
         return 130
+
+
+def next_of(name: str, data_dir: str) -> str:
+    """The command that trains on a prepared set."""
+    experiment = _EXPERIMENTS.get(name, f"folder:name={name}")
+    given = [f"--config={experiment}"]
+    if data_dir != _DATA_DIR:
+        given.append(f"--config.data.dir={data_dir}")
+    return endings.next_command("train", *given, workdir=f"runs/{name}")

@@ -47,6 +47,24 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, metrics, checkpoints")
 
 
+def of_config() -> list[str]:
+    """The arguments of this command line that make its config: --config and its overrides."""
+    found, rest = [], _ARGUMENTS[1:]
+    while rest:
+        name, equals, value = rest.pop(0).lstrip("-").partition("=")
+        if name != "config" and not name.startswith("config."):
+            continue
+        if not equals and rest and not rest[0].startswith("--"):  # --name value
+            value, equals = rest.pop(0), "="
+        if name == "config":
+            path, colon, arguments = value.partition(":")
+            file = pathlib.Path(path)
+            built_in = experiments.find(file.stem) == file
+            value = f"{file.stem if built_in else path}{colon}{arguments}"
+        found.append(f"--{name}{equals}{value}")
+    return found
+
+
 def overrides_and_experiments() -> str:
     """The part of a help page about --config."""
     titles = {name: experiments.title(name) for name in experiments.names()}

@@ -15,12 +15,7 @@ from jaxsplit.config.checks import (
 from jaxsplit.config.derived import (
     PAPER,
     Resolved,
-    best_metric,
-    divided_in,
     resolve,
-    shared_view,
-    spec,
-    trunk,
 )
 from jaxsplit.config.fields import check_field, check_overrides, flags_given, flat
 from jaxsplit.config.file import NAME as CONFIG_FILE
@@ -37,7 +32,6 @@ __all__ = [
     "RUNTIME",
     "Resolved",
     "VIEWS",
-    "best_metric",
     "check",
     "check_evaluation",
     "check_field",
@@ -45,14 +39,10 @@ __all__ = [
     "check_overrides",
     "check_same_on_all",
     "check_types",
-    "divided_in",
     "flags_given",
     "flat",
     "load",
     "prepare_workdir",
     "resolve",
     "save",
-    "shared_view",
-    "spec",
-    "trunk",
 ]

@@ -23,7 +23,7 @@ from jaxsplit import (
     values,
 )
 from jaxsplit.config import limits, renamed
-from jaxsplit.config.derived import PAPER, resolve, spec
+from jaxsplit.config.derived import PAPER, resolve
 from jaxsplit.config.fields import check_field, flat
 from jaxsplit.errors import ConfigError, short
 from jaxsplit.hosts import processes
@@ -124,9 +124,8 @@ def _networks(section: Section) -> None:
     need("split", "at least 1", config.split >= 1 or (config.divide and not config.divide_in))
     need("split", f"at most {MOST_NETWORKS}", config.split <= MOST_NETWORKS)
     need("divide_in", "0 (as split) or more", config.divide_in >= 0)
-    models.remat_stages(spec(config), config.remat)
+    models.remat_stages(resolve(config).spec, config.remat)
     methods.check_split(config.method, config.split)
-    resolve(config)
 
 
 def _methods(section: Section) -> None:
@@ -206,6 +205,7 @@ def _lengths(section: Section) -> None:
         for text in value if isinstance(value, tuple) else (value,):
             length = durations.parse(field, text)
             need(field, "above 0", length.value > 0 or not field.endswith("every"))
+    durations.parse_profile(config.profile)
     source = data.source(config.data)
     augment.pipeline(
         config.augment,

@@ -47,7 +47,8 @@ def resolve(config: ConfigDict) -> Resolved:
         names = ", ".join(methods.METHODS)
         raise ConfigError(f"method={config.method!r}: must be one of {names}")
     entry = methods.METHODS[config.method]
-    of_one = spec(config)
+    parts = (config.divide_in or config.split) if config.divide else 1
+    of_one = models.divided(config.arch, parts)
     # An unchecked config may still have '', the old value that means PAPER.
     views = entry.views if config.views in ("", PAPER) else config.views
     text = "" if config.trunk == PAPER else config.trunk
@@ -63,38 +64,9 @@ def resolve(config: ConfigDict) -> Resolved:
     return Resolved(
         entry=entry,
         num_networks=config.split,
-        divided_in=divided_in(config),
+        divided_in=parts,
         spec=of_one,
         trunk=stage,
         shared_view=config.split == 1 or views == "same",
         best_metric=f"{split}/{entry.answer}/top1",
     )
-
-
-def spec(config: ConfigDict) -> Any:
-    """The Spec of one network, for a config without an Experiment.
-
-    Raises:
-      ConfigError: the architecture is unknown, or has no division into so many networks.
-    """
-    return models.divided(config.arch, divided_in(config))
-
-
-def divided_in(config: ConfigDict) -> int:
-    """The number of small networks that replace `arch`; 1: the networks are whole."""
-    return (config.divide_in or config.split) if config.divide else 1
-
-
-def shared_view(config: ConfigDict) -> bool:
-    """Whether all networks see the same view of an image."""
-    return resolve(config).shared_view
-
-
-def trunk(config: ConfigDict) -> str:
-    """The last stage that the networks share; see `resolve`."""
-    return resolve(config).trunk
-
-
-def best_metric(config: ConfigDict) -> str:
-    """The metric that selects the best checkpoint; see `Resolved`."""
-    return resolve(config).best_metric

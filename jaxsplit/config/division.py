@@ -10,13 +10,14 @@ WARN = 1.2  # a higher ratio of multiply-adds gets a warning
 MOST = 1.5  # a higher ratio needs `divide_anyway`; published divisions reach 1.39
 
 
-def ratio(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]) -> float:
+def ratio(
+    arch: str, divided_in: int, *, num_classes: int, image_shape: tuple[int, int, int]
+) -> float:
     """Multiply-adds of all networks that replace `arch`, divided by those of `arch`."""
-    divided_in = config_lib.divided_in(config)
     if divided_in == 1:
         return 1.0
     fields = dict(num_classes=num_classes, image_shape=image_shape)
-    small, whole = costs.stack_cost(config.arch, divided_in, **fields)
+    small, whole = costs.stack_cost(arch, divided_in, **fields)
     return divided_in * small.macs / whole.macs
 
 
@@ -26,8 +27,8 @@ def check(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, 
     Raises:
       ConfigError: they cost over `MOST` times as much, and `config.divide_anyway` is False.
     """
-    times = ratio(config, num_classes=num_classes, image_shape=image_shape)
-    divided_in = config_lib.divided_in(config)
+    divided_in = config_lib.resolve(config).divided_in
+    times = ratio(config.arch, divided_in, num_classes=num_classes, image_shape=image_shape)
     field = "divide_in" if config.divide_in else "split"
     cost = f"{divided_in} networks cost {times:.2f} times the multiply-adds of {config.arch}"
     if times > MOST and not config.divide_anyway:

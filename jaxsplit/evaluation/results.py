@@ -1,6 +1,6 @@
 """What evaluations find, by name and metric, and its flat form where it is written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 NETWORKS = "all"  # the name of metrics of all networks together
 EXAMPLES = "examples"  # the name of numbers of examples: count, bad_records
@@ -9,7 +9,15 @@ SplitResults = dict[str, dict[str, float]]
 """Of one split, name -> metric -> mean: 'net0' ..., 'ensemble', 'leader', NETWORKS, EXAMPLES."""
 
 Results = dict[str, SplitResults]
-"""By the name of the split, 'validation' or 'test'."""
+"""By the name of the split: 'validation', 'test', or 'train', a sample of the training set."""
+
+
+def answers(names: Iterable[str]) -> list[str]:
+    """The names of answers: single networks by number, then what they answer together."""
+    found = [name for name in names if name not in (NETWORKS, EXAMPLES)]
+    # A jitted function sorts the names.
+    networks = sorted((n for n in found if n.startswith("net")), key=lambda n: int(n[3:]))
+    return networks + [n for n in found if n not in networks]
 
 
 def flatten(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:

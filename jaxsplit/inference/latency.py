@@ -184,7 +184,7 @@ def candidates(config: ConfigDict, known: facts.Facts) -> list[tuple[Candidate, 
 
 
 def _cascade(predictor: Predictor, known: facts.Facts) -> tuple[Candidate, Call]:
-    names, spec = predictor.voters, config_lib.spec(predictor.config)
+    names, spec = predictor.voters, config_lib.resolve(predictor.config).spec
     each = costs.cost(spec, num_classes=known.num_classes, image_shape=known.image_shape)
     arch = predictor.config.arch
     count = len(names)

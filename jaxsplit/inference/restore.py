@@ -124,7 +124,7 @@ def restore(
         allowed = ", ".join(losses.ENSEMBLES)
         raise ConfigError(f"eval.ensemble={how!r}: must be one of {allowed}")
     config_lib.check_evaluation(own, config, workdir)
-    checkpoints = read.Reader(path, config_lib.best_metric(config))
+    checkpoints = read.Reader(path, config_lib.resolve(config).best_metric)
     step = checkpoints.find(which)
     saved = read.model_shapes(checkpoints.path(step))
     known = facts.of_workdir(path, config.data, saved, say)

@@ -1,7 +1,36 @@
 """What a run prints while it trains: a progress bar, or plain lines."""
 
+import contextlib
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+
+
+@contextlib.contextmanager
+def counted(total: int, title: str) -> Iterator[Callable[[], object]]:
+    """Gives what is called after each of `total` parts: a bar on a terminal, else ten lines.
+
+    Only process 0 prints.
+    """
+    done = 0
+
+    def line() -> None:
+        nonlocal done
+        done += 1
+        if done * 10 // total > (done - 1) * 10 // total:
+            print(f"{done:,} of {total:,} {title}", flush=True)
+
+    if jax.process_index() != 0:
+        yield lambda: None
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=title, dynamic_ncols=True) as bar:
+            yield functools.partial(bar.update, 1)
+    else:
+        yield line
 
 
 class Progress:

@@ -1,10 +1,10 @@
 """The tables that a run and an evaluation print at their end."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jaxsplit.costs import ALL, Cost, own_costs, stack_cost
-from jaxsplit.evaluation import EXAMPLES, METRICS, NETWORKS, Results, SplitResults
+from jaxsplit.evaluation import EXAMPLES, METRICS, NETWORKS, Results, SplitResults, answers
 from jaxsplit.recipes import published
 from jaxsplit.recipes.published import Result
 from jaxsplit.report import summary
@@ -26,26 +26,29 @@ def results_table(
 
     Args:
       title: the first line.
-      results: the results of a split; `evaluation.METRICS` has the columns.
+      results: the results of a split; `evaluation.METRICS` has the columns. One more column shows
+        `ece`, which evaluations that keep the logits have.
       costs: (one divided network, the undivided network).
       num_networks: S.
       published: the paper's results of the same networks; each is a line below the table.
       own: the costs from `costs.own_costs`.
       num_classes: K; metrics that are meaningless with so few classes are left out.
     """
-    columns = {
-        name: metric
+    columns: dict[str, tuple[str, Callable[[float], str]]] = {
+        name: (metric.title, metric.text)
         for name, metric in METRICS.items()
         if not metric.of_networks and num_classes >= metric.least_classes
     }
+    if all("ece" in results[name] for name in answers(results)):
+        columns["ece"] = "ECE %", lambda value: f"{100 * value:.2f}"
     small, large = costs
     together = (num_networks * small.params, num_networks * small.macs)
     sizes = {ALL: together, **(own or {})}
-    rows = [("", *(metric.title for metric in columns.values()), "parameters", "mult-adds")]
-    for name in _answers(results):
+    rows = [("", *(title for title, _ in columns.values()), "parameters", "mult-adds")]
+    for name in answers(results):
         one = (small.params, small.macs)
         params, macs = one if name.startswith("net") else sizes.get(name, sizes[ALL])
-        values = (metric.text(results[name][key]) for key, metric in columns.items())
+        values = (form(results[name][key]) for key, (_, form) in columns.items())
         rows.append((name, *values, f"{params:,}", f"{macs:,}"))
     if num_networks > 1:
         none = ("-",) * len(columns)
@@ -55,19 +58,11 @@ def results_table(
         for name, metric in METRICS.items()
         if name in results.get(NETWORKS, {})
     ]
-    lines = [title, *_aligned(rows), *(["; ".join(of_networks)] if of_networks else [])]
+    lines = [title, *aligned(rows), *(["; ".join(of_networks)] if of_networks else [])]
     return "\n".join(lines + [f"published: {result}" for result in published])
 
 
-def _answers(results: SplitResults) -> list[str]:
-    """The evaluated names: single networks by number, then their common answers."""
-    answers = [name for name in results if name not in (NETWORKS, EXAMPLES)]
-    # The results of a jitted function are sorted by name: net10 comes before net2.
-    networks = sorted((n for n in answers if n.startswith("net")), key=lambda n: int(n[3:]))
-    return networks + [n for n in answers if n not in networks]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The lines of a table: the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for first, *others in rows:

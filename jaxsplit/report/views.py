@@ -41,7 +41,7 @@ def views(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
     dataset = data.load(config.data)
     originals, made = draw(config, dataset)
     path = config_lib.prepare_workdir(workdir) / FILE
-    shared = config_lib.shared_view(config)
+    shared = config_lib.resolve(config).shared_view
     names = ["all networks"] if shared else [f"net{i}" for i in range(config.split)]
     picture = io.BytesIO()
     grid(originals, made, names).save(picture, "PNG")

@@ -40,7 +40,7 @@ def network(
     config = config_lib.load(workdir)
     variables, _, _ = _read(config, workdir, name, which)
     classes = variables["params"]["head"]["bias"].shape[-1]
-    spec = config_lib.spec(config_of(config, name))
+    spec = config_lib.resolve(config_of(config, name)).spec
     dtype = None if config.dtype == "float32" else config.dtype
     return models.build(spec, classes, dtype=dtype), variables
 
@@ -126,7 +126,7 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
     alone = config.copy_and_resolve_references()
     alone.method, alone.split = methods.ALONE, 1
     alone.trunk = alone.views = config_lib.PAPER
-    alone.divide_in = config_lib.divided_in(config)
+    alone.divide_in = config_lib.resolve(config).divided_in
     alone.mesh.data, alone.mesh.net, alone.init_from = -1, 1, ""  # of the run, or its machine
     alone.update(changes)
     return alone
@@ -151,7 +151,7 @@ def _read(
     """(variables of a network as numpy arrays, step, metrics) of a checkpoint."""
     if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
-    best = config_lib.best_metric(config)
+    best = config_lib.resolve(config).best_metric
     checkpoints = read.Reader(workdir, best)
     step = checkpoints.find(which)
     shapes = read.model_shapes(checkpoints.path(step))

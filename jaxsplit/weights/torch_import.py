@@ -213,7 +213,7 @@ def to_variables(
     Raises:
       ConfigError: weights of another architecture, S, number of classes or of image channels.
     """
-    spec, source = config_lib.spec(config), data.source(config.data)
+    spec, source = config_lib.resolve(config).spec, data.source(config.data)
     _check_networks(config, weights)
     classes = _num_classes(spec, weights.networks[0])
     if num_classes is not None and classes not in (None, num_classes):
@@ -273,7 +273,7 @@ def _of_native(config: ConfigDict, own: native.Weights, path: str) -> dict:
     try:
         check_native(config, own)
         source = data.source(config.data)
-        module = models.build(config_lib.spec(config), source.num_classes)
+        module = models.build(config_lib.resolve(config).spec, source.num_classes)
         size = source.shape(config.data)
         need = integrity.shapes(_shapes(module, size[0], size[2]))
         parts = [own.variables[c].get(native.STACK, {}) for c in ("params", "batch_stats")]

@@ -82,7 +82,8 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     if not store.exists(path):
         raise ConfigError("holds no checkpoints; must be a workdir or its checkpoints/<step>")
     other = config_lib.load(path)
-    if (config_lib.spec(other), other.split) != (config_lib.spec(config), config.split):
+    has, wants = config_lib.resolve(other), config_lib.resolve(config)
+    if (has.spec, has.num_networks) != (wants.spec, wants.num_networks):
         theirs, ours = (summary.title(c) for c in (other, config))
         raise ConfigError(f"holds {theirs}, config has {ours}")
     checkpoints = reading.Reader(path)

@@ -10,7 +10,8 @@ import os
 import pathlib
 import secrets
 import shutil
-from typing import TextIO
+from collections.abc import Callable
+from typing import BinaryIO, TextIO
 
 from jaxsplit.errors import ConfigError
 
@@ -66,14 +67,16 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
     if is_remote(path):  # an object appears only when it is complete
         path.write_bytes(data)
         return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    try:
-        _create(temporary, data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    _replace(path, lambda file: file.write(data))
+
+
+def write_with(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes or replaces a whole file, which `write` gets opened, as `write_text` does."""
+    if is_remote(path):
+        with path.open("wb") as file:
+            write(file)
+        return
+    _replace(path, write)
 
 
 def create(path: pathlib.Path, text: str = "") -> None:
@@ -88,12 +91,23 @@ def create(path: pathlib.Path, text: str = "") -> None:
             raise FileExistsError(str(path))
         path.write_text(text)
     else:
-        _create(path, text.encode())
+        _create(path, lambda file: file.write(text.encode()))
 
 
-def _create(path: pathlib.Path, data: bytes) -> None:
+def _replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        _create(temporary, write)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _create(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     with os.fdopen(os.open(path, _FLAGS | os.O_EXCL, 0o666), "wb") as file:
-        file.write(data)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
 

@@ -31,7 +31,8 @@ def test_latency(run, workdir, capsys):
     run("--mode=latency", f"--workdir={workdir}", "--batches=2", "--seconds=0.01")
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("batch 2: undivided ")
-    assert said[-1] == f"written: {workdir / 'latency.json'}"
+    assert said[-2] == f"latency: {workdir / 'latency.json'}"
+    assert said[-1] == f"next: jaxsplit report --workdir={workdir}"
     assert json.loads((workdir / "latency.json").read_text())["batches"] == [2]
 
 

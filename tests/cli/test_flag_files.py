@@ -65,7 +65,7 @@ def test_wrong_flags_in_a_file(refused, tmp_path):
     wrong = {
         "--config.btch_size=3": "btch_size='3': no such field",
         "--workers=3": "Unknown command line flag 'workers'",
-        "--mode=predict": "mode='predict': must be one of train",
+        "--mode=guess": "mode='guess': must be one of train",
         "--config=nowhere.py": "config='nowhere.py': must be a file with get_config()",
         "--config.seed=x": "flag --config.seed=x: invalid literal",
     }

@@ -49,10 +49,12 @@ def test_train_from_the_shell(trained):
     workdir, done = trained
     assert "Traceback" not in done.stderr
     table = done.stdout.split("\n\n")[-2].splitlines()
+    best, *end = done.stdout.rstrip().splitlines()[-3:]
+    assert best.endswith("chosen on the test set")
+    assert end == [f"run: {workdir}", f"next: jaxsplit eval --workdir={workdir}"]
     assert "digits test (360 images), wide_resnet10_1 divided in 2, cotrain" in done.stdout
     rows = [line.split()[0] for line in table if line.startswith(("net", "ensemble", "undivided"))]
     assert rows == ["net0", "net1", "ensemble", "undivided"]
-    assert done.stdout.rstrip().splitlines()[-1].endswith("chosen on the test set")
     config = config_lib.load(workdir)  # with the overrides
     assert (config.arch, config.optim.lr, config.batch_size) == ("wide_resnet10_1", 0.05, 16)
     assert config.data.name == "digits"
@@ -67,9 +69,12 @@ def test_eval_from_the_workdir_alone(trained, run, capsys):
     for which in ((), ("--checkpoint=latest",), ("--checkpoint=best",), ("--checkpoint=2",)):
         run("--mode=eval", f"--workdir={workdir}", *which)
         said = capsys.readouterr().out
-        rows = [line for line in said.splitlines() if line.startswith(("net", "ens", "und"))]
+        table = said.partition("diversity of the networks")[0]
+        rows = [line for line in table.splitlines() if line.startswith(("net", "ens", "und"))]
         assert len(rows) == 4
-        assert all(row in done.stdout for row in rows)
+        for row in rows:  # without the ECE, which training does not compute
+            cells = row.split()
+            assert [*cells[:4], *cells[5:]] in [line.split() for line in done.stdout.splitlines()]
         kind = {(): "latest", ("--checkpoint=2",): "chosen"}.get(which, which and which[0][13:])
         assert f"checkpoint step 2, the {kind}" in said
         assert "chosen on the test set" in said
@@ -193,7 +198,7 @@ BAD = {  # argument: how the line begins, what else it says
     "--config.lowering=best": ("lowering='best': must be one of ", "auto, dense"),
     "--workers=3": ("Unknown command line flag 'workers'", ""),
     "workdir": ("unknown argument 'workdir'", ""),
-    "--mode=predict": ("mode='predict': must be one of train, eval, summary", ""),
+    "--mode=guess": ("mode='guess': must be one of train, eval, ", ""),
 }
 
 
@@ -213,6 +218,9 @@ def test_bad_argument_in_summary(refused):
 def test_flags_that_do_not_fit_the_mode(refused, tmp_path):
     line = refused("--mode=eval", f"--workdir={tmp_path}", DIGITS, "--init_from=elsewhere")
     assert line == "init_from: only with --mode=train, not eval"
+    for flag in ("eval.ood=digits", "eval.corruptions=True"):
+        line = refused(f"--workdir={tmp_path}", DIGITS, f"--{flag}")
+        assert line == f"{flag.partition('=')[0]}: only with --mode=eval, not train"
 
 
 def test_arguments_of_a_config_that_takes_none(refused):

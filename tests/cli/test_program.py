@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from jaxsplit import cli
-from jaxsplit.cli import import_torch, modes, pages, prepare, published, summary
+from jaxsplit.cli import import_torch, modes, pages, prepare, published, report, summary
 from jaxsplit.errors import ConfigError
 from jaxsplit.recipes import experiments
 from tests.support.paths import ROOT
@@ -23,6 +23,7 @@ PAGES = modes.PAGES | {
     "prepare": prepare.PAGE,
     "import-torch": import_torch.PAGE,
     "published": published.PAGE,
+    "report": report.PAGE,
 }
 ARGUMENTS = {"folder": "name=birds"}  # of the experiment that cannot do without
 

@@ -66,7 +66,12 @@ def test_from_the_shell(tmp_path):
     command = [sys.executable, "main.py", "--mode=show_views", f"--workdir={tmp_path / 'run'}"]
     command += [f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}", "--config.seed=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run' / 'views.png'}\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"views: {tmp_path / 'run' / 'views.png'}",
+        "next: jaxsplit train --config=digits_wrn16_4_x4 --config.seed=1 "
+        f"--workdir={tmp_path / 'run'}",
+    ]
     zoom, columns = 12, 5  # the image and four networks
     width = show._GAP + columns * (8 * zoom + show._GAP) + 2 * show._GAP
     height = show._HEADER + 8 * (8 * zoom + show._GAP)

@@ -383,11 +383,11 @@ def test_only_divided_networks_have_a_divided_decay(divide):
 
 def test_networks_divided_or_whole():
     whole, half = (models.divided("wide_resnet16_4", s) for s in (1, 2))
-    assert config_lib.spec(changed(split=2)) == half != whole
+    assert config_lib.resolve(changed(split=2)).spec == half != whole
     for split in (1, 2, 3):  # also a number that the architecture is not divided in
         config = changed(split=split, divide=False, method="independent" if split > 1 else "single")
         config_lib.check(config)
-        assert config_lib.spec(config) == whole
+        assert config_lib.resolve(config).spec == whole
     built = (
         experiment.build(changed(split=2, divide=False, mesh__data=1))
         .state_shapes()
@@ -569,7 +569,10 @@ def test_every_field_is_runtime_or_identity():
         "mesh.net",
         "eval.batch_size",
         "eval.every",
+        "eval.ood",
+        "eval.corruptions",
         "log_every",
+        "profile",
         "checkpoint.every",
         "checkpoint.keep",
         "checkpoint.on_corrupt",

@@ -285,7 +285,7 @@ def test_a_division_that_does_not_divide():
 
 def test_between_the_two_limits_it_is_said(monkeypatch):
     for ratio, said in ((1.2, ""), (1.21, "cost 1.21 times"), (1.5, "cost 1.50 times")):
-        monkeypatch.setattr(division, "ratio", lambda config, ratio=ratio, **_: ratio)
+        monkeypatch.setattr(division, "ratio", lambda *_, ratio=ratio, **__: ratio)
         line = division.check(changed(), num_classes=10, image_shape=DIGITS)
         assert said in line and bool(line) == bool(said)
 

@@ -127,12 +127,12 @@ def test_only_bad_records():
 def test_evaluation_of_only_bad_records():
     stream = Stream(broken(8, set(range(8))), skipped=Skipped())
     mesh = sharding.make(1, 1, num_networks=1, batch_size=4, devices=jax.devices()[:1])
-    fields = dict(image_shape=(16, 16, 3), batch_size=4, sharding=mesh, threads=1)
+    how = evaluation.EvalPass((16, 16, 3), batch_size=4, sharding=mesh, threads=1)
 
     def eval_step(variables, batch):
         return {evaluation.EXAMPLES: {"count": batch["mask"].sum()}}
 
-    message = message_of(lambda: evaluation.evaluate(eval_step, {}, stream, **fields))
+    message = message_of(lambda: evaluation.evaluate(eval_step, {}, stream, how))
     assert message == "data.on_bad_record='skip': leaves no example to evaluate; all are bad"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import tempfile
@@ -14,9 +15,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import digits_wrn16_4_x4
+from jaxsplit import config as config_lib
 from jaxsplit import loop
 from jaxsplit.checkpoints import store
 from jaxsplit.errors import ConfigError
+from jaxsplit.evaluation import predictions
 from jaxsplit.hosts import processes as distributed
 from tests.support.processes import FIELDS, STEPS, free_port, training
 
@@ -105,6 +108,24 @@ def test_processes_do_what_one_does(mesh, start, alone, tmp_path):
         *(path.name for path in workdir.glob("events.out.tfevents.*")),
     }
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.slow
+def test_evaluation_by_processes_writes_what_one_writes(start, alone, tmp_path):
+    one, two = (shutil.copytree(alone(2), tmp_path / name) for name in ("one", "two"))
+    results = loop.evaluate_checkpoint(config_lib.load(one), one)
+    command = training(2, two, **{"mesh.data": 2})
+    for process in start(2, lambda i: command(i, "--mode=eval")):
+        assert process.wait() == 0, process.said
+    mine, theirs = (predictions.read(w / predictions.FILE).splits for w in (one, two))
+    assert mine.keys() == theirs.keys() == {"test", "train"}
+    for split, its in mine.items():
+        np.testing.assert_array_equal(its.index, theirs[split].index)
+        np.testing.assert_array_equal(its.labels, theirs[split].labels)
+        for name, logits in its.logits.items():
+            np.testing.assert_allclose(logits, theirs[split].logits[name], rtol=1e-4, atol=1e-4)
+    scored = json.loads((two / "eval.json").read_text())["splits"]["test"]["answers"]
+    assert scored["ensemble"]["ece"] == pytest.approx(results["test/ensemble/ece"], abs=1e-2)
 
 
 # ---- One is killed

@@ -218,7 +218,7 @@ def test_three_students_by_hand():
     key, progress = jax.random.key(2), jnp.asarray(100)
     _, (_, found) = jax.jit(exp.method.loss)(variables, batch, key, progress)
     built = stack.make(
-        config_lib.spec(config), 3, 10, exp.sharding, lowering="dense", batch_norm="sync"
+        config_lib.resolve(config).spec, 3, 10, exp.sharding, lowering="dense", batch_norm="sync"
     )
     of_stack = {c: variables[c]["stack"] for c in variables}
     logits, features, _ = jax.jit(lambda v: built.apply(v, views, train=True, key=key))(of_stack)
@@ -500,7 +500,7 @@ def test_a_leader_like_divided_students_is_exported_as_one_of_them(tmp_path):
     s = saved(tiny(divide=True), tmp_path)
     extract.leader(config_lib.load(tmp_path), tmp_path)
     alone = config_lib.load(tmp_path / extract.FOLDER)
-    assert config_lib.spec(alone) == models.divided("wide_resnet10_1", 2)
+    assert config_lib.resolve(alone).spec == models.divided("wide_resnet10_1", 2)
     _, variables = extract.network(tmp_path / extract.FOLDER)
     kernel = s.params["leader"]["stem_conv1"]["kernel"]
     np.testing.assert_array_equal(variables["params"]["stem_conv1"]["kernel"], kernel)

@@ -415,7 +415,7 @@ def test_wrong_values(method, fields, message):
 def test_defaults():
     """Views, trunk and temperature as in the papers."""
     seen = {
-        name: (config_lib.shared_view(small(name)), config_lib.trunk(small(name)))
+        name: (config_lib.resolve(small(name)).shared_view, config_lib.resolve(small(name)).trunk)
         for name in RELATIVES
     }
     assert seen.pop("kdcl") == (False, "")

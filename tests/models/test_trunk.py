@@ -317,7 +317,7 @@ def test_of_a_config():
     def of(**fields):
         config = common.get_config()
         config.update(arch="wide_resnet10_1", split=4, **fields)
-        return config_lib.trunk(config)
+        return config_lib.resolve(config).trunk
 
     assert [of(method=m) for m in ("cotrain", "dml", "one", "cl_ilr")] == [
         "",

@@ -49,6 +49,9 @@ NOT_RUN = (
     ),
     (rf"{_IMPORT} --help", "as the test of --help"),
     (rf"{_TRAIN} --config=\.\.\.", "a pattern; needs several hosts"),
+    (r"(python main\.py --mode=|jaxsplit )predict", "needs a run: cli/test_predict.py"),
+    (rf"{_RUN} .*--workdir=runs/digits", "needs a run: test_commands_that_train"),
+    (r"jaxsplit report --workdir=runs/seed0", "needs three runs"),
     (rf"{_RUN} .*--workdir=runs/(c100|imported)", "needs a run of hours"),
     (r"(?:\w+=\S+ )*jaxsplit export ", "needs a run: cli/test_export.py"),
     (r"jaxsplit latency", "compiles for minutes; cli/test_export.py runs it small"),
@@ -201,7 +204,7 @@ def fields(config: ConfigDict, prefix: str = "") -> set[str]:
 
 FIELDS = fields(defaults.get_config())
 # Names in backticks that begin like a field and are none.
-NO_FIELDS = {"config.json", "config.load", "data.prepare", "stop.request"}
+NO_FIELDS = {"config.json", "config.load", "data.prepare", "eval.json", "stop.request"}
 OWN_FIELDS = {"my_method.weight"}  # of the method that docs/extending.md writes
 
 
@@ -368,4 +371,5 @@ def test_commands_that_train(run, clone):
     for command in found:
         done = shell(command.text, clone, timeout=3000)
         assert done.returncode == 0, done.stderr
-        assert re.search(r"^(ensemble|leader|net0) ", done.stdout, re.M) or "export" in command.text
+        said = r"^(ensemble|leader|net0) |^report: "
+        assert re.search(said, done.stdout, re.M) or "export" in command.text

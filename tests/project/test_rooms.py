@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "jaxsplit"
 # The upper part of the root. A room that imports it would stand above what uses the room.
-STORY = ("loop", "experiment", "rating", "early_stop", "cli")
+STORY = ("loop", "experiment", "rating", "evaluate", "early_stop", "cli")
 MAY_IMPORT_STORY = {
     "cli": "the command line starts everything",
     "data.prepare.__main__": "a program, which nothing imports; its command line is in cli",

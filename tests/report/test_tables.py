@@ -40,6 +40,19 @@ def test_results_table():
     )
 
 
+def test_calibration_has_a_column_where_it_is_known():
+    values = results("net0", "net1", "ensemble")
+    for its in (values["net0"], values["net1"]):
+        its["ece"] = 0.03125
+    without = tables.results_table("t", values, (SMALL, LARGE), 2)
+    assert "ECE" not in without  # it is not of all of them
+    values["ensemble"]["ece"] = 0.125
+    lines = tables.results_table("t", values, (SMALL, LARGE), 2).splitlines()
+    assert [line.split()[-3] for line in lines[2:6]] == ["3.12", "3.12", "12.50", "-"]
+    assert lines[1].split()[5:7] == ["ECE", "%"]
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
 def test_without_top5():
     values = results("net0", "net1", "ensemble")
     lines = tables.results_table("t", values, (SMALL, LARGE), 2, num_classes=5).splitlines()

@@ -182,7 +182,7 @@ def tiny(**fields):
 
 def networks(n: int, config=None, classes: int = 10) -> list[dict]:
     """Random `state_dict`s of the networks of a config, each another."""
-    spec = config_lib.spec(config or tiny())
+    spec = config_lib.resolve(config or tiny()).spec
     return [state_of(spec, random_variables(spec, classes, 1, seed)) for seed in range(n)]
 
 
@@ -476,7 +476,7 @@ def trained(tmp_path_factory):
     states = []
     for i in range(2):
         one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), stack)
-        states.append(state_of(config_lib.spec(config), one))
+        states.append(state_of(config_lib.resolve(config).spec, one))
     return results, states
 
 

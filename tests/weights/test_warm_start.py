@@ -50,7 +50,7 @@ def source(tmp_path_factory):
     """(workdir of two networks for cifar100, the .npz that they came from, their variables)."""
     folder = tmp_path_factory.mktemp("source")
     config = make_config(data__name="cifar100", data__image_size=0)
-    spec = config_lib.spec(config)
+    spec = config_lib.resolve(config).spec
     networks = [random_variables(spec, 100, seed=seed) for seed in range(2)]
     np.savez(folder / "a.npz", **numbered([state_of(spec, v) for v in networks]))
     torch_import.import_checkpoint(config, [folder / "a.npz"], folder / "run")
@@ -236,7 +236,7 @@ def test_images_of_another_number_of_channels(source, tmp_path):
     config = make_config(data__name="digits", data__image_size=0)
     one = jax.tree.map(lambda x: np.asarray(x[0]), {c: v["stack"] for c, v in variables.items()})
     one["params"]["stem_conv1"]["kernel"] = kernel[0, ..., :1, :]
-    states = numbered([state_of(config_lib.spec(config), one)] * 2)
+    states = numbered([state_of(config_lib.resolve(config).spec, one)] * 2)
     np.savez(tmp_path / "gray.npz", **states)
     config = make_config(init_from=str(tmp_path / "gray.npz"))
     start = warm_start.read(config, like(config)[1])
@@ -355,7 +355,7 @@ def test_bad_sources(source, tmp_path):
 def test_files_of_single_networks(tmp_path):
     """Whole networks of FFSD's layout, in the order that they are given in."""
     config = make_config(arch="wide_resnet10_2", divide=False)
-    spec = config_lib.spec(config)
+    spec = config_lib.resolve(config).spec
     assert spec == models.divided("wide_resnet10_2", 1)
     stems = []
     for seed in range(2):

@@ -13,7 +13,7 @@ from jaxsplit.checkpoints import read, resume, store
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.hosts import signals
-from jaxsplit.workdir import files, lock
+from jaxsplit.workdir import files, lock, versions
 from tests.support import bucket as bucket_fake
 from tests.support.checkpoints import METRIC, assert_same, like, make_state, save
 from tests.support.runs import lines_of, state_at, tiny, untimed
@@ -156,5 +156,14 @@ def test_a_run(bucket, tmp_path, monkeypatch):
     assert untimed(bucket.at(RUN)) == untimed(tmp_path / "local")
     assert_same(state_at(tiny(), RUN, 4), state_at(tiny(), tmp_path / "local", 4))
     names = {path.name for path in bucket.at(RUN).iterdir()}
-    assert names == {"config.json", facts.NAME, metrics.JSONL, store.FOLDER}
+    assert names == {
+        "config.json",
+        facts.NAME,
+        "eval.json",
+        "predictions.npz",
+        facts.NAME,
+        versions.NAME,
+        metrics.JSONL,
+        store.FOLDER,
+    }
     assert all(path.startswith("gs://bucket/runs/a/") for path in bucket.written)

@@ -102,7 +102,7 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
     for name in names:
         flat = flatten_dict(jax.device_get(restored.network(name)), sep="/")
         arrays |= {f"{name}/{key}": np.asarray(value) for key, value in flat.items()}
-        specs.append(config_lib.spec(extract.config_of(restored.config, name)))
+        specs.append(config_lib.resolve(extract.config_of(restored.config, name)).spec)
     if foreign := [s for s in specs if not type(s).__module__.startswith("jaxsplit.")]:
         raise ConfigError(
             f"format='onnx': arch={foreign[0].arch!r} is a backbone of your own, which the other "
