@@ -40,7 +40,7 @@ def run(
     Raises:
       ConfigError: wrong flags or workdir, or no such network.
     """
-    from jaxsplit.inference import export
+    from jaxsplit import export
     from jaxsplit.workdir import compile_cache
 
     form = _FORMAT.value

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from jaxsplit.data import facts
-from jaxsplit.inference.export import target
+from jaxsplit.export import target
 from jaxsplit.inference.predictor import Predictor, load
 from jaxsplit.weights import extract, native
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
-from jaxsplit.inference.export import target
+from jaxsplit.export import target
 from jaxsplit.weights import extract
 from jaxsplit.workdir import files
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsplit import sharding
-from jaxsplit.inference.export import target
+from jaxsplit.export import target
 from jaxsplit.inference.predictor import Predictor, load
 from jaxsplit.inference.restore import Restored
 

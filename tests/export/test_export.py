@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict
 import jaxsplit
 from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError
-from jaxsplit.inference.export import export, onnx
-from jaxsplit.inference.export.target import FOLDER
+from jaxsplit.export import export, onnx
+from jaxsplit.export.target import FOLDER
 from jaxsplit.weights import native, torch_import, warm_start
 from tests.support.inference import write_untrained
 from tests.support.runs import assert_same_bits, tiny

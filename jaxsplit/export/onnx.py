@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 import jaxsplit
 from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
-from jaxsplit.inference.export import target
+from jaxsplit.export import target
 from jaxsplit.inference.predictor import Predictor, load
 from jaxsplit.weights import extract
 
@@ -30,7 +30,7 @@ PYTHON = "JAXSPLIT_ONNX_PYTHON"  # environment variable: the Python of the other
 OPSET = 18
 # Versions that the conversion was tested with; Python 3.12 or newer.
 REQUIREMENTS = ("jax2onnx==0.17.1", "jax==0.12.0.1", "flax==0.12.12", "onnxruntime==1.32.0")
-# What defines networks; `tests/inference/test_onnx.py` holds that it imports nothing else of ours.
+# What defines networks; `tests/export/test_export.py` holds that it imports nothing else of ours.
 _CODE = (
     "__init__.py",
     "compiler.py",

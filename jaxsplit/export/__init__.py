@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxsplit.errors import ConfigError
-from jaxsplit.inference.export import alone, onnx, stablehlo, tensors
-from jaxsplit.inference.export.target import Written
+from jaxsplit.export import alone, onnx, stablehlo, tensors
+from jaxsplit.export.target import Written
 from jaxsplit.inference.predictor import Temperature
 
 FORMATS: Mapping[str, Callable[..., Written]] = {
