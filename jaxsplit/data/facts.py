@@ -171,12 +171,17 @@ def _of_networks(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
 
 def write(workdir: pathlib.Path, facts: Facts) -> None:
     """Writes WORKDIR/dataset.json."""
+    files.write_text(workdir / NAME, to_json(facts))
+
+
+def to_json(facts: Facts) -> str:
+    """The text of `dataset.json`."""
     fields: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(facts)}
     fields["resize_shorter_side"] = fields.pop("shorter_side")
     lines = (
         f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in fields.items()
     )
-    files.write_text(workdir / NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def read(workdir: str | pathlib.Path) -> Facts | None:

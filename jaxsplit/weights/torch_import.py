@@ -12,6 +12,7 @@ missing, left over or of another shape, an error names it.
 """
 
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +26,12 @@ from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import data, models
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import integrity, store
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion
 from jaxsplit.report import summary
-from jaxsplit.weights import torch_files, torch_wrappers
+from jaxsplit.weights import native, torch_files, torch_wrappers
 from jaxsplit.weights.torch_files import State
 from jaxsplit.weights.torch_wrappers import some
 from jaxsplit.workdir import lock
@@ -253,6 +254,48 @@ def to_variables(
     }
 
 
+def check_native(config: ConfigDict, own: native.Weights) -> None:
+    """Refuses weights of another architecture or S than the config's.
+
+    Raises:
+      ConfigError: names both.
+    """
+    arch, split = own.header.get("arch", ""), own.header.get("split", "")
+    if (arch, split) != (config.arch, str(config.split)):
+        raise ConfigError(
+            f"holds {split} network{'s' * (split != '1')} of {arch}, "
+            f"config has split={config.split}, arch={config.arch!r}"
+        )
+
+
+def _of_native(config: ConfigDict, own: native.Weights, path: str) -> dict:
+    """The variables of a file with our own names, checked against the networks of the config.
+
+    Raises:
+      ConfigError: as `to_variables`.
+    """
+    try:
+        check_native(config, own)
+        source = data.source(config.data)
+        module = models.build(config_lib.resolve(config).spec, source.num_classes)
+        size = source.shape(config.data)
+        need = integrity.shapes(_shapes(module, size[0], size[2]))
+        parts = [own.variables[c].get(native.STACK, {}) for c in ("params", "batch_stats")]
+        trunk = [own.variables[c].get("trunk", {}) for c in ("params", "batch_stats")]
+        have = integrity.shapes({"params": parts[0], "batch_stats": parts[1]})
+        have = {name: shape[1:] for name, shape in have.items()}
+        have |= integrity.shapes({"params": trunk[0], "batch_stats": trunk[1]})
+        for name in sorted(have.keys() | need.keys()):
+            if have.get(name) != need.get(name):
+                raise ConfigError(
+                    f"{name} has shape {have.get(name)}, should be {need.get(name)}: another "
+                    "architecture, or images or classes of another number"
+                )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return own.variables
+
+
 def _fits(spec, state: State, num_classes: int, **fields) -> bool:
     try:
         from_state_dicts(spec, [state], num_classes, **fields)
@@ -318,8 +361,15 @@ def import_checkpoint(
     config_lib.check(config)
     if store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds checkpoints already; choose another")
-    weights = torch_files.read(paths, ema=ema)
-    variables = to_variables(config, weights, data.source(config.data).num_classes)
+    own = native.read(pathlib.Path(os.path.expanduser(paths[0]))) if len(paths) == 1 else None
+    if own is None:
+        weights = torch_files.read(paths, ema=ema)
+        variables = to_variables(config, weights, data.source(config.data).num_classes)
+    else:
+        if ema:
+            raise ConfigError(f"{paths[0]}: holds no averaged weights")
+        weights = torch_files.Weights([], {}, arch=own.header.get("arch", ""))
+        variables = _of_native(config, own, str(paths[0]))
     metrics = {}
     if weights.top1 is not None:
         metrics[f"test/{'ensemble' if config.split > 1 else 'net0'}/top1"] = weights.top1

@@ -15,7 +15,7 @@ from jaxsplit.checkpoints import integrity, store
 from jaxsplit.checkpoints import read as reading
 from jaxsplit.errors import ConfigError
 from jaxsplit.report import summary
-from jaxsplit.weights import torch_files, torch_import
+from jaxsplit.weights import native, torch_files, torch_import
 
 
 class Start(NamedTuple):
@@ -35,8 +35,8 @@ def read(config: ConfigDict, like: dict) -> Start:
 
     Args:
       config: config of the new run. init_from is a workdir (its newest checkpoint is read),
-        WORKDIR/checkpoints/<step>, or files of PyTorch weights, separated by commas; `:ema` after
-        the files takes their averaged weights.
+        WORKDIR/checkpoints/<step>, a `.safetensors` file of an export, or files of PyTorch weights,
+        separated by commas; `:ema` after the files takes their averaged weights.
       like: {'params', 'batch_stats'} of the new run, ShapeDtypeStructs with shardings.
 
     Raises:
@@ -107,8 +107,16 @@ def _step(path: pathlib.Path) -> bool:
 
 
 def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: dict) -> Start:
-    weights = torch_files.read(paths, ema=ema)
-    variables = torch_import.to_variables(config, weights, any_channels=True)
+    own = native.read(paths[0]) if len(paths) == 1 else None
+    if own is None:
+        weights = torch_files.read(paths, ema=ema)
+        variables = torch_import.to_variables(config, weights, any_channels=True)
+        notes = weights.notes
+    else:
+        if ema:
+            raise ConfigError(f":ema is of PyTorch files; this one is of {native.FORMAT}")
+        torch_import.check_native(config, own)
+        variables, notes = own.variables, ()
     fit = _fitting(integrity.shapes(variables), like)
     have: dict[str, Any] = flatten_dict(variables, sep="/")
     wanted: dict[str, Any] = flatten_dict(like, sep="/")
@@ -117,7 +125,7 @@ def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: 
         return jax.make_array_from_callback(value.shape, sharding, lambda i: value[i])
 
     arrays = {name: put(have[name], wanted[name].sharding) for name in fit.names}
-    return _start([*weights.notes, config.init_from], like, arrays, fit)
+    return _start([*notes, config.init_from], like, arrays, fit)
 
 
 class _Fit(NamedTuple):
