@@ -13,7 +13,7 @@ VERBS = {
     "train": "train a run, or resume it, then evaluate it",
     "eval": "evaluate a checkpoint of a run",
     "predict": "predict the classes of a folder of images",
-    "summary": "print parameters, multiply-adds and schedules of a config, or of architectures",
+    "summary": "print parameters, multiply-adds, schedules and memory of a config",
     "report": "write a page on one run, or on several side by side",
     "views": "draw what the networks see: a picture of augmented images",
     "export-leader": "write one network of a run into a workdir of its own",
