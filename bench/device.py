@@ -141,7 +141,7 @@ def _logits_and_step(spec, num_classes: int, device, dtype: str | None, variable
         value, grads = jax.value_and_grad(loss)(variables["params"])
         return module.apply(variables, images)[0], value, grads
 
-    options = compiler.options(device.platform, once=True)
+    options = compiler.fast_options(device.platform)
     with compiler.tracing_for(device.platform), jax.default_device(device):
         return jax.device_get(jax.jit(both, compiler_options=options)(variables, images))
 

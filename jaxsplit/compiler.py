@@ -11,7 +11,7 @@ import jaxlib
 
 _platform = contextvars.ContextVar("platform", default="")
 
-# Options for programs that run once: they compile fast and run slowly.
+# With these options XLA:CPU compiles fast to programs that run slowly.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # XLA:CPU before this jaxlib has a data race in sums that YNNPACK computes: the same program called
 # twice on the same arrays sometimes gives different numbers (github.com/jax-ml/jax issue 39741).
@@ -45,25 +45,30 @@ def platform() -> str:
     return _platform.get() or jax.default_backend()
 
 
-def options(platform: str, *, once: bool = False) -> dict | None:
+def options(platform: str) -> dict | None:
     """The XLA options to compile a program with; None: the defaults.
 
-    An option that the user sets in XLA_FLAGS is left out.
+    Options that the user sets in XLA_FLAGS are left out.
 
     Args:
       platform: 'cpu', 'gpu' or 'tpu'.
-      once: whether the program runs once only; it is then compiled fast rather than well.
     """
+    # XLA:CPU drops optimization barriers by default. Three are needed: they keep the operands
+    # of convolutions (`conv.py`), divide a sum (`layers.py`), and keep XLA from undoing the
+    # recomputation of `config.remat`.
+    return _on_cpu(platform, {"xla_disable_hlo_passes": "cse_barrier_expander"})
+
+
+def fast_options(platform: str) -> dict | None:
+    """As `options`, for a program that runs only once: it compiles fast and runs slowly."""
+    return _on_cpu(platform, FAST)
+
+
+def _on_cpu(platform: str, more: dict) -> dict | None:
+    """The options of all programs and `more` on CPU, without those that the user sets."""
     if platform != "cpu":
         return None
     # `bench/results/compiler_options_cpu.md` has the measurements behind this choice.
-    chosen = {YNN: "" if races() else "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-    if once:
-        chosen |= FAST
-    else:
-        # XLA:CPU drops optimization barriers by default. Three are needed: they keep the operands
-        # of convolutions (`conv.py`), divide a sum (`layers.py`), and keep XLA from undoing the
-        # recomputation of `config.remat`.
-        chosen["xla_disable_hlo_passes"] = "cse_barrier_expander"
+    chosen = {YNN: "" if races() else "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"} | more
     by_user = re.findall(r"--(\w+)", os.environ.get("XLA_FLAGS", ""))
     return {name: value for name, value in chosen.items() if name not in by_user} or None

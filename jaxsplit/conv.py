@@ -1,13 +1,14 @@
-"""A convolution that stays S dense convolutions when S networks are mapped over.
+"""A convolution that becomes S dense convolutions when `jax.vmap` maps over S networks.
 
 `jax.vmap` over stacked kernels turns a convolution into one grouped convolution, which is slow on
-every backend and makes XLA gather the batch when it is sharded. `conv` is a `custom_vjp` around a
-`custom_vmap`: under `vmap` it emits S dense convolutions, forwards and backwards, so that models
-keep one plain `vmap`. A 1x1 convolution is a dot product, which maps to one batched dot.
+every backend and makes XLA gather a sharded batch. `conv` is a `custom_vjp` around a `custom_vmap`:
+under `vmap` it emits S dense convolutions in the forward and the backward pass, so that a stack of
+networks remains one plain `vmap`. A 1x1 convolution is a dot product; `vmap` makes it one batched
+dot product.
 
 Inside `lowered("packed")` the S convolutions become one with a block-diagonal kernel on S * C
-channels. It computes S times the products, which cost a matrix unit no more time while S narrow
-networks would leave it partly empty. `lowered("grouped")` leaves the convolutions to `jax.vmap`.
+channels. It computes S times the products. These take a matrix unit no more time as long as S
+narrow networks would leave it partly empty. `lowered("grouped")` leaves convolutions to `jax.vmap`.
 """
 
 import contextlib
@@ -31,9 +32,9 @@ _lowering = contextvars.ContextVar("lowering", default="dense")
 
 @contextlib.contextmanager
 def lowered(lowering: str) -> Iterator[None]:
-    """Inside, `conv` lowers under `vmap` in this way, one of `LOWERINGS`.
+    """A context in which `conv` uses this lowering, one of `LOWERINGS`, under `vmap`.
 
-    With 'grouped' `conv` is the plain `lax` convolution, also without `vmap`.
+    With 'grouped', `conv` is the plain `lax` convolution even without `vmap`.
     """
     token = _lowering.set(lowering)
     try:
@@ -55,9 +56,9 @@ def conv(
     Args:
       x: float[B, H, W, C].
       kernel: float[h, w, C / groups, C'].
-      strides: of the window.
+      strides: strides of the window, (vertical, horizontal).
       padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
-      groups: channel groups of one network (ResNeXt; C for depthwise).
+      groups: channel groups within one network, as in ResNeXt; C makes the convolution depthwise.
 
     Returns:
       float[B, H', W', C'].
@@ -79,8 +80,8 @@ def conv(
 
     if lowering == "grouped":
         return convolve(x, kernel)
-    # On CPU keep the inputs of convolutions and their gradients in memory. Otherwise XLA recomputes
-    # a chain of normalisations inside the transposed copy that a kernel's gradient reads.
+    # On CPU, keeps the inputs of convolutions and their gradients in memory. Otherwise XLA computes
+    # a chain of normalisations again inside the transposed copy that a kernel's gradient reads.
     kept = lax.optimization_barrier if compiler.platform() == "cpu" else lambda x: x
     if plain and kernel.shape[:2] == (1, 1) and lowering != "packed":
         if strides != (1, 1):
@@ -101,7 +102,7 @@ def conv(
 
 
 def _patches(x: Array, window: tuple[int, int], strides, padding) -> list[Array]:
-    """float[B, H', W', C] for each position in the window, row by row: the pixels under it."""
+    """For each position in the window, row by row, the pixels under it: float[B, H', W', C]."""
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -122,7 +123,7 @@ def _patches(x: Array, window: tuple[int, int], strides, padding) -> list[Array]
 def _depthwise_sum(x, kernel, strides, padding) -> Array:
     """A depthwise convolution as a sum of shifted products.
 
-    XLA's CPU backend has no fast depthwise convolution (3 to 20 times slower).
+    XLA's own depthwise convolution on CPU is 3 to 20 times slower.
     """
     wide = jnp.promote_types(jnp.float32, x.dtype)  # the sum is rounded once
     patches = _patches(x.astype(wide), kernel.shape[:2], strides, padding)
@@ -134,7 +135,7 @@ def _depthwise_sum(x, kernel, strides, padding) -> Array:
 def _patch_product(x, kernel, strides, padding, groups) -> Array:
     """The convolution as a product of patches and kernel, for maps smaller than the kernel.
 
-    XLA's CPU backend has no fast convolution for such maps (40 times slower at 2x2).
+    XLA's own convolution of such maps on CPU is slower, at 2x2 40 times.
     """
     h, w, c, features = kernel.shape
     patches = _patches(x, (h, w), strides, padding)
@@ -150,11 +151,11 @@ _Bilinear = Callable[[Array, Array], Array]
 
 
 def _packed(convolve: _Bilinear, x_shape: Sequence[int], kernel_shape: Sequence[int]) -> _Bilinear:
-    """`convolve` as one convolution under `vmap`, with derivatives of the same kind.
+    """`convolve`, which under `vmap` becomes one convolution, as do its derivatives.
 
-    If the networks see one input, their kernels stand side by side and every product is used.
-    Otherwise they are the diagonal blocks of a kernel of all channels, and the diagonal blocks of
-    its gradient are their gradients.
+    If all networks see one input, their kernels are concatenated and every product is used.
+    Otherwise their kernels are the diagonal blocks of one kernel over all channels, and their
+    gradients are the diagonal blocks of its gradient.
     """
 
     def forward(x, kernel):
@@ -237,7 +238,7 @@ def _all_batched(size: int, batched: Sequence[bool], *arrays: Array) -> list[Arr
 
 
 def _like(shape: Sequence[int], x: Array):
-    """The type of an array of that shape with dtype and axes of `x`, for `linear_transpose`."""
+    """A type for `linear_transpose`: this shape, with the dtype and mesh axes of `x`."""
     zeros, _ = same_axes(jnp.zeros(shape, x.dtype), x)
     return jax.typeof(zeros)
 
@@ -247,14 +248,14 @@ def _bilinear(
     transposes: tuple[_Bilinear, _Bilinear] | None = None,
     stacked: Callable[..., Array] | None = None,
 ) -> _Bilinear:
-    """`f`, which is linear in each of its two arrays, unrolled under `vmap` with its derivatives.
+    """A function that is linear in each of two arrays; `vmap` unrolls it and its derivatives.
 
     Args:
-      f: (a, b) -> array.
+      f: (a, b) -> array, linear in a and in b.
       transposes: f transposed with respect to a, (b, cotangent) -> like a, and with respect to b,
-        (a, cotangent) -> like b; None: jax's, unrolled like f.
-      stacked: (size, (whether a is batched, whether b is), a, b) -> [size, ...]; replaces
-        unrolling.
+        (a, cotangent) -> like b; None: JAX's transposes, unrolled like f.
+      stacked: (size, (whether a is batched, whether b is), a, b) -> [size, ...]; `vmap` calls it
+        instead of unrolling.
     """
 
     unrolled = custom_vmap(f)
@@ -275,7 +276,7 @@ def _bilinear(
         return unrolled(a, b)
 
     def forward(a, b):
-        return op(a, b), (a, b)  # op, not unrolled: it stays differentiable a second time
+        return op(a, b), (a, b)  # op, not `unrolled`, so that second derivatives exist
 
     def backward(saved, g):
         a, b = saved

@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     # schedule, augmentation or loss; config.json records each change and its step.
     config.resume_with = ""
     config.log_every = "50 steps"  # duration between two lines of training metrics
+    # Steps that jax's profiler traces for TensorBoard: from:to, as '20 steps:25 steps'; '': none.
+    config.profile = ""
     config.checkpoint = _checkpoint()
     _methods(config)
     return config

@@ -6,7 +6,7 @@ derives the rest when the run starts, because the length of an epoch depends on 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -92,6 +92,7 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     eval_batch_size: int
+    profile_steps: tuple[int, int] | None  # a trace is written of the steps after .. up to; or none
     lr_scale: float  # batch_size / base_batch_size; multiplies every learning rate
 
     def schedule(self, config: ConfigDict) -> schedules.Schedule:
@@ -163,5 +164,36 @@ def plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
         eval_every=steps("eval.every", config.eval.every, total, 1),
         checkpoint_every=steps("checkpoint.every", config.checkpoint.every, total, 1),
         eval_batch_size=config.eval.batch_size or config.batch_size,
+        profile_steps=_profile(config.profile, lambda text: steps("profile", text, total), total),
         lr_scale=config.batch_size / config.optim.base_batch_size,
     )
+
+
+def parse_profile(text: str) -> tuple[str, str] | None:
+    """The two durations of `config.profile`; None: it is ''.
+
+    Raises:
+      ConfigError: the text has another form.
+    """
+    if not text:
+        return None
+    start, colon, end = text.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"profile={text!r}: must be '' or two durations, such as '20 steps:25 steps'"
+        )
+    parse("profile", start), parse("profile", end)
+    return start, end
+
+
+def _profile(text: str, steps: Callable[[str], int], total: int) -> tuple[int, int] | None:
+    ends = parse_profile(text)
+    if ends is None:
+        return None
+    start, end = map(steps, ends)
+    if not start < end <= total:
+        raise ConfigError(
+            f"profile={text!r}: must end after it begins and within the {total} steps of the run; "
+            f"it is of the steps after {start} up to {end}"
+        )
+    return start, end

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint of a run: the table, and the files eval.json and predictions.npz."""
+"""Evaluates a checkpoint: prints the table, writes the files eval.json and predictions.npz."""
 
 import dataclasses
 import pathlib
@@ -25,10 +25,10 @@ from jaxsplit.workdir import files, lock
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The checkpoint that is evaluated, on the devices.
+    """The checkpoint to evaluate, with its variables on the devices.
 
-    which: 'latest', 'best' or 'chosen'. best: (step, metrics) of the best checkpoint, if any was
-      evaluated in training.
+    which: 'latest', 'best' or 'chosen'. best: (step, metrics) of the best checkpoint; None if none
+      was evaluated in training.
     """
 
     exp: Experiment
@@ -44,20 +44,20 @@ def evaluate_checkpoint(
 ) -> dict[str, float]:
     """Evaluates a checkpoint, prints the table, writes eval.json, predictions.npz and TensorBoard.
 
-    A workdir that cannot be written is evaluated all the same; a line says so.
+    If the workdir cannot be written, the evaluation prints its table and a line that says so.
 
     Args:
-      config: of the run; `config.load(workdir)` gives it.
-      workdir: of the run.
-      which: 'latest', 'best' or a step.
+      config: config of the run; `config.load(workdir)` reads it.
+      workdir: workdir of the run.
+      which: the checkpoint: 'latest', 'best' or a step.
 
     Returns:
-      test/<name>/top1 ... as `train_and_evaluate`, and `step`; also every score of eval.json that
-      is one number, as test/<name>/ece, and the same of a sample of the training set, as
-      train/<name>/ece. docs/evaluation.md defines them.
+      `step`; test/<name>/top1 ... as from `train_and_evaluate`; every score in eval.json that is
+      one number, such as test/<name>/ece; and the same scores of a sample of the training set, such
+      as train/<name>/ece. docs/evaluation.md defines the scores.
 
     Raises:
-      ConfigError: no such checkpoint, or a config that does not fit the workdir.
+      ConfigError: there is no such checkpoint, or the config does not fit the workdir.
     """
     chosen = restore(config, workdir, which)
     foreign = _foreign(chosen)
@@ -78,7 +78,7 @@ def evaluate_checkpoint(
 
 
 def restore(config: ConfigDict, workdir: str | pathlib.Path, which: str | int) -> Chosen:
-    """The networks of a checkpoint; arguments and errors as of `evaluate_checkpoint`."""
+    """Restores the networks of a checkpoint; arguments and errors as in `evaluate_checkpoint`."""
     workdir = files.path_of(workdir)
     config_lib.check_same_on_all(config)
     if not store.exists(workdir):
@@ -94,10 +94,10 @@ def restore(config: ConfigDict, workdir: str | pathlib.Path, which: str | int) -
 
 
 def collect(chosen: Chosen) -> tuple[Results, Predictions | None]:
-    """The means of every split, and the logits: None on other processes than 0. Collective.
+    """Means of every split and, on process 0, the logits (None on others). Collective.
 
-    The splits are those of `rating.splits` and `record.TRAIN`, a sample of the training set. Where
-    the logits do not fit into memory there are no logits and no sample; a line says so.
+    The splits are those of `rating.splits` and `record.TRAIN`, a sample of the training set. If the
+    logits do not fit into memory, logits and sample are left out; a line says so.
     """
     exp, variables = chosen.exp, chosen.variables
     sample, at = predictions.train_sample(exp.dataset)
@@ -122,7 +122,10 @@ def collect(chosen: Chosen) -> tuple[Results, Predictions | None]:
 def predictor(
     chosen: Chosen,
 ) -> Callable[[data.Arrays | data.Stream], tuple[SplitResults, SplitPredictions | None]]:
-    """A function that passes once over examples, compiled once: see `predictions.collect`."""
+    """A function that evaluates any examples in one pass with one compiled step.
+
+    Arguments and results are as in `predictions.collect`.
+    """
     exp = chosen.exp
     how, step = rating.eval_pass(exp), _predict_step(exp)
     return lambda examples: predictions.collect(step, chosen.variables, examples, how)
@@ -137,7 +140,7 @@ def _predict_step(exp: Experiment) -> Callable[[dict, dict], tuple]:
 
 
 def _foreign(chosen: Chosen) -> foreign_images.Foreign | None:
-    """The data set that `config.eval.ood` names, before anything is computed."""
+    """Loads the data set that `config.eval.ood` names; called first, so that it fails early."""
     config, shape = chosen.exp.config, chosen.exp.dataset.image_shape
     if not config.eval.ood:
         return None
@@ -150,11 +153,11 @@ def _foreign(chosen: Chosen) -> foreign_images.Foreign | None:
 def _shifted(
     chosen: Chosen, foreign: foreign_images.Foreign | None, found: Predictions | None
 ) -> dict[str, Any]:
-    """The sections `ood` and `corruptions` of eval.json, where they are asked for. Collective."""
+    """Sections `ood` and `corruptions` of eval.json, if the config asks for them. Collective."""
     exp = chosen.exp
     how, sections = rating.eval_pass(exp), {}
     if not processes.broadcast(found is not None):
-        return sections  # which a line has said
+        return sections  # `_fits` has printed the reason
     if foreign is not None:
         logits = foreign_images.collect(_predict_step(exp), chosen.variables, foreign, how)
         if found is not None and logits is not None:
@@ -171,7 +174,7 @@ def _shifted(
 
 
 def _add_numbers(results: Results, sections: dict[str, Any]) -> None:
-    """Gives TensorBoard and callers the numbers of `_shifted`."""
+    """Adds the numbers from `_shifted` to `results`, for TensorBoard and callers."""
     for name, its in sections.get("corruptions", {}).get("answers", {}).items():
         results["test"][name]["mean_corruption_error"] = its["mean_corruption_error"]
         results["test"][name] |= {f"corrupted_{metric}": its[metric] for metric in shift.SCORES}
@@ -181,7 +184,7 @@ def _add_numbers(results: Results, sections: dict[str, Any]) -> None:
 
 
 def describe(chosen: Chosen, results: Results, found: Predictions) -> dict[str, Any]:
-    """The contents of eval.json; every score that is one number is added to `results`, too."""
+    """The contents of eval.json; also adds every score that is one number to `results`."""
     exp = chosen.exp
     config = exp.config
     splits = record.of_splits(results, found)
@@ -210,7 +213,7 @@ def describe(chosen: Chosen, results: Results, found: Predictions) -> dict[str, 
 
 
 def _fits(exp: Experiment, examples: int) -> bool:
-    """Whether the logits of so many examples, and what is computed of them, fit into memory."""
+    """Whether memory holds the logits of `examples` examples and what is computed from them."""
     there = limits.host_memory()
     needed = predictions.memory(examples, exp.dataset.num_classes, exp.config.split)
     if there is None or needed < there:
@@ -240,10 +243,10 @@ def _print(chosen: Chosen, results: Results, scored: dict[str, Any] | None) -> N
 def _write(
     chosen: Chosen, scored: dict[str, Any], found: Predictions, flat: dict[str, float]
 ) -> None:
-    """Writes the files, and says where they lie or why they do not."""
+    """Writes the files; prints where they are, or why they could not be written."""
     workdir = chosen.workdir
     scores, logits = workdir / record.FILE, workdir / predictions.FILE
-    # A bucket's library raises many kinds of errors: no rights, no network.
+    # The library of a bucket raises many kinds of errors, such as missing rights or no network.
     errors = Exception if files.is_remote(workdir) else OSError
     path = scores
     try:

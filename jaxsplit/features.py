@@ -1,4 +1,4 @@
-"""Feature maps of a network by name, in the order in which they are computed."""
+"""The feature maps of a network by name, in the order in which the network computes them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,9 +8,9 @@ import jax
 
 @jax.tree_util.register_pytree_with_keys_class
 class Features(dict[str, Any]):
-    """A dict that keeps its order through transformations, which sort the names of a plain one.
+    """A dict that keeps its order in JAX's transformations, which sort the keys of a plain dict.
 
-    Its values are what a transformation maps; its names, in order, belong to the structure.
+    As a pytree, its values are the children; its names, in order, are part of the structure.
     """
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], tuple[str, ...]]:
@@ -23,5 +23,5 @@ class Features(dict[str, Any]):
 
     @classmethod
     def tree_unflatten(cls, names: tuple[str, ...], maps: Iterable[Any]) -> "Features":
-        """From names and as many values."""
+        """Makes the dict from its names and as many values."""
         return cls(zip(names, maps, strict=True))

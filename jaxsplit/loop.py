@@ -5,7 +5,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -15,9 +15,11 @@ from jaxsplit import early_stop, evaluation, experiment, metrics, origin, rating
 from jaxsplit.config import advice
 from jaxsplit.errors import NonFiniteLossError, SaveError
 from jaxsplit.evaluate import evaluate_checkpoint
+from jaxsplit.hooks import Hook
 from jaxsplit.hosts import processes, signals
 from jaxsplit.report import tables
 from jaxsplit.run import Now, Run, open_run, open_workdir, say
+from jaxsplit.run_results import RunResults
 from jaxsplit.workdir import compile_cache, lock
 
 __all__ = ["evaluate_checkpoint", "train_and_evaluate"]
@@ -27,26 +29,30 @@ _QUEUE = 2
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | pathlib.Path, stop: signals.Stop | None = None
-) -> dict[str, float]:
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    stop: signals.Stop | None = None,
+    hooks: Sequence[Hook] = (),
+) -> RunResults:
     """Trains a run, or resumes it from `workdir`, then evaluates it.
-
-    A new run starts from the weights that `config.init_from` names, if any: see `warm_start.read`.
 
     Args:
       config: see `jaxsplit/defaults.py`.
       workdir: gets config.json, metrics.jsonl, TensorBoard files and checkpoints/; a directory or
-        gs://bucket/folder. Shared by all processes; process 0 writes everything except checkpoints.
-        It is locked: see `lock`.
+        gs://bucket/folder. All processes share it; process 0 writes everything but checkpoints. It
+        is locked: see `lock`.
       stop: entered with `with`. Turns SIGTERM, SIGHUP, SIGINT and calls of its `request` into a
         save and a clean exit. Without it an interrupt, as of a notebook's cell, finishes the step
-        and saves before it is raised; multi-process runs still stop together on SIGTERM.
+        and saves before it is raised; runs of several processes still stop together on SIGTERM.
+      hooks: functions that process 0 calls with a `hooks.Event` at every log point, evaluation and
+        checkpoint of the training; one that returns `hooks.STOP` ends the run. Every process must
+        be given as many.
 
     Returns:
-      Final metrics: test/<name>/top1, /top5 (0..1), /nll for every network and the ensemble,
-      test/disagreement, /count and, where they are skipped, /bad_records (the same under
-      validation/ if some was held out), `step`, and best/step with best/<its metric>. Of a run
-      that `config.stop` ended early, those of its last step.
+      Metrics of the last step, with the `history` of the run: test/<name>/top1, /top5 (0..1), /nll
+      for every network and the ensemble, test/disagreement, /count and, where they are skipped,
+      /bad_records (the same under validation/ if images were held out), `step`, and best/step with
+      best/<its metric>.
 
     Raises:
       ConfigError: a wrong value, or a workdir of another experiment or run; before any
@@ -58,7 +64,7 @@ def train_and_evaluate(
     """
     if stop is None:
         with signals.Interrupt() as stop:
-            return train_and_evaluate(config, workdir, stop)
+            return train_and_evaluate(config, workdir, stop, hooks)
     config_lib.check_same_on_all(config)
     exp = experiment.build(config)
     early = early_stop.make(exp)
@@ -68,8 +74,8 @@ def train_and_evaluate(
         try:
             folder = processes.shared_workdir(workdir, functools.partial(open_workdir, locked))
             at_end.enter_context(compile_cache.kept(say))
-            run, now = open_run(exp, folder, warm, stop, early, at_end)
-            return _train(run, now)
+            run, now = open_run(exp, folder, warm, stop, early, hooks, at_end)
+            return RunResults(_train(run, now), folder)
         except Exception:
             if processes.is_multiprocess():
                 at_end.pop_all()  # closing waits for the others, who may be gone
@@ -136,12 +142,14 @@ def _compile(run: Run, now: Now) -> Compiled:
 
 
 def _fit(run: Run, now: Now, compiled: Compiled) -> None:
-    """Trains up to the last step, or until early stopping ends the run."""
+    """Trains up to the last step, or until early stopping or a hook ends the run."""
     queue: collections.deque = collections.deque()
     now.clock.resume()
     for step in range(run.start + 1, run.exp.plan.total_steps + 1):
         now.step = step
-        _dispatch(run, now, compiled.step)
+        with run.profile.before(step, now.wait):
+            _dispatch(run, now, compiled.step)
+        run.profile.after(step, now.wait)
         queue.append(now.totals.count)
         if len(queue) > _QUEUE:
             queue.popleft().block_until_ready()
@@ -157,6 +165,10 @@ def _fit(run: Run, now: Now, compiled: Compiled) -> None:
             if _save_and_evaluate(run, now, due):
                 break
             now.clock.resume()
+        if (due.logs or due.evaluates or due.saves) and not due.last and run.hooks.stop():
+            _saver(run, now)()  # if it is not saved
+            run.progress.line(f"a hook stopped the run at step {step}")
+            break
 
 
 def _dispatch(run: Run, now: Now, train_step: Callable) -> None:
@@ -188,6 +200,7 @@ def _log(run: Run, now: Now) -> None:
         values["data/bad_records"] = float(now.bad_records)
     run.writer.write(now.step, values)
     run.progress.training(now.step, now.step / exp.plan.steps_per_epoch, values)
+    run.hooks.call("log", now.step, values)
 
 
 def _save_and_evaluate(run: Run, now: Now, due: Due) -> bool:
@@ -198,14 +211,7 @@ def _save_and_evaluate(run: Run, now: Now, due: Due) -> bool:
     """
     exp, step = run.exp, now.step
     lock.check(run.workdir)
-    save = functools.partial(
-        run.checkpoints.save,
-        now.state,
-        exp.config,
-        len(exp.dataset.train),
-        bad_records=now.bad_records,
-        totals=metrics.to_json(now.totals),
-    )
+    save = _saver(run, now)
     if due.saves:  # before it is evaluated, which may fail or take long
         save()
     if due.stops:
@@ -219,11 +225,30 @@ def _save_and_evaluate(run: Run, now: Now, due: Due) -> bool:
         found = run.ratings.of_saved(step, variables)
     else:
         found = run.ratings.of_unsaved(step, variables, save)
+    run.hooks.call("evaluate", step, evaluation.flatten(found))
     if due.last or not run.early.after(step, found):
         return False
     save(metrics=evaluation.flatten(found))  # if it is not saved
     run.progress.line(run.early.why)
     return True
+
+
+def _saver(run: Run, now: Now) -> Callable[..., None]:
+    """A function that saves this step, unless it is saved; it takes the step's `metrics`."""
+    save = functools.partial(
+        run.checkpoints.save,
+        now.state,
+        run.exp.config,
+        len(run.exp.dataset.train),
+        bad_records=now.bad_records,
+        totals=metrics.to_json(now.totals),
+    )
+
+    def save_and_tell(metrics: dict | None = None) -> None:
+        if save(metrics=metrics):
+            run.hooks.call("checkpoint", now.step, metrics or {})
+
+    return save_and_tell
 
 
 def _finish(run: Run, now: Now) -> dict[str, float]:
@@ -248,7 +273,7 @@ def _bad_records(run: Run, now: Now) -> int:
     """The records that all processes have left out of their parts of the batches. Collective."""
     if not rating.skips(run.exp):
         return 0
-    return processes.total(now.bad_here, counts=run.exp.sharding.reads_first)
+    return processes.total(now.bad_here if run.exp.sharding.reads_first else 0)
 
 
 def _check_finite(run: Run, now: Now) -> None:

@@ -1,8 +1,8 @@
-"""Evaluations of a run: when they come, and where their results go.
+"""Evaluations during a run: when they happen, and where their results go.
 
-A step is saved before it is evaluated, wherever both are due, and its checkpoint gets the metrics
-afterwards: an evaluation that fails, or is killed, costs no training. A run that resumes from such
-a checkpoint evaluates it first.
+If a step is both saved and evaluated, it is saved first, and its checkpoint gets the metrics after
+the evaluation. So an evaluation that fails or is killed loses no training. A run that resumes from
+a checkpoint without metrics evaluates it first.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Rating:
         """Evaluates the first batch of each split: a later failure would cost hours of training.
 
         Raises:
-          ConfigError: a damaged record, or no memory for eval.batch_size.
+          ConfigError: a record is damaged, or eval.batch_size needs too much memory.
         """
         exp = self._exp
         try:
@@ -59,13 +59,13 @@ class Rating:
         try:
             self._evaluate(step, variables)
         except Exception:
-            self._checkpoints.wait()  # a failed evaluation costs no checkpoint
+            self._checkpoints.wait()  # the checkpoint is complete although the evaluation failed
             raise
         self._checkpoints.rate(step, evaluation.flatten(self._results))
         return self._results
 
     def of_resumed(self, step: int, variables: dict) -> None:
-        """Evaluates a saved step unless it was evaluated: a run may have stopped in between."""
+        """Evaluates a saved step if the run stopped between its saving and its evaluation."""
         if self._step != step and not processes.broadcast(self._checkpoints.metrics(step)):
             self.of_saved(step, variables)
 
@@ -75,7 +75,7 @@ class Rating:
         try:
             self._evaluate(step, variables)
         except Exception:
-            if not processes.is_multiprocess():  # the others would not save with this one
+            if not processes.is_multiprocess():  # saving is collective; others may not have failed
                 save()
                 self._checkpoints.wait()
             raise
@@ -84,7 +84,7 @@ class Rating:
         return self._results
 
     def at_the_end(self, step: int, variables: dict) -> Results:
-        """Results of every split at the last step; evaluates those that are missing."""
+        """Results of every split at the last step; evaluates the splits that have none."""
         self.of_resumed(step, variables)
         results = dict(self._results) if self._step == step else {}
         for name in splits(self._exp):
@@ -103,17 +103,17 @@ class Rating:
 
     def _write(self, step: int, results: Results) -> None:
         values = evaluation.flatten(results)
-        if not self._writer.has(step, values):  # a run that was stopped right here has written them
+        if not self._writer.has(step, values):  # a stopped run may have written them already
             self._writer.write(step, values)
 
 
 def splits(exp: Experiment) -> dict[str, Any]:
-    """name -> examples of the evaluated splits: first the one that `best` is chosen on."""
+    """{name: examples} of the evaluated splits; the first one selects the best checkpoint."""
     return dict([exp.eval_split]) | {"test": exp.dataset.test}
 
 
 def evaluate_split(exp: Experiment, variables: dict, name: str) -> SplitResults:
-    """Evaluates the split 'validation' or 'test': see `evaluation.evaluate`."""
+    """Evaluates the split `name`, 'validation' or 'test': see `evaluation.evaluate`."""
     examples = splits(exp)[name]
     return count_bad(
         exp, examples, evaluation.evaluate(exp.eval_step, variables, examples, eval_pass(exp))
@@ -121,7 +121,7 @@ def evaluate_split(exp: Experiment, variables: dict, name: str) -> SplitResults:
 
 
 def count_bad(exp: Experiment, examples: Any, results: SplitResults) -> SplitResults:
-    """The results, to which the number of bad records is added where these are left out."""
+    """Adds the number of bad records to the results if the config skips them."""
     if skips(exp):
         count = results[EXAMPLES]["count"]
         results[EXAMPLES]["bad_records"] = len(examples) - count
@@ -129,12 +129,12 @@ def count_bad(exp: Experiment, examples: Any, results: SplitResults) -> SplitRes
 
 
 def skips(exp: Experiment) -> bool:
-    """Whether bad records are left out and counted."""
+    """Whether evaluations skip and count bad records."""
     return exp.config.data.on_bad_record == "skip"
 
 
 def eval_pass(exp: Experiment) -> evaluation.EvalPass:
-    """How the examples of every evaluation of an experiment come to the devices."""
+    """How every evaluation of an experiment brings examples to the devices."""
     return evaluation.EvalPass(
         image_shape=exp.dataset.image_shape,
         batch_size=exp.plan.eval_batch_size,
@@ -144,12 +144,12 @@ def eval_pass(exp: Experiment) -> evaluation.EvalPass:
 
 
 def best_line(exp: Experiment, best: tuple[int, dict] | None) -> str:
-    """The line on the best checkpoint, of `Checkpoints.best`; '' if none was evaluated."""
+    """A line about `best`, the result of `Checkpoints.best`; '' if no checkpoint was evaluated."""
     return tables.best_line(exp, best[0], best[1][exp.best_metric]) if best else ""
 
 
 def flat_best(exp: Experiment, best: tuple[int, dict] | None) -> dict[str, float]:
-    """best/step and best/<its metric>; empty if no checkpoint was evaluated."""
+    """best/step and best/<metric> of the best checkpoint; empty if none was evaluated."""
     if best is None:
         return {}
     at, values = best

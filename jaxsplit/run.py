@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -15,7 +15,9 @@ from jaxsplit.checkpoints import store
 from jaxsplit.config import history
 from jaxsplit.data import facts
 from jaxsplit.experiment import Experiment
+from jaxsplit.hooks import Hook, Hooks
 from jaxsplit.hosts import signals
+from jaxsplit.profiling import Profile
 from jaxsplit.report.progress import Progress
 from jaxsplit.state import TrainState
 from jaxsplit.weights import warm_start
@@ -46,6 +48,8 @@ class Run:
     writer: metrics.Writer
     progress: Progress
     ratings: rating.Rating
+    hooks: Hooks
+    profile: Profile
 
 
 class Clock:
@@ -86,6 +90,10 @@ class Now:
     bad_here: int = 0
     bad_records: int = 0
 
+    def wait(self) -> None:
+        """Returns when the devices have finished all steps up to this one."""
+        jax.block_until_ready(self.totals.count)
+
 
 def open_workdir(locked: contextlib.ExitStack, workdir: str | pathlib.Path) -> pathlib.Path:
     """Makes and locks the workdir, and removes what a killed run has left in it."""
@@ -106,6 +114,7 @@ def open_run(
     warm: warm_start.Start | None,
     stop: signals.Stop,
     early: early_stop.EarlyStop,
+    hooks: Sequence[Hook],
     at_end: contextlib.ExitStack,
 ) -> tuple[Run, Now]:
     """Opens what a run reads and writes: checkpoints, data and logs; restores or makes the state.
@@ -137,6 +146,8 @@ def open_run(
     progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
     for note in origin.notes(exp, found, start):
         progress.line(note)
+    profile = Profile(workdir, exp.plan.profile_steps, active=chief, say=progress.line)
+    at_end.callback(profile.close)
     run = Run(
         exp=exp,
         workdir=workdir,
@@ -151,6 +162,8 @@ def open_run(
         writer=writer,
         progress=progress,
         ratings=rating.Rating(exp, checkpoints, writer, progress),
+        hooks=Hooks(hooks, exp.plan.total_steps, chief),
+        profile=profile,
     )
     return run, Now(start, state, Clock())
 

@@ -1,6 +1,6 @@
-"""The fields of a config by their dotted names, and the sentences that refuse wrong values.
+"""Checks the fields of a config, by dotted names; errors name the field, its value and the rule.
 
-Below `config` and `methods`: both check fields with it.
+`config` and `methods` both use this module, so it imports neither.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def flat(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """('optim.lr', 0.1), ... of all fields; a list is the same as a tuple."""
-    from ml_collections import ConfigDict  # the core is imported without it
+    """All fields as (dotted name, value), such as ('optim.lr', 0.1); lists become tuples."""
+    from ml_collections import ConfigDict  # imported here: the core modules do without it
 
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -24,12 +24,12 @@ def flat(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class Section:
-    """Fields to check: of a whole config, or of one of its groups.
+    """The fields of a whole config, or of one of its groups, and checks of their values.
 
     Attributes:
       config: the whole config.
-      group: name of the group whose fields are named without it; '' for all fields.
-      given: name -> value of the fields.
+      group: name of the group, which field names omit; '': all fields, by their full names.
+      given: field name -> value.
     """
 
     def __init__(self, config: "ConfigDict", group: str = ""):
@@ -37,16 +37,16 @@ class Section:
         self.given: dict[str, Any] = dict(flat(config[group] if group else config))
 
     def need(self, field: str, allowed: str, fine: bool) -> None:
-        """Raises ConfigError, which says what is allowed, unless a field is fine."""
+        """Raises ConfigError, which says what is `allowed`, unless a field is `fine`."""
         if not fine:
             name = f"{self.group}.{field}" if self.group else field
             raise ConfigError(f"{name}={short(self.given[field])}: must be {allowed}")
 
     def one_of(self, field: str, names: Iterable[Any]) -> None:
-        """Raises ConfigError unless the value of a field is one of some names."""
+        """Raises ConfigError unless the value of a field is one of `names`."""
         self.need(field, f"one of {', '.join(names)}", self.given[field] in names)
 
     def at_least_zero(self, *fields: str) -> None:
-        """Raises ConfigError for the first of some fields that is negative."""
+        """Raises ConfigError for the first of `fields` that is negative."""
         for field in fields:
             self.need(field, "0 or more", self.given[field] >= 0)

@@ -104,6 +104,39 @@ class Sharding:
         return jax.shard_map(local, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
+@dataclass(frozen=True)
+class Unmapped(Sharding):
+    """A mesh of one device that applies modules without `shard_map`, for programs to export.
+
+    Such a program names no device, takes batches of any size, and is for `traced_for`: 'cpu',
+    'gpu' or 'tpu'.
+    """
+
+    traced_for: str = "cpu"
+
+    @property
+    def platform(self) -> str:
+        """As of `Sharding`."""
+        return self.traced_for
+
+    def map(
+        self, fn: Callable[..., PyTree], in_specs: PyTree, out_specs: PyTree
+    ) -> Callable[..., PyTree]:
+        """`fn` itself, inside which the axes of the mesh have one device."""
+        del in_specs, out_specs
+
+        def local(*args):
+            with compiler.tracing_for(self.traced_for):
+                named = fn
+                for axis in (DATA, NET):
+                    named = jax.vmap(
+                        named, in_axes=None, out_axes=None, axis_name=axis, axis_size=1
+                    )
+                return named(*args)
+
+        return local
+
+
 def make(
     data: int,
     net: int,

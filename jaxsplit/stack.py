@@ -1,15 +1,15 @@
 """S networks of one architecture, on a leading axis of every parameter and statistic.
 
-One switch chooses how the stack lowers; all choices agree numerically:
+`lowering` chooses the program that the stack becomes; all choices agree numerically:
   dense     one `vmap`; every convolution is emitted S times (`conv.py`), all else is batched
-  unrolled  the whole network is emitted S times, parameters sliced from the stack
+  unrolled  the whole network is emitted S times; each copy slices its parameters from the stack
   packed    one `vmap`; the S convolutions are one with a block-diagonal kernel (`conv.py`)
-  grouped   one `vmap`; XLA's grouped convolutions (slow: kept to measure against)
-  auto      by platform and size, from the figures of `docs/performance.md`
+  grouped   one `vmap`; XLA's grouped convolutions (slow; kept for comparison)
+  auto      the fastest for the platform and S, from the figures of `docs/performance.md`
 
 Networks may share a trunk: their first layers, up to the end of a stage. The trunk has one set of
 parameters and statistics without the network axis. If all networks see one view, the trunk is
-computed once, because `vmap` does not map over what does not depend on the network.
+computed once, because `vmap` does not map over values that do not depend on the network.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ BATCH_NORMS = ("local", "sync")
 
 
 def choose_lowering(lowering: str, num_networks: int, platform: str) -> str:
-    """The given lowering; for `auto` the best one for a platform ('cpu', 'gpu', 'tpu').
+    """The given lowering, or, for `auto`, the best one for a platform ('cpu', 'gpu', 'tpu').
 
     Raises:
       ConfigError: the lowering is unknown.
@@ -61,11 +61,11 @@ class Stack:
     """
 
     module: nn.Module
-    spec: Any  # of each network
+    spec: Any  # the Spec of each network
     num_networks: int
     sharding: Sharding
     lowering: str = "auto"
-    synced: bool = False  # BatchNorm statistics are already those of the whole batch
+    synced: bool = False  # whether BatchNorm computes its statistics over the whole batch
     trunk: str = ""  # the last stage that the networks share
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict:
@@ -89,8 +89,8 @@ class Stack:
         Args:
           variables: {'params', 'batch_stats'}, as described in the class.
           images: float[S, B, H, W, C], a view for each network, or float[1, B, H, W, C] for all.
-          train: BatchNorm by the batch, dropout on.
-          key: for dropout; needed in training.
+          train: whether BatchNorm normalises by the batch and dropout is on.
+          key: random key of dropout; needed in training.
 
         Returns:
           (logits float[S, B, K], features: name -> float[S, B, h, w, c], new batch_stats). If
@@ -115,14 +115,14 @@ class Stack:
         return merge(own, self.of_trunk(variables))
 
     def of_trunk(self, variables: Mapping[str, Mapping[str, Any]]) -> dict:
-        """The part of variables {collection: {layer: tree}} that lies in the trunk."""
+        """The trunk's part of variables {collection: {layer: tree}}."""
         return {
             c: {k: v for k, v in layers.items() if models.in_trunk(k, self.trunk)}
             for c, layers in variables.items()
         }
 
     def of_networks(self, variables: Mapping[str, Mapping[str, Any]]) -> dict:
-        """The part of variables {collection: {layer: tree}} that lies beyond the trunk."""
+        """The part of variables {collection: {layer: tree}} that lies after the trunk."""
         return {
             c: {k: v for k, v in layers.items() if not models.in_trunk(k, self.trunk)}
             for c, layers in variables.items()
@@ -185,9 +185,19 @@ def make(
     remat: str = "",
     trunk: str = "",
 ) -> Stack:
-    """A stack of S networks of the (divided) Spec.
+    """Makes a stack of S networks of the (divided) Spec.
 
-    `trunk`: the last stage that the networks share, see `models.trunk_stage`; '': none.
+    Args:
+      spec: Spec of each network.
+      num_networks: S.
+      num_classes: number of classes.
+      sharding: the mesh that the stack runs on.
+      lowering: a name in `LOWERINGS`; see the module's docstring.
+      batch_norm: a name in `BATCH_NORMS`: statistics over each device's part of the batch, or
+        over the whole batch.
+      dtype: dtype of the computation, such as 'bfloat16'; None: the dtype of the images.
+      remat: stages to recompute in the backward pass; see `models.remat_stages`.
+      trunk: the last stage that the networks share; see `models.trunk_stage`; '': none.
 
     Raises:
       ConfigError: lowering, batch_norm, a stage of `remat` or the stage of `trunk` is unknown.
@@ -210,16 +220,16 @@ def make(
 
 
 def merge(*parts: dict) -> dict:
-    """Joins {collection: {layer: tree}} of several parts, which have different layers."""
+    """Joins several parts {collection: {layer: tree}}, which must have different layers."""
     return {c: {k: v for part in parts for k, v in part[c].items()} for c in parts[0]}
 
 
 def _mean_over_networks(x: Array) -> Array:
     """[n, ...] on every device -> [...], the mean over all networks; inside `Sharding.map`."""
-    # Relative to the first network: the mean of equal numbers is then exactly that number.
+    # Averages differences from the first network, so that the mean of equal numbers is exact.
     return lax.pmean(x[0] + (x - x[:1]).mean(0), NET)
 
 
 def _network_keys(key: Array, first: int | Array, n: int) -> Array:
-    """One key per network, by its global index."""
+    """One key for each network, derived from its index among all S networks."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n))

@@ -64,7 +64,7 @@ def init(
         return _make(method, optimizer, seed, image_shape, averaged, taken)
 
     out = shardings(jax.eval_shape(make, taken), optimizer, sharding)
-    options = compiler.options(sharding.platform, once=True)
+    options = compiler.fast_options(sharding.platform)
     return jax.jit(make, out_shardings=out, compiler_options=options)(taken)
 
 

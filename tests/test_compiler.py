@@ -53,7 +53,7 @@ def test_the_sums_that_race_are_off(monkeypatch, version, races):
 
 def test_only_the_cpu_has_options():
     for platform in ("gpu", "tpu"):
-        assert compiler.options(platform) is compiler.options(platform, once=True) is None
+        assert compiler.options(platform) is compiler.fast_options(platform) is None
 
 
 def test_what_the_user_sets_stays(monkeypatch):

@@ -215,8 +215,8 @@ def test_an_unknown_stage_lists_those_there_are(text):
     config = common.get_config()
     config.remat = text
     message = (
-        f"^remat='{text}': must be '', 'all' or, with commas, some of stage1, stage2, stage3 "
-        "of wide_resnet28_10$"
+        f"^remat='{text}': must be '', 'all' or stages of wide_resnet28_10, separated by commas: "
+        "stage1, stage2, stage3$"
     )
     with pytest.raises(ConfigError, match=message):
         config_lib.check(config)

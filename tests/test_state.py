@@ -22,9 +22,10 @@ DECAY = 0.75
 
 @pytest.fixture(autouse=True, scope="module")
 def usual_compiler():
-    options = compiler.options
+    options, fast_options = compiler.options, compiler.fast_options
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "options", lambda *a, **k: (options(*a, **k) or {}) | USUAL)
+        patch.setattr(compiler, "options", lambda platform: (options(platform) or {}) | USUAL)
+        patch.setattr(compiler, "fast_options", lambda at: (fast_options(at) or {}) | USUAL)
         yield
 
 

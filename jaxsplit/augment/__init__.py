@@ -1,4 +1,4 @@
-"""Views made on the device: ops (`ops`), views built from them (`views`), mixup and CutMix."""
+"""Augmentation on the device: ops, policies, the views built from them, mixup and CutMix."""
 
 from jaxsplit.augment.mixing import cutmix, mix, mixup, mixup_or_cutmix
 from jaxsplit.augment.views import eval_view, make_views, pipeline

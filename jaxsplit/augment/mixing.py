@@ -1,7 +1,7 @@
-"""Mixup and CutMix: each image with a partner's, drawn once for all S networks.
+"""Mixup and CutMix: blend each image with a partner, in the same way for all S networks.
 
-A step has one lambda (and one box) on all devices, so that the loss needs one scalar; partners come
-from the images that a device holds, so that nothing crosses devices. All is meant for jit.
+A step uses one lambda (and one box) on all devices, so the loss needs one scalar. A device pairs
+only the images that it holds, so nothing crosses devices. All functions are meant for jit.
 """
 
 import jax
@@ -13,13 +13,13 @@ from jaxsplit.errors import ConfigError
 def mix(
     views: jax.Array, labels: jax.Array, weight: jax.Array | float, permutation: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """weight * view + (1 - weight) * the view of the partner, for all networks alike.
+    """Blends each view with its partner's view: weight * view + (1 - weight) * partner.
 
     Args:
         views: float[S, B, H, W, C].
         labels: int[B].
-        weight: in [0, 1]: a scalar, or one for each pixel, [H, W].
-        permutation: int[B], the partner of each example.
+        weight: in [0, 1]; a scalar, or [H, W] with one number for each pixel.
+        permutation: int[B], the index of each example's partner.
 
     Returns:
         Mixed views float[S, B, H, W, C] and the partners' labels int[B].
@@ -56,9 +56,9 @@ def cutmix(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """CutMix (arXiv 1905.04899): a box of the partner's view, the same for all S networks.
 
-    The lambda that is returned is the share of pixels that an image keeps: that of the box after it
-    was cut off at the border, not that of the draw. Arguments, results and errors as `mixup`, with
-    the box drawn from `lam_key`, too.
+    The returned lambda is the share of pixels that an image keeps, computed from the box after the
+    border has cut it off. `lam_key` also draws the box. Arguments, results and errors are otherwise
+    those of `mixup`.
     """
     lam, keep = _kept_pixels(lam_key, (views.shape[2], views.shape[3]), alpha)
     return (*mix(views, labels, keep, _permutation(perm_key, labels)), lam)
@@ -74,16 +74,16 @@ def mixup_or_cutmix(
     cutmix_alpha: float,
     switch: float = 0.5,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The one of the two that is on; where both are, one of them in each step.
+    """Applies mixup or CutMix, whichever is on; if both are on, each step draws one of them.
 
     Args:
-        lam_key: key of lambda, the box and the choice; the same on every device.
+        lam_key: key of lambda, the box and the choice between both; the same on every device.
         perm_key: key of the permutation.
         views: float[S, B, H, W, C].
         labels: int[B].
-        mixup_alpha: of mixup; static, 0 is off.
-        cutmix_alpha: of CutMix; static, 0 is off.
-        switch: probability of CutMix where both are on; static.
+        mixup_alpha: alpha of mixup; static, 0 switches mixup off.
+        cutmix_alpha: alpha of CutMix; static, 0 switches CutMix off.
+        switch: probability of CutMix if both are on; static.
 
     Returns:
         As `mixup`.
@@ -107,10 +107,10 @@ def mixup_or_cutmix(
 def box_mask(
     height: int, width: int, lam: jax.Array | float, row: jax.Array, column: jax.Array
 ) -> jax.Array:
-    """bool[height, width]: the box of share 1 - lam around pixel (row, column), cut off outside.
+    """bool[height, width]: True in a box around pixel (row, column) with the share 1 - lam.
 
-    Its sides are those of the image times sqrt(1 - lam), rounded; of an even side the pixel at
-    the centre is the first one of the second half.
+    The sides of the box are those of the image times sqrt(1 - lam), rounded; the border cuts the
+    box off. If a side is even, the centre is the first pixel of its second half.
     """
     share = jnp.sqrt(1 - jnp.asarray(lam, jnp.float32))
     inside = []
@@ -125,7 +125,7 @@ def box_mask(
 def _kept_pixels(
     key: jax.Array, sides: tuple[int, int], alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """(share of the pixels that an image keeps float32[], 1 where it does and else 0 [H, W])."""
+    """(float32[]: share of pixels that an image keeps, float32[H, W]: 1 at those, else 0)."""
     lam_key, centre_key = jax.random.split(key)
     lam = _lambda(lam_key, alpha, "cutmix")
     row, column = jax.random.randint(centre_key, (2,), 0, jnp.asarray(sides))

@@ -1,8 +1,8 @@
 """Image ops that run on the device.
 
-A factory takes what is fixed for a run and returns `op(key, image) -> image` for one image
-[H, W, C]; the caller maps it over examples and networks. Ops before `normalize` see uint8, ops
-after it float32. Randomness is drawn per image, never per pixel, and every shape is static.
+A factory takes the settings of a run and returns `op(key, image) -> image` for one image [H, W, C].
+The caller maps the op over examples and networks. Ops before `normalize` get uint8, ops after it
+float32. Ops draw random numbers for an image, never for a pixel, and all shapes are static.
 """
 
 import math
@@ -17,23 +17,23 @@ from jaxsplit.errors import ConfigError
 Op = Callable[[jax.Array, jax.Array], jax.Array]
 KeylessOp = Callable[[jax.Array | None, jax.Array], jax.Array]  # an Op that draws nothing
 
-_EXACT = dict(precision=jax.lax.Precision.HIGHEST)  # else TPUs and GPUs round pixels to bfloat16
+_EXACT = dict(precision=jax.lax.Precision.HIGHEST)  # TPUs and GPUs would round pixels to bfloat16
 
 
 CROP_MODES = {"zeros": "constant", "reflect": "reflect"}  # name -> mode of `jnp.pad`
 
 
 def random_crop(padding: int, mode: str = "zeros") -> Op:
-    """A window of the image's own size, somewhere in the padded image.
+    """Crops a window of the image's own size from a random place in the padded image.
 
     Args:
         padding: pixels on every side; each of the (2 * padding + 1)^2 offsets is equally likely.
-        mode: what the padding holds: 'zeros' (black), or 'reflect': the image mirrored at its
-            outermost pixels, which are not repeated.
+        mode: 'zeros' pads with black; 'reflect' mirrors the image at its outermost pixels, without
+            repeating them.
 
     Raises:
-        ConfigError: `padding` is not above 0 or `mode` is unknown; from the op: an image is too
-            small to be reflected.
+        ConfigError: `padding` is not above 0, or `mode` is unknown. The op raises it if an image is
+            too small to be reflected.
     """
     if padding <= 0:
         raise ConfigError(f"augment.crop_padding={padding}: must be above 0 (0: no crop)")
@@ -50,7 +50,7 @@ def random_crop(padding: int, mode: str = "zeros") -> Op:
 def crop_padded(
     image: jax.Array, padding: int, top: jax.Array, left: jax.Array, mode: str = "zeros"
 ) -> jax.Array:
-    """The window at (`top`, `left`) of `image` padded by `mode`: [H, W, C] -> [H, W, C]."""
+    """Pads an image and returns its window at (`top`, `left`): [H, W, C] -> [H, W, C]."""
     if mode == "reflect" and padding >= min(image.shape[:2]):
         raise ConfigError(
             f"augment.crop_padding={padding}: must be below {min(image.shape[:2])}, the side of "
@@ -67,15 +67,16 @@ def random_resized_crop(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     attempts: int = 10,
 ) -> Op:
-    """A random box of the image, resized to the image's own size: for images held in memory.
+    """Crops a random box of the image and resizes it to the image's own size; see `resize_box`.
 
-    An attempt draws the area, uniform in [`scale_min`, `scale_max`] * H * W, and width / height,
-    log-uniform in `aspect`; both sides are rounded. The first of `attempts` that fits is placed
-    anywhere; if none does, the largest box in the centre with a permitted aspect is taken. The same
-    boxes as those of streamed images, which are cut on the host. See `resize_box`.
+    It serves images held in memory. For streamed images the host draws the same distribution of
+    boxes. An attempt draws the area uniformly in [`scale_min`, `scale_max`] * H * W and
+    width / height log-uniformly in `aspect`; both sides are rounded. The first of `attempts` boxes
+    that fits is placed at random. If none fits, the largest centred box with a permitted aspect
+    is taken.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
     if not 0 < scale_min <= scale_max <= 1:
         raise ConfigError(f"data.scale_min={scale_min}: must be in (0, {scale_max:g}]")
@@ -104,11 +105,11 @@ def random_resized_crop(
 def resize_box(
     image: jax.Array, top: jax.Array, left: jax.Array, h: jax.Array, w: jax.Array
 ) -> jax.Array:
-    """A box of the image, bilinearly resized to the whole: uint8[H, W, C] -> uint8[H, W, C].
+    """Resizes a box of an image bilinearly to the image's size: uint8[H, W, C] -> uint8[H, W, C].
 
-    Nothing outside the box is seen. It is never larger than the result, so that antialiasing would
-    change nothing. Two products with matrices of two weights a row: no gather, which is slow on
-    TPUs, and not `jax.image.scale_and_translate`, which looks beyond the box.
+    No pixel outside the box contributes. The box is never larger than the result, so antialiasing
+    would change nothing. Two matrix products, with two weights in each row of a matrix, replace a
+    gather, which is slow on TPUs. `jax.image.scale_and_translate` would read beyond the box.
     """
 
     def weights(side: int, first: jax.Array, length: jax.Array) -> jax.Array:
@@ -123,7 +124,7 @@ def resize_box(
 
 
 def random_flip() -> Op:
-    """The image or, with probability 1/2, its mirror image (left and right exchanged)."""
+    """Exchanges left and right of the image with probability 1/2."""
 
     def op(key: jax.Array, image: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
@@ -132,7 +133,7 @@ def random_flip() -> Op:
 
 
 def normalize(mean: Sequence[float], std: Sequence[float]) -> KeylessOp:
-    """(image / 255 - mean) / std in float32, as one multiply-add a pixel; the key is ignored.
+    """(image / 255 - mean) / std in float32, as one multiply-add for each value; ignores the key.
 
     Args:
         mean: C numbers, in units of the full range.
@@ -166,12 +167,12 @@ def random_erase(
     aspect: tuple[float, float],
     attempts: int = 10,
 ) -> Op:
-    """Random erasing (arXiv 1708.04896): a rectangle of zeros, with probability `prob`.
+    """Random erasing (arXiv 1708.04896): sets a rectangle to zero with probability `prob`.
 
-    An attempt draws the area, uniform in `area` * H * W, and height / width, log-uniform in
+    An attempt draws the area uniformly in `area` * H * W and height / width log-uniformly in
     `aspect`; both sides are rounded and must be shorter than the image's. The first of `attempts`
-    that fits is placed anywhere in the image; if none does the image stays as it is. Zeros are the
-    mean colour when the image is normalised.
+    rectangles that fits is placed at random. If none fits, the image stays as it is. In a
+    normalised image zero is the mean colour.
 
     Args:
         prob: in [0, 1].
@@ -180,7 +181,7 @@ def random_erase(
         attempts: number of draws.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
     if not 0 <= prob <= 1:
         raise ConfigError(f"augment.erase_prob={prob}: must be in [0, 1]")
@@ -211,14 +212,14 @@ def random_erase(
 
 
 def cutout(side: int) -> Op:
-    """Cutout (arXiv 1708.04552): a square of zeros in every image.
+    """Cutout (arXiv 1708.04552): sets a square to zero in every image.
 
-    Its centre is any pixel, equally often, so that the square may be cut off at the border; of an
-    even side the centre is the first pixel of the second half. Zeros are the mean colour when the
-    image is normalised.
+    Its centre is drawn uniformly from all pixels, so the border may cut the square off. If the side
+    is even, the centre is the first pixel of its second half. In a normalised image zero is the
+    mean colour.
 
     Args:
-        side: of the square in pixels.
+        side: side of the square in pixels.
 
     Raises:
         ConfigError: `side` is not above 0.
@@ -235,7 +236,7 @@ def cutout(side: int) -> Op:
 
 
 def cut_square(image: jax.Array, row: jax.Array, column: jax.Array, side: int) -> jax.Array:
-    """The image with zeros in the square around (`row`, `column`): [H, W, C] -> [H, W, C]."""
+    """Sets a square around (`row`, `column`) to zero: [H, W, C] -> [H, W, C]."""
     rows, columns = (
         (jnp.arange(n) >= centre - side // 2) & (jnp.arange(n) < centre - side // 2 + side)
         for n, centre in zip(image.shape[:2], (row, column), strict=True)
@@ -245,10 +246,13 @@ def cut_square(image: jax.Array, row: jax.Array, column: jax.Array, side: int) -
 
 
 def _between(u: jax.Array, bounds: tuple[float, float]) -> jax.Array:
-    """Uniform numbers in [0, 1) moved to `bounds`."""
+    """Scales uniform numbers in [0, 1) to `bounds`."""
     return bounds[0] + u * (bounds[1] - bounds[0])
 
 
 def _below(n: jax.Array | int, u: jax.Array) -> jax.Array:
-    """Uniform numbers in [0, 1) as integers in [0, n); half the hashing of `jax.random.randint`."""
+    """Turns uniform numbers in [0, 1) into integers in [0, n).
+
+    It hashes half as much as `jax.random.randint`.
+    """
     return (u * n).astype(jnp.int32)

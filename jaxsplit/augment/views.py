@@ -1,8 +1,8 @@
 """From uint8 images to the S views that the networks see.
 
-Everything is pure and meant for jit. The random numbers of one view follow from the key, the
-network's number and the example's number alone, so that they do not depend on how networks and
-batch are cut over devices.
+All functions are pure and meant for jit. The random numbers of a view depend only on the key, the
+number of the network and the number of the example. So they are the same however networks and batch
+are split over devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,8 @@ from jaxsplit.augment import policies
 from jaxsplit.augment.ops import Op
 from jaxsplit.errors import ConfigError
 
-# Name -> what makes the op from (config.augment, mean, std), or None where the config has it off.
-# The order is the order of the ops; a new op is a factory in `ops` and a line here.
+# Name -> function of (config.augment, mean, std) that makes the op; None if the config switches it
+# off. The ops run in this order. A new op is a factory in `ops` and a line here.
 OPS: dict[str, Callable[[Mapping[str, Any], Sequence[float], Sequence[float]], Op | None]] = {
     "random_crop": lambda a, mean, std: (
         image_ops.random_crop(a["crop_padding"], a.get("crop_mode", "zeros"))
@@ -37,7 +37,7 @@ OPS: dict[str, Callable[[Mapping[str, Any], Sequence[float], Sequence[float]], O
     ),
     "cutout": lambda a, mean, std: image_ops.cutout(a["cutout"]) if a.get("cutout") else None,
 }
-# Streamed images come as random-resized crops.
+# The host has cropped streamed images already.
 ON_HOST_IF_STREAMED = ("random_crop", "random_resized_crop")
 
 
@@ -49,19 +49,19 @@ def pipeline(
     streamed: bool,
     scale_min: float = 0.1,
 ) -> list[tuple[str, Op]]:
-    """The ops that training views go through, in order.
+    """The ops that make a training view, in order.
 
     Args:
-        augment: `config.augment` (or a dict with its fields; an optional op without its field is
-            off).
+        augment: `config.augment`, or a dict with its fields; an optional op is off if its field is
+            missing.
         mean: C numbers, in units of the full range.
         std: C numbers, same units.
-        streamed: the images were already cropped on the host.
-        scale_min: `config.data.scale_min`, smallest share of the area that a random-resized crop
-            takes.
+        streamed: whether the host has cropped the images already; the crops are then left out.
+        scale_min: `config.data.scale_min`, the smallest share of the area that a random-resized
+            crop takes.
 
     Returns:
-        (name, op) pairs; ops that the config switches off are left out.
+        (name, op) pairs, without the ops that the config switches off.
 
     Raises:
         ConfigError: a field is out of range, or both crops are on.
@@ -91,10 +91,10 @@ def make_views(
     Args:
         ops: (name, op) pairs, as `pipeline()` returns them.
         key: key of the step, the same on all devices.
-        images: uint8[B, H, W, C], or uint8[S, B, H, W, C] with an image for each view already.
-        num_views: S here; 1 where the networks share a view.
-        first_network: global number of the first network here; may be traced.
-        first_example: global number of the first example here; may be traced.
+        images: uint8[B, H, W, C], or uint8[S, B, H, W, C] if each view has its own image.
+        num_views: number of views S; 1 if the networks share a view.
+        first_network: global number of this device's first network; may be traced.
+        first_example: global number of this device's first example; may be traced.
 
     Returns:
         float32[num_views, B, H, W, C].
@@ -124,7 +124,7 @@ def make_views(
 
 
 def eval_view(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """What evaluation sees: the images normalised and nothing else.
+    """The view for evaluation: normalises the images and changes nothing else.
 
     Args:
         images: uint8[B, H, W, C].

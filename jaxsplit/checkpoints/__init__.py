@@ -1,1 +1,1 @@
-"""Checkpoints of a workdir: saving, reading, resuming, integrity."""
+"""Checkpoints of a workdir: saves them, reads them, resumes from them, checks their integrity."""

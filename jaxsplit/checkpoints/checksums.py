@@ -1,8 +1,8 @@
-"""Checksums for every array of a checkpoint, so that a byte that changed on disk is found.
+"""Checksums of every array of a checkpoint; they reveal a byte that has changed on disk.
 
-An array has one CRC-32 for each index of its first axis, which is that of the networks where arrays
-lie on several devices: a process can compute, and check, those of the networks that it holds. So
-they are the same on any mesh, and no array is sent anywhere.
+An array has one CRC-32 for each index of its first axis. If arrays lie on several devices, that is
+the axis of the networks, so each process computes and checks the checksums of the networks that it
+holds. The checksums are therefore the same on any mesh, and no array is sent anywhere.
 """
 
 import json
@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_MAX_ROWS = 64  # a longer first axis is not that of the networks; the array then counts as one row
+_MAX_ROWS = 64  # a longer first axis is not the axis of the networks; the array then is one row
 
 
 def of_arrays(tree: Any) -> dict[str, str]:
-    """'params/stack/head/bias' -> 'float32[2,10] 8d1f00aa 00c0ffee'.
+    """The checksums of a tree: 'params/stack/head/bias' -> 'float32[2,10] 8d1f00aa 00c0ffee'.
 
-    Type and shape, then the CRC-32 of each row's bytes in C order. Every process must call it.
+    A value holds dtype and shape, then the CRC-32 of each row's bytes in C order. Collective.
     """
     found = _held(tree)
     if jax.process_count() > 1:
@@ -35,9 +35,9 @@ def of_arrays(tree: Any) -> dict[str, str]:
 
 
 def differing(saved: dict[str, str], tree: Any) -> list[str]:
-    """Names of the arrays, as far as this process holds them, that are not as they were saved.
+    """Names of the arrays that differ from what was saved, among those that this process holds.
 
-    Arrays that were read as another type than they have on disk cannot be compared.
+    It skips arrays that were read as another dtype than they have on disk.
     """
     names = []
     for name, (kind, crcs) in _held(tree).items():
@@ -52,26 +52,26 @@ def differing(saved: dict[str, str], tree: Any) -> list[str]:
 
 
 def of_json(item: Any) -> str:
-    """The CRC-32 of what is kept as JSON; the order of its keys does not count."""
+    """The CRC-32 of a JSON value; the order of its keys does not matter."""
     return f"{zlib.crc32(json.dumps(item, sort_keys=True).encode()):08x}"
 
 
 def shape(text: str) -> tuple[int, ...]:
-    """(2, 10) of 'float32[2,10] 8d1f00aa 00c0ffee'.
+    """The shape in a checksum text: (2, 10) for 'float32[2,10] 8d1f00aa 00c0ffee'.
 
     Raises:
-      ValueError: it is not such a text.
+      ValueError: the text has another form.
     """
     numbers = text.partition(" ")[0].partition("[")[2].removesuffix("]")
     return tuple(int(n) for n in numbers.split(",") if n)
 
 
 def _held(tree: Any) -> dict[str, tuple[str, list[int | None]]]:
-    """name -> (type and shape, CRC-32 of each row; None: another process has it)."""
+    """name -> (dtype and shape, CRC-32 of each row; None: another process holds the row)."""
     leaves = jax.tree.leaves_with_path(tree)
     for _, leaf in leaves:
         if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()  # all at once, before the first is waited for
+            leaf.copy_to_host_async()  # starts all copies before it waits for the first
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # zlib lets other threads run
         made = pool.map(_of_array, [leaf for _, leaf in leaves])
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -89,7 +89,7 @@ def _of_array(x: Any) -> tuple[str, list[int | None]]:
 
 
 def _parts(x: Any) -> list[tuple[int, np.ndarray]]:
-    """(first row, rows) of what this process holds, cut along the first axis only."""
+    """(first row, rows) of each part that this process holds, cut along the first axis."""
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
         return [(0, np.asarray(x))]
     parts = {(s.index[0].start or 0 if x.ndim else 0): s for s in x.addressable_shards}

@@ -1,4 +1,4 @@
-"""The folder <workdir>/checkpoints: which steps it holds, whether it can be written."""
+"""The folder <workdir>/checkpoints: which steps it holds, and whether it is writable."""
 
 import pathlib
 
@@ -16,14 +16,14 @@ def exists(workdir: str | pathlib.Path) -> bool:
 def weights_only(workdir: str | pathlib.Path) -> bool:
     """Whether the newest checkpoint of a workdir holds weights, but no state to resume from."""
     folder = files.path_of(workdir) / FOLDER
-    # No training saves a step 0; the optimizer's item alone may be missing by damage.
+    # Training never saves step 0. A missing item `opt` alone may also be damage.
     return max(steps_in(folder), default=None) == 0 and not (folder / "0" / "opt").is_dir()
 
 
 def make_room(workdir: pathlib.Path) -> None:
-    """Removes what interrupted saves have left in a workdir that no run writes into.
+    """Removes what interrupted saves have left; no other run may write into the workdir.
 
-    Orbax does the same, but later: on a full disk nothing else can be written before.
+    Orbax does the same, but too late: on a full disk nothing can be written before.
     """
     folder = workdir / FOLDER
     if not files.is_remote(folder) and folder.is_dir():
@@ -32,10 +32,10 @@ def make_room(workdir: pathlib.Path) -> None:
 
 
 def check(workdir: pathlib.Path) -> None:
-    """Makes the folder of the checkpoints, and checks that it can be written.
+    """Makes the folder of the checkpoints and checks that it is writable.
 
     Raises:
-      ConfigError: it cannot be written.
+      ConfigError: the folder is not writable.
     """
     make_writable(workdir / FOLDER, f"workdir={str(workdir)!r}: its {FOLDER}")
 
@@ -45,6 +45,8 @@ def steps_in(folder: pathlib.Path) -> list[int]:
     if not folder.is_dir():
         return []
     steps = [path for path in folder.iterdir() if path.name.isdecimal()]
-    if files.is_remote(folder):  # there a folder gets its name first, and this file at the end
+    if files.is_remote(
+        folder
+    ):  # in a bucket a folder has its name from the start; this file comes last
         steps = [path for path in steps if (path / "commit_success.txt").exists()]
     return [int(path.name) for path in steps]

@@ -1,7 +1,7 @@
-"""Whether a checkpoint on disk is what was saved, and fits the state that it is restored into.
+"""Checks that a checkpoint on disk is what was saved, and fits the state to restore.
 
-Format 1 had the items model, opt, config and data alone. Format 2 names itself in the
-item data, and adds the item `checksums` over all other items and the metrics.
+Format 1 has only the items model, opt, config and data. Format 2 states its number in the item data
+and adds the item `checksums` of all other items and the metrics.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ FORMAT = 2
 
 
 class _UnfitError(Exception):
-    """The saved arrays are not those that are wanted."""
+    """The saved arrays have other names or shapes than the wanted ones."""
 
 
 @contextlib.contextmanager
@@ -42,24 +42,24 @@ def named_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 def text(path: pathlib.Path, item: str) -> dict:
-    """An item that is stored as JSON."""
+    """Reads an item that is stored as JSON."""
     file = "metrics" if item == "metrics" else None
     return dict(ocp.JsonCheckpointHandler(file).restore(epath.Path(path / item)))
 
 
 def sums_of(arrays: dict[str, Any], texts: dict[str, dict]) -> dict[str, Any]:
-    """The item `checksums`: of array trees and of JSON texts, by item, and of itself."""
+    """The item `checksums`: those of array trees and JSON values, by item, and its own."""
     sums: dict[str, Any] = {item: checksums.of_arrays(tree) for item, tree in arrays.items()}
     sums |= {item: checksums.of_json(text) for item, text in texts.items()}
     return sums | {"checksums": checksums.of_json(sums)}
 
 
 def checked(path: pathlib.Path) -> dict[str, Any] | None:
-    """Compares the checksums of the JSON items; returns those of the arrays, None for format 1.
+    """Checks the JSON items; returns the checksums of the arrays, None for format 1.
 
     Raises:
-      ConfigError: its format is unknown, or its folder was renamed.
-      Exception: of many kinds, if it is damaged.
+      ConfigError: the format is unknown, or the checkpoint's folder was renamed.
+      Exception: many kinds, if the checkpoint is damaged.
     """
     position = text(path, "data")
     form = position.get("format", 1)
@@ -87,7 +87,7 @@ def checked(path: pathlib.Path) -> dict[str, Any] | None:
 def add_metrics(path: pathlib.Path, metrics: dict) -> None:
     """Adds the metrics of an evaluation to a checkpoint that was saved without.
 
-    If this is interrupted, the checkpoint has metrics without a checksum, or none.
+    If this is interrupted, the checkpoint has no metrics, or metrics without a checksum.
     """
     folder = path / "metrics"
     folder.mkdir(exist_ok=True)
@@ -104,13 +104,13 @@ def check_fits(path: pathlib.Path, item: str, like: Any, sums: dict[str, Any] | 
     """Compares the shapes of a saved item with those of `like`; reads no array.
 
     Raises:
-      Exception: they differ; in `named_errors` it becomes a ConfigError.
+      Exception: the shapes differ; `named_errors` turns it into a ConfigError.
     """
     _check_fits(path, item, like, sums, lambda name: True)
 
 
 def check_parts_fit(path: pathlib.Path, item: str, like: Any, sums: dict[str, Any] | None) -> None:
-    """As `check_fits`; the item may hold more parts (params/<part>/...) than `like`."""
+    """Checks as `check_fits`, but the item may hold more parts (params/<part>/...) than `like`."""
     wanted = {part_of(name) for name in shapes(like)}
     _check_fits(path, item, like, sums, lambda name: part_of(name) in wanted)
 
@@ -137,20 +137,20 @@ def _check_fits(
 
 
 def compare(item: str, sums: dict[str, Any] | None, tree: Any) -> None:
-    """Raises ValueError if the restored arrays are not those that were saved."""
+    """Raises ValueError if a restored array differs from what was saved."""
     if sums is not None and (names := checksums.differing(sums[item], tree)):
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise ValueError(f"{item}: {names[0]}{more}: checksum differs")
 
 
 def saved_shapes(path: pathlib.Path, item: str) -> dict[str, tuple[int, ...]]:
-    """name -> shape of the arrays of an item."""
+    """The shape of every array of a saved item, by path."""
     with orbax_log.quiet(), ocp.StandardCheckpointer() as reader:
         return shapes(reader.metadata(path / item).item_metadata.tree)
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """'params/stack/head/bias' -> shape."""
+    """The shape of every array of a tree, by path ('params/stack/head/bias')."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -158,7 +158,7 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def part_of(path: str) -> str:
-    """The module that an array belongs to: 'stack' for 'params/stack/head/bias'."""
+    """The module to which an array belongs: 'stack' for 'params/stack/head/bias'."""
     return path.split("/")[1]
 
 

@@ -1,4 +1,4 @@
-"""Warnings of orbax about how it is used here, which a user can do nothing about."""
+"""Drops warnings of orbax about which a user can do nothing."""
 
 import contextlib
 import logging
@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-# What orbax gives to its logger, before any value is filled in.
+# Messages as orbax passes them to its logger, before it fills in values.
 _KNOWN = (
-    "Requested `tracked_metric`; did not provide metrics.",  # not every checkpoint is evaluated
+    "Requested `tracked_metric`; did not provide metrics.",  # some checkpoints are not evaluated
     "Given directory is read only=%s",
-    "Metadata file does not exist: %s",  # of an item of a checkpoint, which has none of its own
+    "Metadata file does not exist: %s",  # items of a checkpoint have no metadata file
     "Global object size logging disabled for `primary_host=None`.",
-    # Of a damaged one, which an error of ours names.
+    # About a damaged checkpoint, for which jaxsplit raises its own error.
     "Failed to get item metadata from directory %s. Either it was not present in the checkpoint, "
     "or the handler does not support it.",
 )
@@ -20,9 +20,11 @@ _KNOWN = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drops those warnings, and no others, while orbax is called; logging stays as it was."""
+    """Drops these warnings, and no others, while the block runs."""
 
-    def keep(record: logging.LogRecord) -> bool:  # another each time, as several may be under way
+    def keep(
+        record: logging.LogRecord,
+    ) -> bool:  # a new function each time, as several blocks may run at once
         return record.msg not in _KNOWN
 
     _drop_ends_of_loops()
@@ -35,11 +37,11 @@ def quiet() -> Iterator[None]:
 
 
 class _Hook:
-    """As `sys.unraisablehook`: what was there before, but for a loop that has ended.
+    """A `sys.unraisablehook` that drops errors of ended event loops and passes on all others.
 
-    Where one array of a checkpoint cannot be read or written, orbax ends its event loop; each of
-    the others, when it is done, then finds it closed, and Python prints a traceback. That can be
-    later than orbax's call, so that this hook stays.
+    If orbax cannot read or write one array of a checkpoint, it closes its event loop. Every other
+    array then finds the loop closed when it finishes, and Python prints a traceback. This may
+    happen after orbax's call has returned, so the hook stays installed.
     """
 
     def __init__(self, before: Any):

@@ -1,4 +1,4 @@
-"""Reading checkpoints by their paths, <workdir>/checkpoints/<step>; nothing is written."""
+"""Reads checkpoints by their paths, <workdir>/checkpoints/<step>; writes nothing."""
 
 import dataclasses
 import pathlib
@@ -20,8 +20,8 @@ class Reader:
     """The checkpoints of one workdir, as they lie on disk.
 
     Args:
-      workdir: of the run.
-      best_metric: the name among the saved metrics whose highest value is the best.
+      workdir: the workdir of the run.
+      best_metric: the saved metric whose highest value marks the best checkpoint.
     """
 
     workdir: str | pathlib.Path
@@ -49,7 +49,7 @@ class Reader:
         """The step that 'latest', 'best' or a number stands for.
 
         Raises:
-          ConfigError: there is no such checkpoint; names those that exist.
+          ConfigError: there is no such checkpoint; the error names those that exist.
         """
         steps = self.steps()
         have = ", ".join(map(str, steps)) or "none"
@@ -79,14 +79,14 @@ class Reader:
 
 
 def best_of(saved: Mapping[int, dict | None], metric: str) -> tuple[int, dict] | None:
-    """(step, metrics) with the highest `metric` of step -> metrics; None if no step has it."""
+    """The (step, metrics) in `saved` with the highest `metric`; None if no step has it."""
     rated = [(step, found) for step, found in saved.items() if found and metric in found]
-    # The newest of equals, which is also the one that orbax keeps.
+    # Of equals the newest, as orbax keeps it.
     return max(rated, key=lambda r: (r[1][metric], r[0]), default=None)
 
 
 def metrics(path: pathlib.Path) -> dict | None:
-    """Metrics stored in a checkpoint; None if it was not evaluated, or they are damaged."""
+    """Metrics stored in a checkpoint; None if it was not evaluated or its metrics are damaged."""
     try:
         return integrity.text(path, "metrics")
     except (FileNotFoundError, ValueError):
@@ -97,14 +97,14 @@ def restore(path: pathlib.Path, like: TrainState) -> TrainState:
     """The whole training state, sharded as `like` (ShapeDtypeStructs with shardings).
 
     Raises:
-      DamagedError: it cannot be read, or is not what was saved.
-      ConfigError: it does not fit, or is of a newer format.
+      DamagedError: the checkpoint cannot be read, or differs from what was saved.
+      ConfigError: the checkpoint does not fit, or has a newer format.
     """
     wanted = {"model": like.variables, "opt": opt_item(like)}
     with integrity.named_errors(path):
         sums = integrity.checked(path)
         for item, tree in wanted.items():
-            # Orbax itself finds some of what does not fit only while it reads, and reads on.
+            # Orbax notices some misfits only while it reads, and then continues.
             integrity.check_fits(path, item, tree, sums)
         found = {item: _arrays(path, item, tree) for item, tree in wanted.items()}
         for item in wanted:
@@ -114,14 +114,14 @@ def restore(path: pathlib.Path, like: TrainState) -> TrainState:
 
 
 def position(path: pathlib.Path, train_examples: int) -> dict:
-    """What was saved beside the arrays: {'bad_records', 'totals', ...} as given to `save`.
+    """What `Checkpoints.save` stored beside the arrays: {'bad_records', 'totals', ...}.
 
-    Values that were 0 or None are left out.
+    Values that were 0 or None are missing.
 
     Raises:
-      ConfigError: the training set is not as large as when the checkpoint was saved, so that the
-        run would resume with other batches.
-      DamagedError: it cannot be read.
+      ConfigError: the training set has another size than when the checkpoint was saved, so the run
+        would resume with other batches.
+      DamagedError: the checkpoint cannot be read.
     """
     with integrity.named_errors(path):
         integrity.checked(path)
@@ -136,13 +136,13 @@ def position(path: pathlib.Path, train_examples: int) -> dict:
 
 
 def restore_model(path: pathlib.Path, like: TrainState) -> dict:
-    """{'params', 'batch_stats'} alone, for evaluation.
+    """Restores only {'params', 'batch_stats'}, for evaluation.
 
-    Parts that the method of `like` does not have, such as an auxiliary module, are left out.
+    It leaves out parts that `like` does not have, such as auxiliary modules.
 
     Raises:
-      DamagedError: they cannot be read, or are not what was saved.
-      ConfigError: they do not fit, or are of a newer format.
+      DamagedError: the arrays cannot be read, or differ from what was saved.
+      ConfigError: the arrays do not fit, or the checkpoint has a newer format.
     """
     with integrity.named_errors(path):
         sums = integrity.checked(path)
@@ -151,11 +151,11 @@ def restore_model(path: pathlib.Path, like: TrainState) -> dict:
 
 
 def model_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """'params/stack/head/bias' -> shape, of every array of the item `model`.
+    """The shape of every array of the item `model`, by path ('params/stack/head/bias').
 
     Raises:
-      DamagedError: it cannot be read.
-      ConfigError: it is of a newer format.
+      DamagedError: the checkpoint cannot be read.
+      ConfigError: the checkpoint has a newer format.
     """
     with integrity.named_errors(path):
         integrity.checked(path)
@@ -163,11 +163,11 @@ def model_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 
 def restore_some(path: pathlib.Path, like: dict) -> dict:
-    """The arrays of the item `model` that `like`, a part of its tree, has.
+    """Restores those arrays of the item `model` that are in `like`, a part of its tree.
 
     Raises:
-      DamagedError: they cannot be read, or are not what was saved.
-      ConfigError: they are of a newer format.
+      DamagedError: the arrays cannot be read, or differ from what was saved.
+      ConfigError: the checkpoint has a newer format.
     """
     with integrity.named_errors(path):
         sums = integrity.checked(path)
@@ -177,13 +177,13 @@ def restore_some(path: pathlib.Path, like: dict) -> dict:
 
 
 def opt_item(state: TrainState) -> dict:
-    """What only training needs; with an average of the weights, the trained weights, too."""
+    """The item `opt`, which only training needs; with weight averaging also the trained weights."""
     item = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
     return item if state.ema is None else item | state.raw
 
 
 def _arrays(path: pathlib.Path, item: str, like: Any) -> Any:
-    """The arrays of an item that `like`, a part of its tree, has."""
+    """Restores those arrays of an item that are in `like`, a part of its tree."""
     args = ocp.args.PyTreeRestore(
         like,
         restore_args=ocp.checkpoint_utils.construct_restore_args(like),

@@ -1,6 +1,6 @@
-"""Resuming a run: the newest checkpoint that is whole, agreed on by all processes.
+"""Resumes a run from its newest intact checkpoint, on which all processes agree.
 
-Damaged checkpoints that are newer are set aside, so that the run can save their steps again.
+Newer, damaged checkpoints are set aside, so that the run can save their steps again.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _DAMAGED = "damaged-"  # before the step, in the name of a checkpoint that was s
 
 
 class Resumed(NamedTuple):
-    """`position`: what `read.position` gives."""
+    """A restored run; `position` is the result of `read.position`."""
 
     step: int
     state: TrainState
@@ -34,19 +34,19 @@ def newest(
     on_corrupt: str = "previous",
     say: Callable[[str], None] = print,
 ) -> Resumed:
-    """Restores the newest whole checkpoint, of those that process 0 finds. Collective.
+    """Restores the newest intact checkpoint that process 0 finds. Collective.
 
     Args:
-      checkpoints: of the run.
+      checkpoints: the checkpoints of the run.
       like: ShapeDtypeStructs with shardings.
-      train_examples: in the training set.
+      train_examples: size of the training set.
       on_corrupt: 'previous' sets damaged checkpoints aside; 'error' raises at a damaged one.
-      say: gets a line for each damaged one.
+      say: gets a line for each damaged checkpoint.
 
     Raises:
-      DamagedError: no checkpoint is whole, or the newest is not and `on_corrupt` is 'error'.
-      ConfigError: it does not fit, the training set is of another size, or a process does
-        not see it.
+      DamagedError: no checkpoint is intact, or the newest is not and `on_corrupt` is 'error'.
+      ConfigError: the checkpoint does not fit, the training set has another size, or a process
+        does not see the checkpoint.
     """
     damaged: list[int] = []
     steps = processes.broadcast(checkpoints.steps()[::-1])
@@ -59,23 +59,23 @@ def newest(
         except DamagedError as caught:
             error = caught
         failed = processes.total(error is not None)
-        if found and not failed:  # else all try the one before
+        if found and not failed:  # otherwise all processes try the one before
             _set_aside(checkpoints, damaged)
             return found
         error = error or DamagedError(f"checkpoint={step}: another process cannot read it")
         damaged.append(step)
         if older is None:
-            raise DamagedError(f"{error}; none is whole, train anew in another workdir")
+            raise DamagedError(f"{error}; no checkpoint is intact; train again in another workdir")
         if on_corrupt == "error":
             raise DamagedError(
-                f"{error}; checkpoint.on_corrupt='previous' goes on from step {older}"
+                f"{error}; checkpoint.on_corrupt='previous' resumes from step {older}"
             )
-        say(f"{error}; set aside as {_DAMAGED}{step}, going on from step {older}")
+        say(f"{error}; set aside as {_DAMAGED}{step}, resuming from step {older}")
     raise ConfigError(f"{checkpoints.folder}: holds no checkpoint")
 
 
 def _check_seen(checkpoints: Checkpoints, step: int) -> None:
-    """Makes sure that every process sees a checkpoint that process 0 sees."""
+    """Raises ConfigError unless all processes see a checkpoint that process 0 sees."""
     if blind := processes.total(not processes.wait_until_seen(checkpoints.path(step))):
         raise ConfigError(
             f"workdir={str(checkpoints.folder.parent)!r}: must look the same on all hosts; "
@@ -89,6 +89,6 @@ def _set_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
     if jax.process_index() == 0:
         for step in steps:
             aside = checkpoints.folder / f"{_DAMAGED}{step}"
-            files.move(checkpoints.path(step), aside)  # one of an earlier time makes room
-    processes.total(0)  # nobody reads the folder before
+            files.move(checkpoints.path(step), aside)  # replaces a checkpoint set aside earlier
+    processes.total(0)  # all wait here, then read the folder
     checkpoints.reload()

@@ -26,20 +26,20 @@ __all__ = ["FOLDER", "Checkpoints", "exists", "steps_in", "weights_only"]
 class Checkpoints:
     """Saves the checkpoints of one workdir; `read` reads them.
 
-    Saving is asynchronous: `save` copies the arrays and returns; `wait` sees it finished. What an
-    interrupted save left behind is removed first, so a second writer would ruin what the first is
-    saving.
+    Saving is asynchronous: `save` copies the arrays and returns; `wait` waits until it is finished.
+    Opening a folder removes what interrupted saves have left. So only one run may write: a second
+    one would remove what the first is saving.
 
     Args:
-      workdir: of the run.
-      keep: how many of the newest stay.
-      best_metric: the name among the metrics given to `save` whose highest value is the best.
+      workdir: the workdir of the run.
+      keep: how many of the newest checkpoints to keep.
+      best_metric: the metric whose highest value marks the best checkpoint.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best_metric: str = ""):
         self.folder = files.path_of(workdir) / FOLDER
         self._keep, self._best_metric = keep, best_metric
-        self._failed = False  # a save; nothing is waited for then
+        self._failed = False  # whether a save has failed; then `wait` does nothing
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -74,23 +74,26 @@ class Checkpoints:
         metrics: dict | None = None,
         bad_records: int = 0,
         totals: dict | None = None,
-    ) -> None:
-        """Saves the state under its step; does nothing where that step is saved already.
+    ) -> bool:
+        """Saves the state under its step, unless that step is already saved.
 
         Args:
-          state: of training.
-          config: of the run.
-          train_examples: in the training set; with seed and step it fixes the data position.
-          metrics: of an evaluation at this step.
-          bad_records: that were left out up to this step.
+          state: the training state.
+          config: the config of the run.
+          train_examples: size of the training set; with seed and step it fixes the next batch.
+          metrics: results of an evaluation at this step.
+          bad_records: number of bad records left out up to this step.
           totals: `metrics.to_json` of the steps since the last log point.
 
+        Returns:
+          Whether this call saved it.
+
         Raises:
-          SaveError: this save, or the one before, which was still under way, failed.
+          SaveError: this save failed, or the one before, which was still running.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            return
+            return False
         position: dict[str, Any] = {"step": step, "train_examples": train_examples}
         if bad_records:
             position["bad_records"] = bad_records
@@ -102,9 +105,10 @@ class Checkpoints:
             {"config": config.to_dict(), "data": position},
             metrics,
         )
+        return True
 
     def _save(self, step: int, arrays: dict, texts: dict, metrics: dict | None) -> None:
-        """`arrays`: item -> its tree; `texts`: item -> what becomes JSON."""
+        """`arrays`: item -> its tree of arrays; `texts`: item -> its JSON value."""
         texts["data"]["format"] = integrity.FORMAT
         known = texts if metrics is None else texts | {"metrics": metrics}
         sums = integrity.sums_of(arrays, known)
@@ -119,30 +123,30 @@ class Checkpoints:
     def save_weights(
         self, variables: dict, config: ConfigDict, origin: dict, metrics: dict | None = None
     ) -> None:
-        """Saves weights that no training here led to, as step 0: no optimizer state.
+        """Saves weights that jaxsplit did not train, as step 0 without optimizer state.
 
         Args:
           variables: {'params', 'batch_stats'}.
-          config: what they are the networks of.
-          origin: where they come from, to be read by people.
-          metrics: known of them.
+          config: a config whose networks have these weights.
+          origin: where the weights come from, for people to read.
+          metrics: their published or measured metrics, if any.
         """
         texts = {"config": config.to_dict(), "data": {"step": 0, "origin": origin}}
         self._save(0, {"model": variables}, texts, metrics)
 
     def rate(self, step: int, metrics: dict) -> None:
-        """Adds the metrics of an evaluation to a checkpoint that was saved before it was evaluated.
+        """Adds the metrics of an evaluation to a checkpoint that was saved without. Collective.
 
-        Which checkpoints stay is decided anew. Every process must call it.
+        It then deletes the checkpoints that are neither among the newest nor the best.
 
         Raises:
-          SaveError: the save of that step, or this, failed.
+          SaveError: saving the checkpoint or its metrics failed.
         """
         self.wait()
         with self._save_errors():
             if jax.process_index() == 0:
                 integrity.add_metrics(self.path(step), metrics)
-            processes.total(0)  # nobody reads them before
+            processes.total(0)  # all wait here, then read the metrics
             self.reload()
             best = self.best()
             spare = set(self.steps()[: -self._keep]) - {best and best[0]}
@@ -158,7 +162,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def on_disk(self) -> list[int]:
-        """The steps in the folder now, whatever was done to it meanwhile."""
+        """The steps that the folder holds now, including changes by others."""
         return sorted(steps_in(self.folder))
 
     def latest(self) -> int | None:
@@ -173,11 +177,11 @@ class Checkpoints:
         return self.folder / str(step)
 
     def reload(self) -> None:
-        """Sees what was changed in the folder since it was opened."""
+        """Reads the folder again, to see changes by others."""
         self._manager.reload()
 
     def check(self) -> None:
-        """Raises SaveError if a save has failed by now; waits for nothing."""
+        """Raises SaveError if a save has failed; does not wait for a running one."""
         if not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -185,14 +189,14 @@ class Checkpoints:
         """Waits until everything is saved.
 
         Raises:
-          SaveError: it could not be.
+          SaveError: a save failed.
         """
         if not self._failed:
             with self._save_errors():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits as `wait` does; ends the threads."""
+        """Waits as `wait` does, then ends the threads."""
         self.wait()
         with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
             self._manager.close()
@@ -214,7 +218,7 @@ class Checkpoints:
 
 class _Manager(ocp.CheckpointManager):
     def metrics(self, step: int) -> Any:
-        """None, too, where they are damaged: the folder must open, so that this can be said."""
+        """None also for damaged metrics: the folder must open so that an error can name them."""
         try:
             return super().metrics(step)
         except ValueError:

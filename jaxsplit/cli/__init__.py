@@ -13,7 +13,9 @@ VERBS = {
     "train": "train a run, or resume it, then evaluate it",
     "eval": "evaluate a checkpoint of a run",
     "predict": "predict the classes of a folder of images",
-    "summary": "print parameters, multiply-adds, schedules and memory of a config",
+    "export": "write networks of a run as a file that other programs load",
+    "latency": "measure how long networks take to answer",
+    "summary": "print costs, schedules and memory of a config, or costs of architectures",
     "report": "write a page on one run, or on several side by side",
     "views": "draw what the networks see: a picture of augmented images",
     "export-leader": "write one network of a run into a workdir of its own",
@@ -21,7 +23,8 @@ VERBS = {
     "import-torch": "turn PyTorch weights into a workdir",
     "published": "print the results that the papers report",
 }
-_RUNS = ("train", "eval", "predict", "views", "export-leader")  # verbs that are modes of main.py
+# Verbs that are modes of main.py.
+_RUNS = ("train", "eval", "predict", "export", "latency", "views", "export-leader")
 
 
 def run() -> int:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import loop, memory
-from jaxsplit.cli import pages, predict, report, run_flags
+from jaxsplit.cli import export, latency, pages, predict, report, run_flags
 from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
@@ -19,13 +19,20 @@ from jaxsplit.weights import extract
 from jaxsplit.workdir import compile_cache
 
 _MODE = flags.DEFINE_string(
-    "mode", "train", "train, eval, report, predict, summary, show_views or export_leader"
+    "mode",
+    "train",
+    "train, eval, report, predict, export, latency, summary, show_views or export_leader",
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "for eval, predict and export_leader: latest, best or a step"
+    "checkpoint",
+    "latest",
+    "for eval, predict, export, latency and export_leader: latest, best or a step",
 )
 _TO = flags.DEFINE_string(
-    "to", None, "for export_leader: the workdir to write; default: WORKDIR/leader"
+    "to",
+    None,
+    "for export and export_leader: the file or workdir to write; default: in WORKDIR/export, and "
+    "WORKDIR/leader",
 )
 _OOD = flags.DEFINE_string(
     "eval.ood", None, "for eval: another data set, to be told from the test set by uncertainty"
@@ -54,14 +61,18 @@ _INIT_FROM = flags.DEFINE_string(
     "checkpoints/<step>, or PyTorch files separated by commas (with :ema at the end: the moving "
     "averages in them)",
 )
-# Flags of one mode only.
-_ONE_MODE = (
+# Flags of some modes only, with those modes.
+_ONLY_IN = (
     (_INIT_FROM, "train"),
     (_OOD, "eval"),
     (_CORRUPTIONS, "eval"),
-    (_TO, "export_leader"),
     (_COMPILE, "summary"),
+    (_TO, "export_leader", "export"),
+    (predict.TEMPERATURE, "predict", "export"),
+    (predict.CASCADE, "predict", "latency"),
     *((flag, "predict") for flag in predict.FLAGS),
+    *((flag, "export") for flag in export.FLAGS),
+    *((flag, "latency") for flag in latency.FLAGS),
 )
 
 
@@ -121,6 +132,12 @@ MODES = {
     "train": _train,
     "eval": _evaluate,
     "predict": lambda config: predict.run(config, _workdir(), _CHECKPOINT.value),
+    "export": lambda config: export.run(
+        config, _workdir(), _CHECKPOINT.value, _TO.value, predict.TEMPERATURE.value
+    ),
+    "latency": lambda config: latency.run(
+        config, _workdir(), _CHECKPOINT.value, predict.CASCADE.value
+    ),
     "summary": _summarize,
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
@@ -161,6 +178,8 @@ WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
         ),
     ),
     "predict": predict.PAGE,
+    "export": export.PAGE,
+    "latency": latency.PAGE,
     "summary": pages.Page(
         usage=f"jaxsplit summary --config=NAME|FILE {_OVERRIDES}",
         about="",
@@ -190,12 +209,15 @@ Without --config the config saved in the workdir is used. `jaxsplit VERB` is the
         | {"mode": "MODE", "init_from": "WEIGHTS", "checkpoint": "STEP", "to": "DIR", "compile": ""}
         | _SHIFTS
         | predict.VALUES
+        | export.VALUES
+        | latency.VALUES
         | _PROCESSES,
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
             "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
             "python main.py --mode=report --workdir=runs/digits,runs/other",
             "python main.py --mode=predict --workdir=runs/digits --images=photos",
+            "python main.py --mode=export --workdir=runs/digits --format=stablehlo",
             "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",
             "python main.py --mode=show_views --config=digits_wrn16_4_x4 --workdir=runs/digits",
             "python main.py --mode=export_leader --workdir=runs/ffsd",
@@ -240,11 +262,12 @@ def main(_: list[str], verb: str = "") -> None:
         mode = _MODE_OF.get(verb, verb) or _MODE.value
         if mode not in MODES:
             raise ConfigError(f"mode={mode!r}: must be one of {', '.join([*MODES, 'report'])}")
-        if mode != "summary" and not run_flags.WORKDIR.value:
+        if mode not in ("summary", "latency") and not run_flags.WORKDIR.value:
             raise ConfigError(f"workdir: must be given with {verb or f'--mode={mode}'}")
-        for flag, its_mode in _ONE_MODE:
-            if flag.present and mode != its_mode:
-                raise ConfigError(f"{flag.name}: only with --mode={its_mode}, not {mode}")
+        for flag, *modes in _ONLY_IN:
+            if flag.present and mode not in modes:
+                allowed = " or ".join(f"--mode={m}" for m in modes)
+                raise ConfigError(f"{flag.name}: only with {allowed}, not {mode}")
         if mode in ("train", "eval"):
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         MODES[mode](run_flags.CONFIG.value)
@@ -253,7 +276,7 @@ def main(_: list[str], verb: str = "") -> None:
 def _check_flags(verb: str) -> None:
     """Raises ConfigError for a flag of another verb."""
     shared = (_MODE, _CHECKPOINT, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
-    for flag in (*shared, *(flag for flag, _ in _ONE_MODE)):
+    for flag in (*shared, *(flag for flag, *_ in _ONLY_IN)):
         if flag.present and flag.name not in PAGES[verb].flags:
             known = ", ".join(PAGES[verb].flags)
             raise ConfigError(

@@ -32,19 +32,20 @@ _COMBINE = flags.DEFINE_string(
     "for predict: how they answer together: mean_logits, mean_probs, max_logits or max_probs; "
     "default: config.eval.ensemble",
 )
-_TEMPERATURE = flags.DEFINE_string(
+TEMPERATURE = flags.DEFINE_string(
     "temperature",
     None,
-    "for predict: what logits are divided by: a number, or fitted for the temperatures that "
-    "`jaxsplit eval` has written; default: 1",
+    "for predict and export: what logits are divided by: a number, or fitted for the "
+    "temperatures that `jaxsplit eval` has written; default: 1",
 )
-_CASCADE = flags.DEFINE_string(
+CASCADE = flags.DEFINE_string(
     "cascade",
     None,
-    "for predict: asks network after network until they are sure: a threshold of the largest "
-    "probability, as 0.9, or accuracy=0.97 or cost=0.5 (of all multiply-adds) to fit one",
+    "for predict and latency: asks network after network until they are sure: a threshold of the "
+    "largest probability, as 0.9, or accuracy=0.97 or cost=0.5 (of all multiply-adds) to fit one",
 )
-FLAGS = (_IMAGES, _TOP, _OUT, _NETWORKS, _COMBINE, _TEMPERATURE, _CASCADE)
+# TEMPERATURE and CASCADE are of other modes too.
+FLAGS = (_IMAGES, _TOP, _OUT, _NETWORKS, _COMBINE)
 VALUES = {
     "images": "PATH",
     "out": "FILE",
@@ -94,12 +95,12 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> None:
             checkpoint,
             networks=None if _NETWORKS.value is None else _NETWORKS.value.split(","),
             combine=_COMBINE.value,
-            temperature=_TEMPERATURE.value,
+            temperature=TEMPERATURE.value,
             config=config,
             devices=jax.local_devices(),
         )
-        if _CASCADE.value is not None:
-            predictor = predictor.using(cascade=_threshold(predictor, _CASCADE.value))
+        if CASCADE.value is not None:
+            predictor = predictor.using(cascade=threshold(predictor, CASCADE.value))
         done = table.write(predictor, images, out, _TOP.value)
     text = f"predicted {done.predicted:,} image{'s' * (done.predicted != 1)}"
     if done.damaged:
@@ -109,7 +110,7 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> None:
         sys.exit(1)
 
 
-def _threshold(predictor: "Predictor", text: str) -> float:
+def threshold(predictor: "Predictor", text: str) -> float:
     """That of --cascade; fitted where it asks for an accuracy or a cost.
 
     Raises:

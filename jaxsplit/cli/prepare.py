@@ -33,12 +33,23 @@ The same command resumes an interrupted preparation.
 )
 
 
+_DATA_DIR = "~/tensorflow_datasets"
+# Known set -> an experiment that reads it; all others are read by `folder`.
+_EXPERIMENTS = {
+    "cifar10": "cifar10",
+    "cifar100": "cifar100:arch=resnet110,split=2",
+    "svhn_cropped": "svhn:split=2",
+    "fashion_mnist": "fashion_mnist_wrn16_4_x4",
+    "imagenet2012": "imagenet_seresnet101_x4",
+}
+
+
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("source", None, "folder or archive with the images", flag_values=values)
     flags.DEFINE_string(
         "data_dir",
-        "~/tensorflow_datasets",
+        _DATA_DIR,
         "folder of the prepared sets: config.data.dir of a run",
         flag_values=values,
     )
@@ -60,23 +71,6 @@ def _flags() -> flags.FlagValues:
     return values
 
 
-# Data set -> the built-in experiment that trains on it; of others `folder`.
-_EXPERIMENTS = {
-    "cifar10": "cifar10",
-    "cifar100": "cifar100",
-    "fashion_mnist": "fashion_mnist_wrn16_4_x4",
-    "imagenet2012": "imagenet",
-    "svhn_cropped": "svhn",
-}
-
-
-def _following(name: str, values: flags.FlagValues) -> str:
-    """The line with the command that trains on the prepared set."""
-    experiment = _EXPERIMENTS.get(name, f"folder:name={name}")
-    where = [f"--config.data.dir={values.data_dir}"] if values["data_dir"].present else []
-    return following.line(["train", f"--config={experiment}", *where, f"--workdir=runs/{name}"])
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the command. Returns 0: the set is prepared, 2: bad input, 130: interrupted."""
     values = _flags()
@@ -96,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
             check=values.check,
             partial=values.partial,
         )
-        print(_following(names[0], values), flush=True)
+        print(next_of(names[0], values.data_dir), flush=True)
         return 0
 
     try:
@@ -108,3 +102,12 @@ def main(argv: Sequence[str]) -> int:
             flush=True,
         )
         return 130
+
+
+def next_of(name: str, data_dir: str) -> str:
+    """The command that trains on a prepared set."""
+    experiment = _EXPERIMENTS.get(name, f"folder:name={name}")
+    given = [f"--config={experiment}"]
+    if data_dir != _DATA_DIR:
+        given.append(f"--config.data.dir={data_dir}")
+    return following.line(["train", *given, f"--workdir=runs/{name}"])

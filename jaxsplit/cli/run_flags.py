@@ -212,7 +212,8 @@ def errors_in_one_line() -> Iterator[None]:
         _fail(error, 2 if isinstance(error, ConfigError) else 1)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        processes.leave_together(stopped.status, wait=stopped.together)
+        leave = processes.leave_together if stopped.together else processes.leave_now
+        leave(stopped.status)
     except Exception as error:
         if disk_full(error):
             _fail(SaveError(f"the disk is full: {error}"), 1)

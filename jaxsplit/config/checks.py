@@ -205,6 +205,7 @@ def _lengths(section: Section) -> None:
         for text in value if isinstance(value, tuple) else (value,):
             length = durations.parse(field, text)
             need(field, "above 0", length.value > 0 or not field.endswith("every"))
+    durations.parse_profile(config.profile)
     source = data.source(config.data)
     augment.pipeline(
         config.augment,

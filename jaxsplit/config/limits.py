@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxsplit.augment import policies
+from jaxsplit.augment import randaugment
 from jaxsplit.errors import ConfigError
 from jaxsplit.sharding import Sharding
 
@@ -182,7 +182,7 @@ def check_new_run(config: ConfigDict, image_shape: tuple[int, int, int], *, crop
         fine = alpha == 0 or 1e-3 <= alpha <= 100
         need(f"augment.{field}", alpha, fine, "0 (off) or in [0.001, 100]")
     if augment.randaugment:
-        deviation = policies.parse_randaugment(augment.randaugment).magnitude_std
+        deviation = randaugment.parse(augment.randaugment).magnitude_std
         allowed = "with -mstd<0 to 10>, as magnitudes are in 0 to 10"
         need("augment.randaugment", augment.randaugment, deviation <= 10, allowed)
     if not cropped:

@@ -1,13 +1,14 @@
-"""Data sets as uint8 batches, per process, resumable at any step.
+"""Data sets as uint8 batches for each process, resumable at any step.
 
 `load(config.data)` gives a `Dataset`; `train_feed` and `eval_batches` turn its splits into batches.
-A split lies in memory (`Arrays`) or on disk as encoded images (`Stream`). Prepared data is looked
-for in `config.data.dir`; nothing is downloaded unless `config.data.download` says so.
+A split lies in memory (`Arrays`) or on disk as encoded images (`Stream`). `load` looks for prepared
+data in `config.data.dir`. It downloads nothing unless `config.data.download` is set.
 
-Any image classification set of tensorflow_datasets can be named, `DATASETS` or not; of others than
-those, classes and image size are read from the prepared folder. Images of one size, the networks'
-own, are used whole: in memory and on the device up to `config.data.resident_limit`, else streamed,
-with the same batches. Other images are streamed, S random-resized crops cut from each.
+`config.data.name` may be any image classification set of tensorflow_datasets. If it is not in
+`DATASETS`, its classes and image size are read from the prepared folder. If all images have the
+size of the networks' input, they are used whole: in memory and on the device up to
+`config.data.resident_limit`, otherwise streamed, with the same batches. Images of other sizes are
+streamed, and the host cuts S random-resized crops from each.
 """
 
 import math
@@ -29,14 +30,8 @@ from jaxsplit.data.arrays import (
     read_synthetic,
 )
 from jaxsplit.data.dataset import Dataset
-from jaxsplit.data.feed import (
-    TrainFeed,
-    epoch_order,
-    eval_batches,
-    first_images,
-    num_eval_batches,
-    train_feed,
-)
+from jaxsplit.data.eval_feed import eval_batches, num_eval_batches
+from jaxsplit.data.feed import TrainFeed, epoch_order, first_images, train_feed
 from jaxsplit.data.stream import Stream
 from jaxsplit.errors import ConfigError
 
@@ -61,7 +56,7 @@ __all__ = [
 
 RESIDENT = ("auto", "device", "stream")
 ON_BAD_RECORD = ("error", "skip")
-_MIN_CROP = 16  # pixels; smallest image_size of images that are cropped
+_MIN_CROP = 16  # pixels: the smallest image_size of cropped images
 
 _Splits = tuple[Arrays | Stream, Arrays | Stream]  # training and test part
 
@@ -70,13 +65,13 @@ _Splits = tuple[Arrays | Stream, Arrays | Stream]  # training and test part
 class Source:
     """What is known of a data set before it is read; calling it with config.data reads it.
 
-    image_shape: (H, W, C), H and W those of data.image_size = 0.
-    read: (source, config.data, image_shape) -> (train, test).
-    min_size: smallest data.image_size of a data set that comes in any size; None: only its own.
-    one_size: every image has image_shape.
-    train_splits: of tfds; those after the first where they exist.
-    test_splits: of tfds; the first that exists.
-    may_lack_test: without any of them `data.test_share` of the training part is held out as test.
+    image_shape: (H, W, C); H and W are used if data.image_size is 0.
+    read: function of (source, config.data, image_shape) that returns (train, test).
+    min_size: smallest allowed data.image_size; None: images keep their own size.
+    one_size: whether all images have image_shape.
+    train_splits: names in tfds. The first must exist; the others are added if they exist.
+    test_splits: names in tfds, of which the first that exists is the test split.
+    may_lack_test: if no test split exists, `data.test_share` of the training part is held out.
     """
 
     name: str
@@ -92,11 +87,10 @@ class Source:
     may_lack_test: bool = False
 
     def __call__(self, data_config: ConfigDict) -> Dataset:
-        """The data set, nothing held out. <data.dir>/<name>.npz is used first where it exists."""
+        """Reads the whole data set, from <data.dir>/<name>.npz if that file exists."""
         npz = find_npz(self.name, data_config.dir)
         if npz is not None:
-            skip = data_config.on_bad_record == "skip"
-            train, test = read_npz(npz, self.num_classes, skip)
+            train, test = read_npz(npz, self.num_classes, data_config.on_bad_record)
             if self.name not in DATASETS and (line := in_both(train, test)):
                 print(f"note: {npz}: {line}", flush=True)
             shape = train.images.shape[1:]
@@ -127,18 +121,18 @@ class Source:
         )
 
     def shape(self, data_config: ConfigDict) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the networks see; nothing is read."""
+        """(H, W, C) of the networks' input; reads nothing."""
         size, (height, width, channels) = data_config.image_size, self.image_shape
         return (height, width, channels) if size in (0, height) else (size, size, channels)
 
     def cropped(self, data_config: ConfigDict) -> bool:
-        """As `Dataset.cropped`, before anything is read."""
+        """`Dataset.cropped`, known before the data set is read."""
         if find_npz(self.name, data_config.dir) or self.read is not _read_prepared:
             return False
         return not self.one_size or self.shape(data_config) != self.image_shape
 
     def class_names(self, data_config: ConfigDict) -> tuple[str, ...]:
-        """Those of <data.dir>/<name>.npz or of what is prepared there, else known ones, else ()."""
+        """The class names in data.dir, else the well-known ones of the data set, else ()."""
         npz = find_npz(self.name, data_config.dir)
         if npz is not None:
             found = npz_class_names(npz, self.num_classes)
@@ -159,7 +153,7 @@ def _read_synthetic(
 
 
 def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, int, int]) -> _Splits:
-    """Data that tfds prepared: decoded into memory if it may lie on the device, else left there."""
+    """Opens a data set that tfds prepared; decodes it into memory if it fits on the device."""
     name = source.name
     builder = prepared.open_builder(name, data_config)
     has = list(builder.info.splits)
@@ -201,14 +195,15 @@ def _read_prepared(source: Source, data_config: ConfigDict, shape: tuple[int, in
 
 
 def lies_on_device(data_config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
-    """Whether `count` images of `shape` lie on the device whole."""
+    """Whether the device holds all `count` images of `shape`."""
     if data_config.resident == "auto":
         return count * math.prod(shape) <= data_config.resident_limit * 2**20
     return data_config.resident == "device"
 
 
-# Means and standard deviations: those of the reference (arXiv 2011.14660); digits: measured on the
-# 1437 training images; fashion_mnist: the customary ones; synthetic: of its construction.
+# Means and standard deviations are those of the reference (arXiv 2011.14660). Those of digits were
+# measured on its 1437 training images, those of fashion_mnist are the customary ones, and those of
+# synthetic follow from its construction.
 DATASETS: dict[str, Source] = {
     known.name: known
     for known in (
@@ -257,14 +252,14 @@ DATASETS: dict[str, Source] = {
             _read_prepared,
             min_size=_MIN_CROP,
             one_size=False,
-            test_splits=("validation",),  # as everyone does: its `test` has no labels
+            test_splits=("validation",),  # the customary test split, because `test` has no labels
         ),
     )
 }
 
 
-# Of a set that is not in DATASETS, where config.data.mean and .std are not given: those of ImageNet
-# for colour; gray is only brought to -1..1.
+# Mean and std of a data set that is not in DATASETS, if the config gives none: colour images take
+# ImageNet's; gray images are scaled to -1..1.
 _OTHER_MEAN = {3: (0.485, 0.456, 0.406), 1: (0.5,)}
 _OTHER_STD = {3: (0.229, 0.224, 0.225), 1: (0.5,)}
 
@@ -272,22 +267,22 @@ _OTHER_STD = {3: (0.229, 0.224, 0.225), 1: (0.5,)}
 def usual_mean_and_std(
     data_config: ConfigDict, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Those of `data_config`, else those of a set that is not in DATASETS."""
+    """(mean, std) of `data_config`; an empty one is that of an unknown data set."""
     mean, std = tuple(data_config.mean), tuple(data_config.std)
     return mean or _OTHER_MEAN[channels], std or _OTHER_STD[channels]
 
 
 def source(data_config: ConfigDict) -> Source:
-    """What is known of the data set `data_config.name` without reading its examples.
+    """What is known of the data set `data_config.name` before its examples are read.
 
-    Of a name in DATASETS nothing is read at all; of another the labels and shapes of
-    <data.dir>/<name>.npz, or the metadata of what lies prepared in data.dir, or, with
-    data.download, of tfds's data set of that name. Such a set is tested on its
-    split `test`, or `validation` where it has none, or on a part of `train` where it has neither.
+    If the name is in DATASETS, this reads nothing. Otherwise it reads the labels and shapes of
+    <data.dir>/<name>.npz, or the metadata of the data set prepared in data.dir, or with
+    data.download that of tfds's data set of this name. The test split is then `test`, else
+    `validation`, else a held-out part of `train`.
 
     Raises:
-      ConfigError: nothing is known of that name; image_size is 0 but the images vary in size; mean
-        or std does not fit.
+      ConfigError: the name is unknown; image_size is 0 although the images vary in size; mean or
+        std does not fit.
     """
     name = data_config.name
     known = DATASETS[name] if name in DATASETS else _other_source(data_config)
@@ -343,16 +338,18 @@ def _other_source(data_config: ConfigDict) -> Source:
 
 
 def load(data_config: ConfigDict, *, seed_split: int = 0) -> Dataset:
-    """The data set `data_config.name`, with `data_config.validation` of its training part held out.
+    """Reads the data set `data_config.name`; holds out a share of the training part for validation.
+
+    The share is `data_config.validation`. The held-out part is stratified by class, except that
+    cropped images are drawn at random.
 
     Args:
-      data_config: config.data (its fields: jaxsplit/defaults.py).
-      seed_split: of the hold-out only, so that runs with different config.seed share it. It is
-        stratified by class; only of images that are cropped it is a random subset.
+      data_config: config.data; jaxsplit/defaults.py describes its fields.
+      seed_split: seed of the held-out part. Runs with different config.seed share it.
 
     Raises:
-      ConfigError: unknown name; nothing prepared in data.dir, or something damaged; image_size
-        or validation out of range.
+      ConfigError: the name is unknown, data.dir holds no prepared data set of that name or a
+        damaged one, or image_size or validation is out of range.
     """
     share = data_config.validation
     for field, allowed in (("resident", RESIDENT), ("on_bad_record", ON_BAD_RECORD)):
@@ -374,18 +371,22 @@ def load(data_config: ConfigDict, *, seed_split: int = 0) -> Dataset:
             f"data.validation={share}: holds out {count} of {len(train)} training examples, must "
             "leave some on both sides"
         )
-    kept, held = holdout.validation_part(
-        train,
-        share,
-        seed_split,
-        prepared.class_names(dataset.name, data_config.dir, dataset.num_classes),
-        known=dataset.name in DATASETS,
-    )
+    if dataset.name in DATASETS and isinstance(train, Stream) and train.shape is None:
+        # Of these data sets only imagenet2012 is cropped. Its classes have at least 732 images, and
+        # reading their labels would read all files.
+        kept, held = holdout.random_validation_part(train, share, seed_split)
+    else:
+        kept, held = holdout.validation_part(
+            train,
+            share,
+            seed_split,
+            prepared.class_names(dataset.name, data_config.dir, dataset.num_classes),
+        )
     return replace(dataset, train=kept, validation=held)
 
 
 def _check_size(image_size: int, own: int, min_size: int | None) -> None:
-    """Raise ConfigError unless image_size is 0, own, or at least min_size where there is one."""
+    """Raises ConfigError unless image_size is 0, `own`, or at least `min_size` (None: no other)."""
     if image_size in (0, own) or (min_size is not None and image_size >= min_size):
         return
     allowed = f"0 or {own}" if min_size is None else f"0 (for {own}) or at least {min_size}"

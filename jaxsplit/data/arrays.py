@@ -13,16 +13,18 @@ from jaxsplit.data.stream import BadRecordError, Skipped
 from jaxsplit.errors import ConfigError
 
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
-CLASS_NAMES = "class_names"  # may stand beside them
+CLASS_NAMES = "class_names"  # an optional array
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A split in memory. images: uint8[N, H, W, C]; labels: int32[N], classes from 0.
+    """A split in memory.
 
-    bad: {i: why example i cannot be used}. It keeps its place, so that who is held out and in which
-      order the others come is the same as in a stream; its label is -1 where it has none.
-    skipped: counts those that evaluations leave out; None: there are none.
+    images: uint8[N, H, W, C].
+    labels: int32[N], classes from 0.
+    bad: {i: why example i cannot be used}. A bad example keeps its place, so that held-out parts
+      and orders are the same as those of a stream. Its label is -1 if it has none.
+    skipped: counts the bad examples that evaluations leave out; None: a bad example is an error.
     """
 
     images: np.ndarray
@@ -34,7 +36,7 @@ class Arrays:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Arrays":
-        """The examples at `indices` (int[M]), in that order; they count their own bad ones."""
+        """A split of the examples at `indices` (int[M]), in that order, with its own counter."""
         bad = {}
         if self.bad:
             bad = {k: self.bad[i] for k, i in enumerate(indices.tolist()) if i in self.bad}
@@ -45,7 +47,7 @@ class Arrays:
         """Example i: (uint8[H, W, C], label).
 
         Raises:
-          BadRecordError: it is bad.
+          BadRecordError: the example is bad.
         """
         if i in self.bad:
             raise BadRecordError(self.bad[i])
@@ -55,19 +57,19 @@ class Arrays:
 def stratified_holdout(
     labels: np.ndarray, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split 0..N-1 so that every class gives the same share of its examples.
+    """Splits 0..N-1 so that every class gives the same share of its examples.
 
-    `round(share * N)` examples are held out; a class gives its exact share rounded down or up,
-    the largest remainders up, but never all it has: each keeps one. Fewer are held out where no
-    class can give more. Depends on `labels`, `share` and `seed` only.
+    `round(share * N)` examples are held out. The share of a class is rounded down or up, up for
+    the largest remainders, but each class keeps an example. Fewer are held out if no class can give
+    more. The result depends only on `labels`, `share` and `seed`.
 
     Args:
       labels: int[N].
       share: in (0, 1).
-      seed: of the draw within each class.
+      seed: seed of the draw within each class.
 
     Returns:
-      (kept, held_out): int64 indices, each ascending, disjoint, together all of 0..N-1.
+      (kept, held_out): int64 indices, both ascending, disjoint, together all of 0..N-1.
     """
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * share
@@ -83,10 +85,11 @@ def stratified_holdout(
 
 
 def not_held_out(labels: np.ndarray, held: np.ndarray, names: Sequence[str] = ()) -> str | None:
-    """A line about the classes of which nothing is held out; None where there are none.
+    """A line that names the classes without a held-out example; None: every class has one.
 
-    labels: int[N]; negative ones are no class's. held: int[M], indices of those held out.
-    names: of the classes; without them the line has their numbers.
+    labels: int[N]; examples with a negative label belong to no class.
+    held: int[M], indices of the held-out examples.
+    names: names of the classes; without them the line gives their numbers.
     """
     without = np.setdiff1d(labels[labels >= 0], labels[held])
     if not len(without):
@@ -100,7 +103,7 @@ def not_held_out(labels: np.ndarray, held: np.ndarray, names: Sequence[str] = ()
 def read_digits() -> tuple[Arrays, Arrays]:
     """scikit-learn's handwritten digits, 8x8x1: 1437 for training, 360 for testing.
 
-    The values 0..16 are spread over 0..255. The split is stratified and always the same.
+    The values 0..16 are scaled to 0..255. The split is stratified and always the same.
 
     Raises:
       ConfigError: scikit-learn is not installed.
@@ -113,7 +116,7 @@ def read_digits() -> tuple[Arrays, Arrays]:
             "data.name='digits': needs scikit-learn, or a digits.npz in data.dir with the arrays "
             + ", ".join(NPZ_KEYS)
         ) from error
-    bunch: Any = load_digits()  # its fields have no types
+    bunch: Any = load_digits()  # scikit-learn gives its fields no types
     images = np.round(bunch.images * 255 / 16).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
     train, test = train_test_split(
@@ -126,13 +129,14 @@ def read_digits() -> tuple[Arrays, Arrays]:
 def read_synthetic(size: int) -> tuple[Arrays, Arrays]:
     """Ten classes of noisy colour patterns, size x size x 3: 2048 for training, 512 for testing.
 
-    A class is a 4x4 pattern of colours in 0..127, to which every pixel adds noise in 0..127. Always
-    the same numbers for one size; easily learned, so that a test can see a network learn.
+    A class is a 4x4 pattern of colours in 0..127, to which each pixel adds noise in 0..127. The
+    numbers depend only on the size. The classes are easy to learn, so that tests can see a network
+    learn.
 
     Raises:
-      ConfigError: they take more than this machine's memory.
+      ConfigError: the images exceed this machine's memory.
     """
-    from jaxsplit.config import limits  # and jax, which preparing data does without
+    from jaxsplit.config import limits  # imports jax, which preparing data does not need
 
     limits.check_host(f"data.image_size={size}", "2,560 synthetic images", 2560 * size * size * 3)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([2011, size])))
@@ -152,7 +156,7 @@ def read_synthetic(size: int) -> tuple[Arrays, Arrays]:
 
 
 def _image_shape(shape: tuple[int, ...], dtype: np.dtype, where: str) -> tuple[int, int, int]:
-    """(H, W, C) of images in an array of that shape and dtype, or ConfigError."""
+    """(H, W, C) of the images in an array of that shape and dtype; raises ConfigError."""
     if dtype != np.uint8:
         raise ConfigError(f"{where}_images: dtype {dtype}, must be uint8")
     full = (*shape, 1) if len(shape) == 3 else shape
@@ -162,7 +166,7 @@ def _image_shape(shape: tuple[int, ...], dtype: np.dtype, where: str) -> tuple[i
 
 
 def _check_labels(labels: np.ndarray, count: int, where: str) -> None:
-    """Raise ConfigError unless they are `count` integers."""
+    """Raises ConfigError unless `labels` are `count` integers."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"{where}_labels: dtype {labels.dtype}, must be an integer type")
     if labels.shape != (count,) or not count:
@@ -170,20 +174,31 @@ def _check_labels(labels: np.ndarray, count: int, where: str) -> None:
 
 
 def check_arrays(
-    images: np.ndarray, labels: np.ndarray, *, num_classes: int, where: str, skip: bool = False
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    where: str,
+    on_bad_record: str = "error",
 ) -> Arrays:
-    """Arrays of `images` uint8[N, H, W, C] (or [N, H, W]: C = 1) and integer `labels` [N], checked.
+    """Checks images and labels; returns them as `Arrays`.
 
-    skip: examples with a label outside 0..num_classes-1 are `Arrays.bad`, not an error.
+    Args:
+      images: uint8[N, H, W, C], or uint8[N, H, W] with C = 1.
+      labels: int[N].
+      num_classes: labels must lie in 0..num_classes-1.
+      where: the beginning of every error.
+      on_bad_record: 'error' raises at a wrong label; 'skip' notes its example in `Arrays.bad`.
 
     Raises:
-      ConfigError: wrong dtype, shape, length or label; begins with `where`.
+      ConfigError: a dtype, shape, length or label is wrong, or all labels are.
     """
     shape = _image_shape(images.shape, images.dtype, where)
     _check_labels(labels, len(images), where)
     images = images.reshape(-1, *shape)
     good = (labels >= 0) & (labels < num_classes)
     bad = np.flatnonzero(~good).tolist()
+    skip = on_bad_record == "skip"
     if bad and not (skip and good.any()):
         raise ConfigError(
             f"{where}_labels: values {labels.min()}..{labels.max()}, must lie in "
@@ -200,7 +215,7 @@ def check_arrays(
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[tuple[Any, str]]:
-    """(the .npz file, what its errors begin with); what goes wrong inside is an error of it."""
+    """(the .npz file, the beginning of its errors); an error in the block becomes a ConfigError."""
     where = f"data.dir: {path}: "
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -238,12 +253,12 @@ def count_npz(path: pathlib.Path) -> int:
 
 
 def describe_npz(path: pathlib.Path) -> tuple[int, tuple[int, int, int]]:
-    """(number of classes, (H, W, C)) of an .npz as `read_npz` reads it; no image is read.
+    """(number of classes, (H, W, C)) of an .npz file as `read_npz` reads it; reads no image.
 
     The classes are 0 to the largest training label.
 
     Raises:
-      ConfigError: not such a file, a class without a training example, or a single class.
+      ConfigError: the file is no such .npz, has a class without a training example, or one class.
     """
     with _opened(path) as (file, where):
         with file.zip.open("train_images.npy") as member:
@@ -255,7 +270,7 @@ def describe_npz(path: pathlib.Path) -> tuple[int, tuple[int, int, int]]:
         image_shape = _image_shape(shape, dtype, f"{where}train")
         labels = file["train_labels"]
         _check_labels(labels, shape[0], f"{where}train")
-    classes = np.unique(labels[labels >= 0])  # others are told when all is read
+    classes = np.unique(labels[labels >= 0])  # `read_npz` reports negative labels
     if len(classes) < 2:
         raise ConfigError(
             f"{where}train_labels: values {labels.min()}..{labels.max()}, must be at least two "
@@ -271,10 +286,10 @@ def describe_npz(path: pathlib.Path) -> tuple[int, tuple[int, int, int]]:
 
 
 def npz_class_names(path: pathlib.Path, num_classes: int) -> tuple[str, ...]:
-    """Its array class_names (texts [K]), where it has one; else ().
+    """The array class_names (texts [K]) of an .npz file; () if it has none.
 
     Raises:
-      ConfigError: it is not K texts.
+      ConfigError: the array does not hold K texts.
     """
     with _opened(path) as (file, where):
         if CLASS_NAMES not in file.files:
@@ -288,7 +303,7 @@ def npz_class_names(path: pathlib.Path, num_classes: int) -> tuple[str, ...]:
 
 
 def in_both(train: Arrays, test: Arrays) -> str | None:
-    """A line about test images that are training images too; None without any."""
+    """A line about test images that are also training images; None: there are none."""
     trained, tested = (
         [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in part.images]
         for part in (train, test)
@@ -303,13 +318,15 @@ def in_both(train: Arrays, test: Arrays) -> str | None:
     )
 
 
-def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[Arrays, Arrays]:
-    """(train, test) from an .npz with train_images, train_labels, test_images, test_labels.
+def read_npz(
+    path: pathlib.Path, num_classes: int, on_bad_record: str = "error"
+) -> tuple[Arrays, Arrays]:
+    """(train, test) from an .npz file with the arrays NPZ_KEYS.
 
-    skip: examples with a label out of range are `Arrays.bad`, not an error.
+    num_classes and on_bad_record: as of `check_arrays`.
 
     Raises:
-      ConfigError: not such a file, or its arrays are not those of `check_arrays`.
+      ConfigError: the file cannot be read, lacks an array, or `check_arrays` refuses one.
     """
     with _opened(path) as (file, where):
         arrays = {key: file[key] for key in NPZ_KEYS}
@@ -319,7 +336,7 @@ def read_npz(path: pathlib.Path, num_classes: int, skip: bool = False) -> tuple[
             arrays[f"{split}_labels"],
             num_classes=num_classes,
             where=f"{where}{split}",
-            skip=skip,
+            on_bad_record=on_bad_record,
         )
         for split in ("train", "test")
     )

@@ -1,4 +1,4 @@
-"""A data set as the networks see it."""
+"""The value `Dataset`: splits, classes and statistics of a data set."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ from jaxsplit.data.stream import Stream
 class Dataset:
     """A data set as the networks see it.
 
-    image_shape: (H, W, C). mean, std: of the training pixels in 0..1, one for each channel.
-    class_names: of the labels 0, 1, ...; () where they are not known.
-    resident: an in-memory training split lies on the device; False: its batches are sent there.
+    image_shape: (H, W, C).
+    mean, std: of the training pixels, in 0..1, one for each channel.
+    class_names: names of the labels 0, 1, ...; () if they are unknown.
+    resident: whether the device holds the whole training split; otherwise it gets each batch.
     """
 
     name: str
@@ -28,5 +29,5 @@ class Dataset:
 
     @property
     def cropped(self) -> bool:
-        """Whether its images vary in size, so that evaluation resizes and crops them."""
+        """Whether evaluation resizes and crops the images, because they vary in size."""
         return isinstance(self.test, Stream) and self.test.shape is None

@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNK = struct.Struct(">I4s").unpack_from  # of a chunk: bytes in it, name
-_MAX_PIXELS = 178_956_970  # that a file may claim; Pillow's own limit, of every format
+_PNG_CHUNK = struct.Struct(">I4s").unpack_from  # (number of bytes, name) of a chunk
+_MAX_PIXELS = 178_956_970  # the most that a file of any format may claim; Pillow's own limit
 _ORIENTATION = 274  # the tag of EXIF and TIFF
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow's
-_PGM_FORMATS = ("PPM", "PNG")  # whose mode I has values of 16 bits
+_PGM_FORMATS = ("PPM", "PNG")  # formats whose mode I holds 16-bit values
 
 
 def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
-    """uint8[H, W, channels] from an encoded image (or such an array, returned as it is).
+    """Decodes an image to uint8[H, W, channels]; returns such an array as it is.
 
-    channels is 3 (RGB) or 1 (gray). Grayscale and CMYK files become RGB where that is asked for,
-    transparency is dropped, values of 16 bits give their upper 8. The image is turned as its EXIF
-    orientation says.
+    channels is 3 (RGB) or 1 (gray). Colours are converted as needed, transparency is dropped, and
+    16-bit values give their upper 8 bits. The image is turned as its EXIF orientation says.
 
     Raises:
-      Exception: not an image, a damaged one, or one of numbers without a known range; of many
-        kinds.
+      Exception: many kinds, if the data is no image, is damaged, or holds numbers without a known
+        range.
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[-1] != channels:
@@ -36,31 +35,31 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
-        turned = 1 if image.format == "TIFF" else orientation(data, image)  # Pillow turns those
+        turned = 1 if image.format == "TIFF" else orientation(data, image)  # Pillow has turned it
         pixels = _of_pillow(image, channels)
     return turn(pixels if channels == 3 else pixels[..., None], turned)
 
 
 def of_image(image: Any, channels: int) -> np.ndarray:
-    """uint8[H, W, channels] of a picture that Pillow has opened or made; otherwise as `decode`.
+    """Converts an image of Pillow to uint8[H, W, channels], as `decode` does.
 
     Raises:
       Exception: as `decode`.
     """
     pixels = _of_pillow(image, channels)
     pixels = pixels if channels == 3 else pixels[..., None]
-    # Pillow turns TIFF files, and leaves their tag as it was.
+    # Pillow turns TIFF files but keeps their tag.
     found = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION)
     return turn(pixels, found if found in range(1, 9) else 1)
 
 
 def of_array(array: np.ndarray, channels: int) -> np.ndarray:
-    """uint8[H, W, channels] of uint8[H, W] or [H, W, 1 to 4]; as `decode` changes colours.
+    """Converts uint8[H, W] or uint8[H, W, 1 to 4] to uint8[H, W, channels], as `decode` does.
 
-    Of two channels the second, of four the last is transparency.
+    The second of two channels and the last of four are transparency, which is dropped.
 
     Raises:
-      ValueError: another dtype or shape.
+      ValueError: the array has another dtype or shape.
     """
     given = array[..., None] if array.ndim == 2 else array
     if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] not in (1, 2, 3, 4):
@@ -78,18 +77,18 @@ def of_array(array: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _by_format(data: bytes, channels: int) -> np.ndarray | None:
-    """A JPEG or PNG by its own decoder, not turned; None: left to Pillow."""
+    """Decodes a JPEG or PNG without turning it; None: Pillow must decode the file."""
     if data[:2] == _JPEG:
         import simplejpeg
 
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             _check_claim(int(width), int(height))
-            # CMYK is left to Pillow, which knows that Adobe stores it inverted.
+            # Pillow decodes CMYK: it knows that Adobe stores it inverted.
             if colours not in ("CMYK", "YCCK"):
                 return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
         except ValueError:
-            pass  # Pillow accepts some files that are not quite right
+            pass  # Pillow accepts some files with small errors
     elif data[:8] == _PNG:
         library = cv2()
         if len(data) >= 24:
@@ -103,9 +102,9 @@ def _by_format(data: bytes, channels: int) -> np.ndarray | None:
 
 
 def _of_pillow(image: Any, channels: int) -> np.ndarray:
-    """uint8[H, W, 3] or uint8[H, W] of an image that Pillow has opened.
+    """Converts an image that Pillow has opened to uint8[H, W, 3] or uint8[H, W].
 
-    Pillow itself cuts values above 255 off.
+    Pillow's own conversion would clip 16-bit values at 255.
     """
     check_mode(image)
     mode, white_is_zero, bits = image.mode, False, 16
@@ -115,10 +114,10 @@ def _of_pillow(image: Any, channels: int) -> np.ndarray:
     if mode.startswith("I;16") or (mode == "I" and image.format in _PGM_FORMATS):
         values = np.asarray(image).astype(np.int64)
         gray = (values >> max(bits - 8, 0)).astype(np.uint8)
-        if white_is_zero:  # which Pillow knows of 8 bits only
+        if white_is_zero:  # Pillow inverts only 8-bit images
             gray = 255 - gray
         return np.repeat(gray[..., None], 3, -1) if channels == 3 else gray
-    if mode in ("RGBa", "La"):  # colour times transparency
+    if mode in ("RGBa", "La"):  # premultiplied by transparency
         image = image.convert("RGBA" if mode == "RGBa" else "LA")
     elif mode == "PA" and channels == 1:
         image = image.convert("RGBA")
@@ -126,7 +125,7 @@ def _of_pillow(image: Any, channels: int) -> np.ndarray:
 
 
 def check_mode(image: Any) -> None:
-    """Raise ValueError for an opened image whose values become 0..255 by no known rule."""
+    """Raises ValueError if no known rule converts the image's values to 0..255."""
     mode = image.mode
     if mode == "F" or (mode == "I" and image.format not in _PGM_FORMATS):
         kind = "integers" if mode == "I" else "floating-point numbers"
@@ -137,10 +136,12 @@ def check_mode(image: Any) -> None:
         raise ValueError(f"mode {mode}: no rule for its colours; convert it to RGB")
 
 
-def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int], bool]:
+def checked_shape(data: bytes, check: str) -> tuple[tuple[int, int, int], bool]:
     """((H, W, C) as decoded, whether EXIF turns it) of an encoded image.
 
-    decode_all: decodes it; otherwise its header and its end are looked at.
+    Args:
+      data: the bytes of an image file.
+      check: 'full' decodes the image; 'header' reads only its header and its end.
 
     Raises:
       Exception: as `decode`.
@@ -151,7 +152,7 @@ def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int
         with Image.open(io.BytesIO(data)) as image:
             (width, height), form = image.size, image.format
             turned = orientation(data, image)
-            # Of a TIFF some versions of Pillow give the turned size.
+            # Some versions of Pillow give the turned size of a TIFF.
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 width, height = image.tag_v2[256], image.tag_v2[257]
             channels = 1 if image.mode in GRAY_MODES else 3
@@ -160,7 +161,7 @@ def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int
         raise ValueError("no known image format") from error
     if turned >= 5:
         width, height = height, width
-    if decode_all:
+    if check == "full":
         decode(data, channels)
     else:
         end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form or "", b"")
@@ -170,7 +171,7 @@ def checked_shape(data: bytes, *, decode_all: bool) -> tuple[tuple[int, int, int
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """[H, W, C], or [W, H, C] from orientation 5 on: as EXIF's orientation says it is looked at."""
+    """Turns [h, w, C] as EXIF's orientation says; from orientation 5 on it becomes [w, h, C]."""
     if orientation == 1:
         return pixels
     if orientation >= 5:
@@ -181,9 +182,9 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def orientation(data: bytes, image: Any = None) -> int:
-    """EXIF's orientation of an encoded image, 1 to 8; 1, as it is, without one or with a wrong one.
+    """EXIF's orientation of an encoded image, 1 to 8; 1 (not turned) if it is missing or wrong.
 
-    image: what Pillow has opened, needed for formats other than JPEG and PNG.
+    image: the image as Pillow has opened it; needed for formats other than JPEG and PNG.
     """
     if data[:2] == _JPEG:
         found = _of_tiff(*_jpeg_exif(data))
@@ -201,7 +202,7 @@ def orientation(data: bytes, image: Any = None) -> int:
 
 
 def _jpeg_exif(data: bytes) -> tuple[bytes, int, int]:
-    """(data, first, last + 1) of the EXIF block in a JPEG; an empty one where it has none."""
+    """(data, first, end) of the EXIF block data[first:end] in a JPEG; an empty block if none."""
     at, end = 2, len(data) - 4
     while at < end and data[at] == 0xFF:
         marker = data[at + 1]
@@ -210,7 +211,7 @@ def _jpeg_exif(data: bytes) -> tuple[bytes, int, int]:
             continue
         if marker == 0xDA:  # the image itself
             break
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # without a body
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # a marker without a body
             at += 2
             continue
         size = data[at + 2] << 8 | data[at + 3]
@@ -221,9 +222,9 @@ def _jpeg_exif(data: bytes) -> tuple[bytes, int, int]:
 
 
 def _png_exif(data: bytes) -> tuple[bytes, int, int]:
-    """As `_jpeg_exif`, of a PNG."""
+    """The same as `_jpeg_exif`, for a PNG."""
     at, end = 8, len(data) - 8
-    while at < end:  # no search for the name: that would read the whole file
+    while at < end:  # a search for the name would read the whole file
         size, name = _PNG_CHUNK(data, at)
         if name == b"eXIf":
             first = at + 8
@@ -248,24 +249,24 @@ def _of_tiff(data: bytes, first: int, end: int) -> int | None:
     for entry in range(at + 2, min(at + 2 + 12 * count, end - 11), 12):
         tag, kind, number = struct.unpack_from(order + "HHI", data, entry)
         if tag == _ORIENTATION:
-            if number != 1 or kind not in (1, 3, 4):  # a byte, 16 or 32 bits
+            if number != 1 or kind not in (1, 3, 4):  # 8, 16 or 32 bits
                 return None
             return struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], data, entry + 8)[0]
     return None
 
 
 def _check_claim(width: int, height: int) -> None:
-    """Raise before a damaged header makes a decoder take all memory."""
+    """Raises ValueError before a damaged header makes a decoder use all memory."""
     if width * height > _MAX_PIXELS:
         raise ValueError(f"claims {width}x{height} pixels")
 
 
 @functools.cache
 def cv2() -> Any:
-    """The module, silent and with one thread."""
+    """OpenCV, with one thread and without messages."""
     import cv2
 
     cv2.setNumThreads(1)  # the threads of the feed are enough
-    # Of damaged images the record is named, once; cv2 would add lines of its own, each time.
+    # jaxsplit names a damaged record once; OpenCV would print lines each time.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2

@@ -1,10 +1,10 @@
-"""`dataset.json` of a workdir: what predicting needs to know of the data set, without its images.
+"""`dataset.json` of a workdir: what prediction needs to know about the data set.
 
     {"format": 1, "name": "digits", "num_classes": 10, "class_names": ["0", ...],
      "image_shape": [8, 8, 1], "mean": [0.3054], "std": [0.376], "resize_shorter_side": 0}
 
-`class_names` is empty where the data set has none. Where `resize_shorter_side` is 0, images have
-the size of the networks and are used whole; else the shorter side of an image is resized to so
+`class_names` is empty if they are unknown. If `resize_shorter_side` is 0, images have the size of
+the networks' input and are used whole. Otherwise the shorter side of an image is resized to that
 many pixels (antialiased bicubic), and the centre of `image_shape` is cut out.
 """
 
@@ -29,11 +29,12 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What evaluation and prediction do with an image, and what the classes are called.
+    """How evaluation and prediction prepare an image, and what the classes are called.
 
-    image_shape: (H, W, C). mean, std: one for each channel, in 0..1.
-    class_names: of the labels 0, 1, ...; () where they are not known.
-    shorter_side: pixels that the shorter side is resized to before the crop; 0: images are whole.
+    image_shape: (H, W, C).
+    mean, std: one for each channel, in 0..1.
+    class_names: names of the labels 0, 1, ...; () if they are unknown.
+    shorter_side: pixels to which the shorter side is resized before the crop; 0: no crop.
     """
 
     name: str
@@ -46,14 +47,14 @@ class Facts:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names; where they are not known, numbers."""
+        """The class names; numbers if the names are unknown."""
         return self.class_names or tuple(map(str, range(self.num_classes)))
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """uint8[h, w, C] -> uint8[H, W, C], as evaluation resizes and crops.
+        """Resizes and crops an image as evaluation does: uint8[h, w, C] -> uint8[H, W, C].
 
-        Where the images of the data set have one size, another one is resized (antialiased
-        bilinear), whatever its aspect.
+        If the data set has images of one size, an image of another size is resized to it
+        (antialiased bilinear), whatever its aspect.
         """
         height, width, _ = self.image_shape
         if self.shorter_side:
@@ -67,7 +68,7 @@ class Facts:
         return np.asarray(resized).reshape(self.image_shape)
 
     def blank_dataset(self) -> data.Dataset:
-        """A `Dataset` without examples, for what builds networks of it."""
+        """A `Dataset` without examples, from which networks can be built."""
         empty = data.Arrays(np.zeros((0, *self.image_shape), np.uint8), np.zeros(0, np.int32))
         return data.Dataset(
             name=self.name,
@@ -83,7 +84,7 @@ class Facts:
 
 
 def of_dataset(dataset: data.Dataset) -> Facts:
-    """Those of a data set that is loaded."""
+    """The facts of a loaded data set."""
     height, width, _ = dataset.image_shape
     return Facts(
         name=dataset.name,
@@ -97,7 +98,7 @@ def of_dataset(dataset: data.Dataset) -> Facts:
 
 
 def of_config(data_config: ConfigDict) -> Facts:
-    """Those of `config.data`, of which no example is read; raises as `data.source`."""
+    """The facts of `config.data`; reads no example and raises as `data.source`."""
     source = data.source(data_config)
     shape = source.shape(data_config)
     return Facts(
@@ -117,17 +118,19 @@ def of_workdir(
     shapes: Mapping[str, tuple[int, ...]],
     say: Callable[[str], None] = print,
 ) -> Facts:
-    """Those of WORKDIR/dataset.json; of an old workdir without one, as far as they are known.
+    """Reads the facts in WORKDIR/dataset.json.
 
-    Then they are those of the data set where it is there, else of the config. `say` gets a line.
+    Old workdirs lack the file. Their facts come from the data set if it is there, otherwise from
+    the config; `say` gets a line about it.
 
     Args:
       workdir: of the run.
       data_config: `config.data` of the run.
-      shapes: of the arrays of its networks, by path ('params/stack/head/bias').
+      shapes: shapes of the networks' arrays, by path ('params/stack/head/bias').
+      say: gets the line.
 
     Raises:
-      ConfigError: the file is wrong; or there is none and the image size cannot be known.
+      ConfigError: the file is wrong, or it is missing and the image size is unknown.
     """
     if (found := read(workdir)) is not None:
         return found
@@ -160,7 +163,7 @@ def of_workdir(
 
 
 def _of_networks(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """(classes, image channels) that networks have, by the shapes of their arrays."""
+    """(number of classes, image channels), from the shapes of the networks' arrays."""
     heads = [shape[-1] for path, shape in shapes.items() if path.endswith("/head/bias")]
     stems = [s[-2] for path, s in shapes.items() if "/stem" in path and path.endswith("/kernel")]
     return heads[0], max((inputs for inputs in stems if inputs in (1, 3)), default=3)
@@ -168,19 +171,24 @@ def _of_networks(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
 
 def write(workdir: pathlib.Path, facts: Facts) -> None:
     """Writes WORKDIR/dataset.json."""
+    files.write_text(workdir / NAME, to_json(facts))
+
+
+def to_json(facts: Facts) -> str:
+    """The text of `dataset.json`."""
     fields: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(facts)}
     fields["resize_shorter_side"] = fields.pop("shorter_side")
     lines = (
         f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in fields.items()
     )
-    files.write_text(workdir / NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def read(workdir: str | pathlib.Path) -> Facts | None:
-    """Those of WORKDIR/dataset.json; None where there is none, as in old workdirs.
+    """Reads WORKDIR/dataset.json; None if there is none, as in old workdirs.
 
     Raises:
-      ConfigError: it is not such a file, or of a newer format.
+      ConfigError: the file cannot be read, has a newer format or a wrong value.
     """
     path = files.path_of(workdir) / NAME
     try:
@@ -210,7 +218,7 @@ def read(workdir: str | pathlib.Path) -> Facts | None:
 
 
 def _check(path: pathlib.Path, facts: Facts) -> None:
-    """Raises ConfigError where values of a file cannot be."""
+    """Raises ConfigError if a value in the file is out of range."""
     shape, names = facts.image_shape, facts.class_names
     rules = {
         f"image_shape={list(shape)}: must be [H, W, 1 or 3]": min(shape) > 0

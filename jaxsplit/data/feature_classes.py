@@ -1,4 +1,4 @@
-"""Which Python classes a prepared data set names: tensorflow_datasets would import any of them."""
+"""Checks the Python classes that a prepared data set names; tensorflow_datasets imports any."""
 
 import json
 import pathlib
@@ -12,10 +12,11 @@ _OWN = re.compile(r"tensorflow_datasets\.core\.features\.(\w+\.)*\w+", re.ASCII)
 
 
 def check(folder: pathlib.Path, data_dir: str) -> None:
-    """Raise unless the features of the set in `folder` are all of tensorflow_datasets' own classes.
+    """Checks that all features of the set in `folder` are classes of tensorflow_datasets itself.
 
     Raises:
-      ConfigError: one is of another class, whose module would be imported, so run.
+      ConfigError: a feature has another class. tensorflow_datasets would import, and so run, its
+        module.
       OSError, ValueError: a file cannot be read.
     """
     for file, inside in (("features.json", None), ("dataset_info.json", "features")):
@@ -33,7 +34,7 @@ def check(folder: pathlib.Path, data_dir: str) -> None:
 
 
 def _classes(content: Any) -> Iterator[Any]:
-    """All that tfds takes for names of classes in a feature as JSON, of this and older versions."""
+    """Everything in a feature's JSON that tfds, or an older version, takes for a class name."""
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -41,7 +42,9 @@ def _classes(content: Any) -> Iterator[Any]:
             waiting += value
         elif isinstance(value, dict):
             for key, each in value.items():
-                if isinstance(each, dict | list):  # a feature may be called as any of these keys
+                if isinstance(
+                    each, dict | list
+                ):  # a feature may have one of these keys as its name
                     waiting.append(each)
                 elif key in ("pythonClassName", "python_class_name", "type"):
                     yield each

@@ -1,6 +1,6 @@
-"""The parts of a training set that are held out: for testing where a set has none, for validation.
+"""Holds out a part of a training set: as test split if the data set has none, or for validation.
 
-Each class keeps a training example; one line says which classes have none that is held out.
+Each class keeps a training example. A line names the classes without a held-out example.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from jaxsplit.data.arrays import Arrays, not_held_out, stratified_holdout
 from jaxsplit.data.stream import Stream
 from jaxsplit.errors import ConfigError
 
-_TEST_SEED = 1907  # of a test part that is held out; one for all, so that figures can be compared
+_TEST_SEED = 1907  # all runs hold out the same test part, so their figures can be compared
 
 
 def test_part(
     train: Stream, share: float, name: str, class_names: Sequence[str]
 ) -> tuple[Stream, Stream]:
-    """(training, test) parts of the set `name`, which has no test split: the same in every run.
+    """(training, test) parts of a data set without a test split; the same in every run.
 
     Raises:
-      ConfigError: nothing is left on one side.
+      ConfigError: one of the parts is empty.
     """
     labels = train.labels()
     kept, held = stratified_holdout(labels, share, _TEST_SEED)
@@ -40,39 +40,52 @@ def test_part(
 
 
 def validation_part(
-    train: Arrays | Stream, share: float, seed: int, class_names: Sequence[str], *, known: bool
+    train: Arrays | Stream, share: float, seed: int, class_names: Sequence[str]
 ) -> tuple[Arrays | Stream, Arrays | Stream]:
-    """(training, validation) parts, stratified by class; a random subset where images are cropped.
+    """(training, validation) parts, stratified by class.
 
-    known: the set is one of jaxsplit.data.DATASETS. Of those only imagenet2012 is cropped, whose
-      classes have 732 images and more: labels, for which all files would be read, are not asked.
+    If the images are cropped, the validation part is a random subset that leaves each class a
+    training image.
 
     Raises:
-      ConfigError: nothing is left on one side.
+      ConfigError: one of the parts is empty.
     """
-    cropped = isinstance(train, Stream) and train.shape is None
-    labels = None
-    if cropped and known:
-        kept, held = _random(len(train), share, seed)
+    labels = train.labels() if isinstance(train, Stream) else train.labels
+    if isinstance(train, Stream) and train.shape is None:
+        kept, held = _give_back(labels, *_random(len(train), share, seed))
     else:
-        labels = train.labels() if isinstance(train, Stream) else train.labels
-        if cropped:
-            kept, held = _give_back(labels, *_random(len(train), share, seed))
-        else:
-            kept, held = stratified_holdout(labels, share, seed)
+        kept, held = stratified_holdout(labels, share, seed)
+    parts = _cut(train, share, kept, held)
+    if line := not_held_out(labels, held, class_names):
+        print(f"data.validation={share}: {line}", flush=True)
+    return parts
+
+
+def random_validation_part(
+    train: Arrays | Stream, share: float, seed: int
+) -> tuple[Arrays | Stream, Arrays | Stream]:
+    """(training, validation) parts; the validation part is a random subset. Reads no labels.
+
+    Raises:
+      ConfigError: one of the parts is empty.
+    """
+    return _cut(train, share, *_random(len(train), share, seed))
+
+
+def _cut(
+    train: Arrays | Stream, share: float, kept: np.ndarray, held: np.ndarray
+) -> tuple[Arrays | Stream, Arrays | Stream]:
     if not len(kept) or not len(held):
         raise ConfigError(
             f"data.validation={share}: holds out {len(held)} of {len(train)} training examples, "
             "must leave some on both sides"
         )
-    if labels is not None and (line := not_held_out(labels, held, class_names)):
-        print(f"data.validation={share}: {line}", flush=True)
     part = train.take if isinstance(train, Arrays) else train.part
     return part(kept), part(held)
 
 
 def _random(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) of 0..count-1, each ascending."""
+    """(kept, held out): a random cut of 0..count-1, both ascending."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     order = rng.permutation(count)
     at = round(share * count)
@@ -82,7 +95,7 @@ def _random(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray
 def _give_back(
     labels: np.ndarray, kept: np.ndarray, held: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out), where the first that is held of each class without a kept one is kept."""
+    """Moves the first held-out example of each class that keeps none back to the kept ones."""
     without = np.setdiff1d(labels[held], labels[kept])
     back = [held[labels[held] == label][0] for label in without if label >= 0]
     return np.union1d(kept, np.array(back, kept.dtype)), np.setdiff1d(held, back)

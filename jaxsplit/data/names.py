@@ -1,4 +1,4 @@
-"""Names of the classes of well-known data sets, by label."""
+"""The class names of well-known data sets, in the order of their labels."""
 
 _DIGITS = tuple("0123456789")
 KNOWN: dict[str, tuple[str, ...]] = {

@@ -1,7 +1,7 @@
-"""Find, open and, where that is asked for, download data sets of tensorflow_datasets.
+"""Finds, opens and, on request, downloads data sets of tensorflow_datasets.
 
-Prepared data is read without TensorFlow. Files are looked for first: what tfds does of itself where
-nothing is there takes minutes without a network.
+Reading prepared data needs no TensorFlow. This module looks for the files itself, because tfds
+takes minutes to fail without a network if it finds nothing.
 """
 
 import json
@@ -19,7 +19,7 @@ from jaxsplit.data.arrays import NPZ_KEYS, Arrays
 from jaxsplit.data.stream import READ_AHEAD, BadRecordError, Skipped, Stream, announced, chunks
 from jaxsplit.errors import ConfigError
 
-_NAME = re.compile(r"\w+(/[\w.+-]+)?")  # a tfds data set, perhaps one of its configurations
+_NAME = re.compile(r"\w+(/[\w.+-]+)?")  # a tfds data set, with or without one of its configurations
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -36,7 +36,7 @@ def how_to_prepare(name: str, data_dir: str) -> str:
 
 
 def missing(name: str, data_dir: str) -> ConfigError:
-    """The error that no prepared `name` is in data_dir; it says how to prepare it."""
+    """The error that data_dir holds no prepared `name`; it says how to prepare it."""
     return ConfigError(
         f"data.dir={data_dir}: no prepared '{name}' there; {how_to_prepare(name, data_dir)} "
         f"(or put a {name}.npz with the arrays {', '.join(NPZ_KEYS)} there)"
@@ -46,10 +46,10 @@ def missing(name: str, data_dir: str) -> ConfigError:
 def find(name: str, data_dir: str) -> pathlib.Path | None:
     """The folder <data_dir>/<name>[/<configuration>]/<version> of the newest array_record version.
 
-    None: nothing of that name is prepared there.
+    None: no data set of that name is prepared there.
 
     Raises:
-      ConfigError: only in another file format, or in several configurations.
+      ConfigError: the data set exists only in another file format, or in several configurations.
     """
     if not _NAME.fullmatch(name):
         return None
@@ -81,13 +81,13 @@ def find(name: str, data_dir: str) -> pathlib.Path | None:
 
 
 def find_builder(name: str, data_config: ConfigDict) -> Any:
-    """The tfds builder of what is prepared in data.dir; None where nothing is.
+    """The tfds builder of the data set prepared in data.dir; None if there is none.
 
-    With data.download it is, where nothing is prepared, that of tfds's own data set `name`, not yet
-    downloaded; None where tfds has none of that name.
+    With data.download it is otherwise the builder of tfds's own data set `name`, which is not yet
+    downloaded; None if tfds has no such data set.
 
     Raises:
-      ConfigError: as `find`; or packages are missing, or what is prepared is damaged.
+      ConfigError: as `find`; or packages are missing, or the prepared data set is damaged.
     """
     data_dir = data_config.dir
     path = find(name, data_dir)
@@ -113,7 +113,7 @@ def find_builder(name: str, data_config: ConfigDict) -> Any:
             raise _damaged(path, name, data_dir, error) from error
     folder = pathlib.Path(data_dir).expanduser()
     try:
-        # Of a name that it has no code for, tfds reads what lies there, of any file format.
+        # If tfds has no code for a name, it reads the files there, in any file format.
         for pattern in ("*/features.json", "*/*/features.json"):
             for file in (folder / name).glob(pattern):
                 feature_classes.check(file.parent, data_dir)
@@ -127,10 +127,10 @@ def find_builder(name: str, data_config: ConfigDict) -> Any:
 
 
 def open_builder(name: str, data_config: ConfigDict) -> Any:
-    """The tfds builder of a prepared data set, downloaded first where data.download asks for it.
+    """The tfds builder of a prepared data set; downloads it first if data.download is set.
 
     Raises:
-      ConfigError: as `find_builder`; or there is none, or it cannot be downloaded.
+      ConfigError: as `find_builder`; or no data set is prepared, or it cannot be downloaded.
     """
     builder = find_builder(name, data_config)
     if builder is None:
@@ -153,7 +153,7 @@ def _download(builder: Any, name: str, data_dir: str) -> None:
     options = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The processes of a machine take turns; the later ones find it there.
+        # The processes of a machine take turns; the later ones find the data set there.
         path = folder / f".{name.replace('/', '.')}.lock"
         lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
         try:
@@ -182,10 +182,10 @@ def _damaged(path: Any, name: str, data_dir: str, error: Exception) -> ConfigErr
 
 
 def describe(builder: Any, name: str) -> tuple[int, tuple[int | None, int | None, int]]:
-    """(number of classes, (H, W, C)) of a data set from its features; H and W None: they vary.
+    """(number of classes, (H, W, C)) of a data set by its features; H and W are None if they vary.
 
     Raises:
-      ConfigError: it is no image classification set.
+      ConfigError: the data set is not for image classification.
     """
     import tensorflow_datasets as tfds
 
@@ -213,7 +213,7 @@ def describe(builder: Any, name: str) -> tuple[int, tuple[int | None, int | None
 
 
 def class_names(name: str, data_dir: str, num_classes: int) -> tuple[str, ...]:
-    """Those of what is prepared in data_dir; empty where nothing is, or it has no names."""
+    """The class names of the data set prepared in data_dir; () if it or its names are missing."""
     try:
         path = find(name, data_dir)
         names = tuple((path / "label.labels.txt").read_text().splitlines()) if path else ()
@@ -231,7 +231,7 @@ def open_split(
     num_classes: int,
     shape: tuple[int, int, int] | None,
 ) -> Stream:
-    """The Stream of `splits`, one after the other; shape: as `Stream.shape`.
+    """A Stream of `splits`, one after the other; `shape` as in `Stream`.
 
     Raises:
       ConfigError: files are missing or damaged, or the number of classes is not num_classes.
@@ -257,7 +257,7 @@ def open_split(
             open(file, "rb").close()
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         if not skip:
-            # Opens the last shard: now rather than in mid-run. What the record holds is not asked.
+            # Opens the last shard now rather than in mid-run; does not check the record.
             source.data_source[len(source) - 1]
     except ConfigError:
         raise
@@ -268,10 +268,10 @@ def open_split(
 
 
 def read_all(stream: Stream, threads: int) -> Arrays:
-    """All examples of a stream whose images have one shape, decoded into memory by `threads`.
+    """Decodes all examples of a stream, whose images have one shape, into memory with `threads`.
 
     Raises:
-      BadRecordError: a record is bad and is not to be skipped; the first of them.
+      BadRecordError: a record is bad, and bad records are an error; names the first.
       ConfigError: no record is good.
       ValueError: the images vary in shape.
     """

@@ -1,7 +1,7 @@
 """Splits that stay on disk as encoded images: reading, random-resized crops, evaluation crops.
 
-A record that cannot be decoded, or whose label or shape is none of the data set's, is bad. It is an
-error that names it, or is left out and counted: `config.data.on_bad_record`.
+A record is bad if it cannot be decoded, or has a label or shape that the data set does not have.
+`config.data.on_bad_record` decides whether a bad record is an error or is left out and counted.
 """
 
 import contextlib
@@ -17,33 +17,34 @@ from jaxsplit.data import decoding
 from jaxsplit.data.decoding import decode
 from jaxsplit.errors import ConfigError
 
-# Interpolation in cv2 does not smooth: a crop that shrinks would alias. By its linear shrinkage the
-# filter nearest to Pillow's antialiased bicubic on photographs is cubic up to about 1.2, linear (a
-# box of two pixels) and then area. Area is nearest from 1.3 on but 6 times as slow; at 1.5 linear
-# differs by 3.8 levels (root mean square, of 255; area 2.5, cubic 8.0), at 1.8 by 7.4 (2.4, 11.5).
-# Linear to twice the size and the mean of 2x2 of that differ as little as area does (2.5 levels at
-# 1.6 and at 1.9, 2.9 at 2.2) in half the time: 0.35 against 0.77 ms for a crop of 224 pixels.
+# OpenCV does not smooth when it interpolates, so a crop that shrinks would alias. These are the
+# linear shrinkages up to which a filter is closest to Pillow's antialiased bicubic on photographs:
+# cubic up to about 1.2, then linear (a box of two pixels), then area. From 1.3 on area is closest,
+# but 6 times as slow. At 1.5 linear differs by 3.8 levels of 255 (root mean square; area 2.5, cubic
+# 8.0), at 1.8 by 7.4 (2.4, 11.5). Linear to twice the size, followed by the mean of 2x2, differs as
+# little as area (2.5 levels at 1.6 and at 1.9, 2.9 at 2.2) and takes half the time: 0.35 against
+# 0.77 ms for a crop of 224 pixels.
 _CUBIC_UP_TO, _LINEAR_UP_TO, _TWICE_UP_TO = 1.2, 1.5, 2.1
 _ASPECT = (3 / 4, 4 / 3)  # width / height of a random crop
 _TRIES = 10
-# Records read together: one by one, a large shard costs 0.3 ms for each. Fewer of any size, which
-# may be megabytes.
+# Number of records read together; read alone, each of a large shard costs 0.3 ms. Images of any
+# size may take megabytes, so fewer of them are read together.
 READ_AHEAD, READ_AHEAD_ANY_SIZE = 512, 32
-_SLOW_S = 2.0  # what takes longer says so
+_SLOW_S = 2.0  # seconds after which `announced` prints a line
 
 
 class BadRecordError(ConfigError):
-    """A record that cannot be used; one line that names it."""
+    """A record cannot be used; the message is one line that names it."""
 
 
 @dataclass
 class Skipped:
-    """How often a bad record was left out so far; the first is told in one line."""
+    """Counts how often a bad record was left out; prints a line about the first."""
 
     count: int = 0
 
     def add(self, errors: list[str]) -> None:
-        """Counts one for each line of `errors`."""
+        """Counts one bad record for each line in `errors`."""
         if errors and not self.count:
             print(
                 f"warning: {errors[0]}; left out, as any other will be (data.on_bad_record='skip')",
@@ -56,13 +57,14 @@ class Skipped:
 class Stream:
     """A split of encoded images in a random-access source, decoded when they are needed.
 
-    source: source[i] -> dict(image=bytes (JPEG, PNG, ...) or uint8[H, W, C], label=int); len().
-    indices: int[N], the part of the source that this split is; None: all of it.
-    shape: (H, W, C) that every image has, and is used whole; None: they vary and are cropped.
-    num_classes: labels lie below it; None: any label is fine.
-    files: (path, number of records) of the source, in order; for messages.
+    source: has a length; source[i] is dict(image=..., label=int), and the image is an encoded file
+      (bytes of JPEG, PNG, ...) or uint8[H, W, C].
+    indices: int[N], the records of the source that make up this split; None: all.
+    shape: (H, W, C) of every image, which is used whole; None: sizes vary and images are cropped.
+    num_classes: labels must lie below it; None: any label is allowed.
+    files: (path, number of records) of the source's files, in order; for messages.
     skipped: counts the bad records that evaluations leave out; None: a bad record is an error.
-    name: of the data set and its splits; for messages.
+    name: name of the data set and its splits; for messages.
     """
 
     source: Any
@@ -77,7 +79,7 @@ class Stream:
         return len(self.source) if self.indices is None else len(self.indices)
 
     def part(self, indices: np.ndarray) -> "Stream":
-        """The examples at `indices` (int[M]) of the split; it counts its own bad records."""
+        """A split of the examples at `indices` (int[M]), with its own counter of bad records."""
         records = indices if self.indices is None else self.indices[indices]
         skipped = None if self.skipped is None else Skipped()
         return replace(self, indices=records, skipped=skipped)
@@ -86,7 +88,7 @@ class Stream:
         """Example i of the split: (uint8[H, W, channels], label).
 
         Raises:
-          BadRecordError: it cannot be read or decoded, or has a wrong label or shape.
+          BadRecordError: the record cannot be read or decoded, or has a wrong label or shape.
         """
         example = self._example(i)
         label = self.label(i, example)
@@ -99,16 +101,16 @@ class Stream:
         return image if self.shape is not None else centre_crop(image, height, width), label
 
     def examples(self, positions: Sequence[int]) -> Sequence["dict | BadRecordError"]:
-        """Those at `positions` of the split, read together and not decoded, for `label`, `image`.
+        """Reads the examples at `positions` together, without decoding; for `label` and `image`.
 
-        In the place of one that cannot be read stands the error.
+        An example that cannot be read is replaced by its error.
         """
         if hasattr(self.source, "__getitems__"):
             try:
                 return self.source.__getitems__([self._record(i) for i in positions])
             except (MemoryError, ImportError):
                 raise
-            except Exception:  # one of them is bad; which, is seen one by one
+            except Exception:  # one of them is bad: read them one by one to find it
                 pass
         found: list[dict | BadRecordError] = []
         for i in positions:
@@ -119,7 +121,7 @@ class Stream:
         return found
 
     def label(self, i: int, example: "dict | BadRecordError") -> int:
-        """That of example i, which is `example`; raises as `read`."""
+        """The label of `example`, which is example i; raises as `read`."""
         if isinstance(example, BadRecordError):
             raise example
         with self._must(i, example, "has no label that can be read", "a number"):
@@ -132,7 +134,7 @@ class Stream:
         return label
 
     def image(self, i: int, example: "dict | BadRecordError", channels: int) -> np.ndarray:
-        """uint8[H, W, channels] of example i, which is `example`; raises as `read`."""
+        """uint8[H, W, channels]: the image of `example`, which is example i; raises as `read`."""
         if isinstance(example, BadRecordError):
             raise example
         with self._must(i, example, "cannot be decoded", "an image"):
@@ -147,10 +149,10 @@ class Stream:
         return image
 
     def labels(self) -> np.ndarray:
-        """int64[N] without decoding an image; -1 where there is none and the record is skipped.
+        """int64[N]: all labels, without decoding an image; -1 for a skipped record without one.
 
         Raises:
-          BadRecordError: a record has no label of a class and must not be skipped.
+          BadRecordError: a record has no valid label, and bad records are an error.
         """
         out = np.full(len(self), -1)
         parts = chunks(len(self), READ_AHEAD_ANY_SIZE if self.shape is None else READ_AHEAD)
@@ -172,10 +174,10 @@ class Stream:
 
     @contextlib.contextmanager
     def _must(self, i: int, example: dict, what: str, allowed: str) -> Iterator[None]:
-        """What goes wrong inside is a BadRecordError of example i.
+        """Turns an error in the block into a BadRecordError of example i.
 
-        Damaged bytes make array_record, protobuf, tfds, Pillow and cv2 raise anything. Only a
-        machine without the memory or the packages is no fault of the record.
+        Damaged bytes make array_record, protobuf, tfds, Pillow and OpenCV raise any kind of error.
+        Only missing memory and missing packages are not the record's fault.
         """
         try:
             yield
@@ -188,7 +190,7 @@ class Stream:
             ) from error
 
     def _name(self, i: int, example: dict) -> str:
-        """'record 7 (cat.jpg, number 2 of train.array_record-00001-of-00002)', what is known."""
+        """A name such as 'record 7 (cat.jpg, number 2 of train.array_record-00001-of-00002)'."""
         known = []
         if name := example.get("file_name"):
             known.append(name.decode(errors="replace") if isinstance(name, bytes) else str(name))
@@ -202,12 +204,12 @@ class Stream:
 
 
 def chunks(count: int, size: int) -> Iterator[range]:
-    """0..count-1 in ranges of `size`."""
+    """Yields 0..count-1 in ranges of `size`."""
     return (range(at, min(at + size, count)) for at in range(0, count, size))
 
 
 def announced(done: Iterable, what: str, count: int) -> Iterator:
-    """`done` as it is; one line says what is being read if that takes long."""
+    """Yields `done`; if that takes long, prints a line that says what is being read."""
     began, told = time.monotonic(), False
     for each in done:
         if not told and time.monotonic() - began > _SLOW_S:
@@ -221,8 +223,8 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random-resized crop, as torchvision documents it.
 
-    The area is uniform in [scale_min, 1] of the image, log(width / height) uniform between those of
-    3/4 and 4/3. After ten boxes that do not fit: the largest centred box with a permitted aspect.
+    The area is uniform in [scale_min, 1] of the image's, and width / height is log-uniform in
+    [3/4, 4/3]. If ten boxes do not fit, it is the largest centred box with a permitted aspect.
     """
     low, high = np.log(_ASPECT[0]), np.log(_ASPECT[1])
     for _ in range(_TRIES):
@@ -239,9 +241,9 @@ def random_box(
 def random_crops(
     image: np.ndarray, out: np.ndarray, rng: np.random.Generator, scale_min: float
 ) -> None:
-    """Fill out (uint8[S, H, W, C]) with S independent random-resized crops of image.
+    """Fills `out` (uint8[S, H, W, C]) with S independent random-resized crops of `image`.
 
-    The draws of view s do not depend on S. Without flips: those happen on the device.
+    The draws of view s do not depend on S. The device does the flips.
     """
     cv2 = decoding.cv2()
     size = (out.shape[2], out.shape[1])
@@ -261,16 +263,16 @@ def random_crops(
 
 
 def shorter_side(height: int, width: int) -> int:
-    """What evaluation resizes the shorter side to before it cuts [height, width] out."""
+    """The length to which evaluation resizes the shorter side before it crops [height, width]."""
     return int(1.15 * min(height, width))
 
 
 def centre_crop(image: np.ndarray, height: int, width: int, short: int = 0) -> np.ndarray:
     """uint8[height, width, C]: the evaluation view of image (uint8[h, w, C]).
 
-    The shorter side is resized to `short`, by default int(1.15 * the crop's shorter side), with
-    Pillow's antialiased bicubic filter, then the centre is cut out: arXiv 2011.14660's evaluation
-    of ImageNet.
+    Pillow's antialiased bicubic filter resizes the shorter side to `short`, by default
+    int(1.15 * the crop's shorter side); then the centre is cut out. arXiv 2011.14660 evaluates
+    ImageNet in this way.
     """
     from PIL import Image
 

@@ -273,9 +273,9 @@ def broadcast(value: Any) -> Any:
     return json.loads(_gather_bytes(json.dumps(value).encode())[0])
 
 
-def total(value: int, *, counts: bool = True) -> int:
-    """The sum of the values of the processes that pass `counts`. Collective."""
-    return int(_gather([value if counts else 0]).sum())
+def total(value: int) -> int:
+    """The sum of all processes' values. Collective."""
+    return int(_gather([value]).sum())
 
 
 def _gather(numbers: list[int]) -> np.ndarray:
@@ -308,24 +308,29 @@ def lost(error: BaseException) -> str:
     )
 
 
-def leave_together(status: int, *, wait: bool = True) -> NoReturn:
-    """Exits with the other processes; `wait=False` does not wait for them.
+def leave_together(status: int) -> NoReturn:
+    """Waits for the other processes, then exits as `leave_now` does."""
+    if is_multiprocess():
+        jax.distributed.shutdown()
+    leave_now(status)
+
+
+def leave_now(status: int) -> NoReturn:
+    """Exits without waiting for the other processes.
 
     Skips Python's own shutdown, which can crash and change the status while threads of jax compile.
     """
-    if wait and is_multiprocess():
-        jax.distributed.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def leave(status: int) -> NoReturn:
-    """Exits at an error; in a run of several processes at once, without waiting for the others."""
+    """Exits after an error; in a run of several processes it does not wait for the others."""
     if not is_multiprocess():
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_index() == 0:
-        time.sleep(3)  # the others end with process 0, and should print their errors before
-    os._exit(status)
+        time.sleep(3)  # process 0 ends the others, which should print their errors first
+    leave_now(status)

@@ -137,7 +137,7 @@ class Stop:
 
     def _raise_if_asked(self) -> None:
         if self._asked is not None or self._requested:
-            stopped = self.stopped(f"nothing was under way that is not saved; {AGAIN}")
+            stopped = self.stopped(f"there was no unsaved work; {AGAIN}")
             if isinstance(stopped, Stopped):
                 stopped.together = False  # other processes may not know of the signal
             raise stopped

@@ -105,6 +105,16 @@ class Predictor:
         """Images that are worked on together; a cascade takes several batches at once."""
         return self.batch_size * (1 if self._options.cascade is None else _WINDOW)
 
+    @property
+    def is_cascade(self) -> bool:
+        """Whether one network after another is asked."""
+        return self._options.cascade is not None
+
+    @property
+    def temperature_of_answer(self) -> float:
+        """The logits of the common answer are divided by it."""
+        return self._temperature(self._answer() or "")
+
     def using(
         self,
         *,

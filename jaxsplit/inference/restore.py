@@ -72,6 +72,18 @@ class Restored:
         views = augment.eval_view(images, self.facts.mean, self.facts.std)
         return self.stack.apply(layers, views[None], train=False)[0]
 
+    def on(self, mesh: sharding.Sharding) -> "Restored":
+        """The same with the functions of another mesh; the variables stay where they are."""
+        networks, method = _networks(self.config, self.facts, mesh)
+        return dataclasses.replace(self, sharding=mesh, stack=networks, method=method)
+
+    def network(self, name: str) -> dict:
+        """The variables {'params', 'batch_stats'} of a single network, without network axis."""
+        single = self.singles[name]
+        if single.part == "stack":
+            return self.stack.take(self.take([single.index]), 0)
+        return {c: parts.get(single.part, {}) for c, parts in self.variables.items()}
+
     def take(self, indices: Sequence[int]) -> dict:
         """The variables of some networks of the stack, with those that all share."""
         chosen = np.asarray(indices)

@@ -1,4 +1,4 @@
-"""Losses on logits, and of several networks on each other; `distill` and `attention` beside."""
+"""Losses and scores of logits; `losses.distill` and `losses.attention` hold further losses."""
 
 from jaxsplit.losses.logits import (
     ENSEMBLES,

@@ -1,8 +1,8 @@
-"""Losses over feature maps that FFSD is made of (Li et al. 2021, arXiv 2103.14473).
+"""FFSD's losses over feature maps (Li et al. 2021, arXiv 2103.14473).
 
-Maps are float[B, h, w, C], attention maps float[B, h, w]. All is computed in at least float32, and
-values and gradients stay finite for any finite maps, also where a whole map is zero. Losses are
-means over all elements; what has a gradient is the first argument.
+Maps are float[B, h, w, C], attention maps float[B, h, w]. Everything is computed in at least
+float32. Values and gradients stay finite for any finite maps, even if a whole map is zero. Losses
+are means over all elements. Callers give the map that learns as the first argument.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxsplit.models.layers import widen
 
-_EPS = 1e-12  # smallest norm that is divided by
+_EPS = 1e-12  # smallest divisor
 
 
 def attention(x: Array) -> Array:
@@ -23,8 +23,8 @@ def attention_loss(x: Array, y: Array) -> Array:
     """Mean squared difference of two maps, each divided by the L2 norm of its example.
 
     Args:
-      x, y: float[B, h, w] or float[B, h, w, C]. Attention maps of different sizes are compared at
-        the smaller height and width.
+      x, y: float[B, h, w] or float[B, h, w, C]. If two attention maps differ in size, both are
+        resized to the smaller height and the smaller width.
 
     Returns:
       float[].
@@ -37,9 +37,9 @@ def attention_loss(x: Array, y: Array) -> Array:
 
 
 def diversity_loss(x: Array, y: Array) -> Array:
-    """Draws the attention `x` to where `y` does not look.
+    """Draws the attention `x` to places where the attention `y` is low.
 
-    Mean squared difference of x / |x| and `shifted(y)`, whose gradient is stopped.
+    Mean squared difference of x / |x| and `shifted(y)`. The latter is detached.
 
     Args:
       x, y: attention maps float[B, h, w].
@@ -52,10 +52,10 @@ def diversity_loss(x: Array, y: Array) -> Array:
 
 
 def shifted(y: Array) -> tuple[Array, Array, Array]:
-    """The attention shift: what of a map is high becomes low.
+    """The attention shift: high values of a map become low.
 
-    With u = y / |y| and t the k-th smallest of its n values, k = n // 3: |y| - u above t, u below
-    it, |y| / 2 where they are equal.
+    Let u = y / |y| and t the k-th smallest of the n values of u, with k = n // 3. The shifted map
+    is |y| - u where u > t, u where u < t, and |y| / 2 where u = t.
 
     Args:
       y: attention maps float[B, h, w].
@@ -71,16 +71,16 @@ def shifted(y: Array) -> tuple[Array, Array, Array]:
 
 
 def diversity_target(y: Array) -> Array:
-    """A map whose attention is shifted: float[B, h, w, C] -> float[B, h, w, C].
+    """Shifts the attention of a map: float[B, h, w, C] -> float[B, h, w, C].
 
-    y + (shifted(A) - A / |A|) * |A| / C for every channel, with A = `attention(y)`.
+    Adds (shifted(A) - A / |A|) * |A| / C to every channel of y, with A = `attention(y)`.
     """
     target, unit, norm = shifted(attention(y))
     return widen(y) + ((target - unit) * norm / y.shape[-1])[..., None]
 
 
 def _normalized(x: Array) -> tuple[Array, Array]:
-    """(x / |x| of each example, |x|); 0 and with no gradient where the norm is 0."""
+    """(x / |x|, |x|) of each example. Where x is zero, both are 0 and |x| has no gradient."""
     axes = tuple(range(1, x.ndim))
     square = jnp.square(x).sum(axes, keepdims=True)
     some = square > 0

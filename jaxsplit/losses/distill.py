@@ -1,13 +1,13 @@
 """Distillation losses between logits, for every method in which networks learn from logits.
 
-`make` gives the one of a config: a loss of `LOSSES` by name, at a temperature, weighted, and with
-logits standardised before if so wanted. At the end stand the losses that co-training has besides.
+`make` builds the loss that a config describes: a name in `LOSSES`, a temperature, a weight, and
+whether logits are standardised first. The end of this file has further losses, for co-training.
 
-Each loss is (student float[S, B, K], teacher float[S or 1, B, K], labels int[B], temperature T) ->
-float[S], the mean over the batch, times T^2 so that gradients keep their size at any T. With mixup
-and CutMix the labels are those of the images as they were before; only `dkd` reads them. Targets
-are detached unless `detach=False`. Logits narrower than float32 are widened first; values and
-gradients are finite for any finite logits.
+Each loss in `LOSSES` takes (student float[S, B, K], teacher float[S or 1, B, K], labels int[B],
+temperature T) and returns float[S]: the mean over the batch, times T^2 so that the gradients' size
+does not depend on T. Only `dkd` reads the labels; with mixup and CutMix they are those of the
+images before mixing. Teachers are detached unless `detach=False`. Logits narrower than float32 are
+widened first. Values and gradients are finite for any finite logits.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from jaxsplit.models.layers import widen
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# Added to a sum of squares before its root, where the gradient of the root would be infinite.
+# Added to a sum of squares before the root, whose gradient is infinite at zero.
 _TINY = 1e-12
 
 
@@ -33,7 +33,8 @@ def kl(
 ) -> Array:
     """T^2 KL(p || q), with p = softmax(teacher / T), q = softmax(student / T).
 
-    Hinton et al. 2015 (arXiv 1503.02531), section 2, as divergence. Shapes as of this module.
+    Hinton et al. 2015 (arXiv 1503.02531), section 2, with the divergence in place of their
+    cross-entropy. The module's docstring gives the shapes.
 
     Example:
         >>> z = jnp.log(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]))
@@ -56,18 +57,18 @@ def dkd(
 ) -> Array:
     """Decoupled distillation: T^2 (alpha TCKD + beta NCKD).
 
-    Zhao et al. 2022 (arXiv 2203.08679), Eq. (7). TCKD is the KL of "the label or another class",
-    NCKD that of the other classes among themselves, which `kl` weights by the teacher's 1 - p_label
-    instead of `beta`. Shapes as of this module.
+    Zhao et al. 2022 (arXiv 2203.08679), Eq. (7). TCKD is the KL of the binary choice between the
+    label and all other classes. NCKD is the KL among the other classes; `beta` replaces its weight
+    in `kl`, the teacher's 1 - p_label. The module's docstring gives the shapes.
     """
     log_p, log_q = (jax.nn.log_softmax(z / temperature) for z in _wide(student, teacher, detach))
     is_label = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)[None]
 
     def parts(log_p: Array) -> tuple[Array, Array]:
-        """Logarithms of (p_label, p_other) [..., 2], and of the others among themselves [..., K].
+        """Logarithms of (p_label, p_other) [..., 2], and of the other classes' shares [..., K].
 
-        The sum over the others, not 1 - p_label, which would be 0 where a network is sure. Where
-        the label is, the latter is 0.
+        p_other is a sum over the other classes: 1 - p_label would round to 0 if a network is
+        certain. The entry of the label among the shares is 0.
         """
         others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, log_p), -1)
         label = jnp.where(is_label, log_p, 0).sum(-1)
@@ -90,12 +91,12 @@ def dist(
     gamma: float = 1.0,
     detach: bool = True,
 ) -> Array:
-    """T^2 (beta (1 - rho of each example) + gamma (1 - rho of each class)), means of both.
+    """T^2 (beta mean(1 - rho of an example) + gamma mean(1 - rho of a class)).
 
     Huang et al. 2022 (arXiv 2205.10536), L_inter and L_intra: rho is Pearson's correlation of the
-    two networks' probabilities, over the classes of an example ("inter-class relation") and over
-    the batch in a class ("intra-class"). What does not vary, as a batch of one example, has rho 0.
-    Shapes as of this module.
+    two networks' probabilities, over the classes of an example ("inter-class relation") or over
+    the examples of the batch in a class ("intra-class"). If the probabilities do not vary, as in a
+    batch of one example, rho is 0. The module's docstring gives the shapes.
     """
     p, q = (jax.nn.softmax(z / temperature) for z in _wide(student, teacher, detach))
     by_example = 1 - _correlation(p, q, axis=-1).mean(-1)
@@ -107,24 +108,24 @@ LOSSES: dict[str, Callable[..., Array]] = {"kl": kl, "dkd": dkd, "dist": dist}
 
 
 def standardize(logits: Array) -> Array:
-    """Logits float[..., K] less their mean over the classes, divided by their standard deviation.
+    """Logits float[..., K] minus their mean over the classes, over their standard deviation.
 
     Sun et al. 2024 (arXiv 2403.01427), Algorithm 1, before the division by the temperature: the
-    student need not have the scale of the teacher's logits. The deviation is that of all K values,
-    as in the paper (the authors' code divides by K - 1). Equal logits become zeros.
+    student need not match the scale of the teacher's logits. The variance divides by K, as in the
+    paper (the authors' code divides by K - 1). Equal logits become zeros.
     """
     return _unit(widen(logits), -1, logits.shape[-1])
 
 
 @dataclass(frozen=True)
 class Distill:
-    """A distillation loss with all that a config says about it; see `make`."""
+    """A distillation loss with the settings of a config; see `make`."""
 
     loss: str  # a name in `LOSSES`
     temperature: float
     weight: float = 1.0
     standardize: bool = False
-    fields: tuple[tuple[str, float], ...] = ()  # of the loss: alpha, beta, gamma
+    fields: tuple[tuple[str, float], ...] = ()  # arguments of the loss: alpha, beta, gamma
 
     def __call__(
         self, student: Array, teacher: Array, labels: Array, *, detach: bool = True
@@ -133,9 +134,9 @@ class Distill:
 
         Args:
           student: float[S, B, K].
-          teacher: float[S, B, K], or float[1, B, K], the same for all.
+          teacher: float[S, B, K], or float[1, B, K] for all students.
           labels: int[B].
-          detach: no gradient flows into the teacher.
+          detach: whether to stop the gradient of the teacher.
 
         Returns:
           float[S].
@@ -148,7 +149,7 @@ class Distill:
         return self.weight * value
 
     def pairwise(self, logits: Array, labels: Array) -> Array:
-        """weight * the mean over the other networks, as teachers, of the loss of each network.
+        """weight * each network's mean loss towards the other networks.
 
         Args:
           logits: float[S, B, K].
@@ -165,7 +166,7 @@ class Distill:
             return jnp.asarray(sum(rolled)) / (networks - 1)
         if self.standardize:
             logits = standardize(logits)
-        # For one network the targets enter linearly: their sum replaces the loop over pairs.
+        # For a given student the KL is linear in the teachers: their sum replaces a loop.
         log_q = jax.nn.log_softmax(widen(logits) / self.temperature)
         log_p = jax.lax.stop_gradient(log_q)
         p = jnp.exp(log_p)
@@ -178,8 +179,8 @@ def make(config: "ConfigDict", default_temperature: float) -> Distill:
     """The loss that `config.distill` describes.
 
     Args:
-      config: `config.distill`; read by attribute.
-      default_temperature: that of the method's paper, where the config says 'paper'.
+      config: `config.distill`.
+      default_temperature: the temperature of the method's paper, used if the config says 'paper'.
 
     Raises:
       ConfigError: an unknown loss, or a value out of range.
@@ -207,8 +208,8 @@ def make(config: "ConfigDict", default_temperature: float) -> Distill:
     )
 
 
-# ---- Co-training's other losses, which its reference announces in its options and does not have:
-# float[S, B, K] -> float[], a sum over the networks; 0 for S = 1. Targets are detached.
+# ---- Further losses for co-training: float[S, B, K] -> float[], a sum over the networks; 0 for
+# S = 1. Targets are detached. The reference lists these losses in its options but lacks their code.
 
 
 def kl_mean(logits: Array) -> Array:
@@ -231,9 +232,9 @@ def mse_mean(logits: Array) -> Array:
 
 
 def smooth_l1(logits: Array) -> Array:
-    """As `mse`, of d = p_i - p_j by d^2 / 2 up to |d| = 1 and |d| - 1/2 beyond (1504.08083, Eq. 3).
+    """As `mse`, with d^2 / 2 up to |d| = 1 and |d| - 1/2 beyond, d = p_i - p_j (1504.08083, Eq. 3).
 
-    Probabilities never differ by more than 1, so that it is half of `mse`.
+    Probabilities never differ by more than 1, so this loss is half of `mse`.
     """
     return _to_each(_huber, logits)
 
@@ -270,7 +271,7 @@ def _mean_of_others(p: Array) -> Array:
     return jnp.maximum(_others(p), 0) / (p.shape[0] - 1)  # rounding could make it negative
 
 
-# ---- Pieces
+# ---- Helpers
 
 
 def _wide(student: Array, teacher: Array, detach: bool) -> tuple[Array, Array]:
@@ -290,11 +291,11 @@ def _kl(log_p: Array, log_q: Array) -> Array:
 
 
 def _correlation(p: Array, q: Array, axis: int) -> Array:
-    """Pearson's, over an axis."""
+    """Pearson's correlation over an axis."""
     return (_unit(p, axis, 1) * _unit(q, axis, 1)).sum(axis)
 
 
 def _unit(x: Array, axis: int, square: float) -> Array:
-    """`x` less its mean over an axis, scaled so that its sum of squares is `square`."""
+    """`x` minus its mean over an axis, scaled so that its sum of squares is `square`."""
     x = x - x.mean(axis, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) / square + _TINY)

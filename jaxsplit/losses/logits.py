@@ -1,9 +1,9 @@
 """Pure losses and scores over the logits of S networks.
 
-Every function takes `logits: float[S, B, K]`, network axis first, and works in the dtype of its
-input (narrower ones than float32 are widened first). Nothing here knows about meshes or methods.
-Logarithms are natural. Probabilities are handled as logarithms, so that values and gradients stay
-finite for any finite logits.
+Every function takes `logits: float[S, B, K]`, network axis first, and computes in the dtype of its
+input, but at least in float32. Nothing here knows about meshes or methods. Logarithms are natural.
+Probabilities are kept as logarithms, so that values and gradients stay finite for any finite
+logits.
 """
 
 from collections.abc import Callable
@@ -70,10 +70,10 @@ def cross_entropy(
 def js_divergence(logits: Array) -> Array:
     """Jensen-Shannon divergence between the predictions of S networks.
 
-    H(mean_s p_s) - mean_s H(p_s) with p_s = softmax(z_s), batch mean (arXiv 2011.14660). It
-    is computed as mean_s KL(p_s || m), m = mean_s p_s, with log m a logsumexp over
-    networks: equal, not below zero beyond rounding, and finite, with its gradient, where
-    m * log(m) is NaN because a class underflows in every network.
+    Batch mean of H(mean_s p_s) - mean_s H(p_s) with p_s = softmax(z_s) (arXiv 2011.14660). It is
+    computed in the equal form mean_s KL(p_s || m), with m = mean_s p_s and log m a logsumexp over
+    networks. This form is non-negative up to rounding. It and its gradient stay finite if a class
+    underflows in every network, where m * log(m) is NaN.
 
     Args:
         logits: float[S, B, K].
@@ -93,8 +93,8 @@ def pairwise_kl(logits: Array) -> Array:
     """Mutual learning between S networks with detached targets (arXiv 1706.00384).
 
     1 / (S - 1) * sum over ordered pairs (i, j), j != i, of the batch mean of
-    KL(stop_gradient(p_j) || p_i): gradients flow into i only. For a fixed i the targets enter
-    linearly, so one product with sum_{j != i} p_j replaces the loop over pairs.
+    KL(stop_gradient(p_j) || p_i): gradients flow into i only. For a given i the KL is linear in
+    the targets, so one product with sum_{j != i} p_j replaces a loop over pairs.
 
     Args:
         logits: float[S, B, K].
@@ -110,7 +110,7 @@ def pairwise_kl(logits: Array) -> Array:
     fixed = jax.lax.stop_gradient(log_p)
     p = jnp.exp(fixed)
     others = p.sum(0, keepdims=True) - p
-    # Each p_j is the target of S - 1 networks, hence its entropy counts S - 1 times.
+    # Each p_j is the target of S - 1 networks, so its entropy counts S - 1 times.
     total = (networks - 1) * (p * fixed).sum((0, 2)) - (others * log_p).sum((0, 2))
     return total.mean() / (networks - 1)
 
@@ -124,16 +124,16 @@ ENSEMBLES: dict[str, Callable[[Array], Array]] = {
 
 
 def ensemble(logits: Array, how: str = "mean_logits") -> Array:
-    """What S networks answer together.
+    """Combines the logits of S networks to those of their ensemble.
 
     Args:
         logits: float[S, B, K].
         how: a name in `ENSEMBLES`: the mean or the maximum over networks, of logits or of
-            probabilities. Those of probabilities are returned as their logarithms.
+            probabilities. Probabilities are returned as logarithms.
 
     Returns:
-        float[B, K]: scores whose argmax is the answer and whose log_softmax is its
-        log-probability.
+        float[B, K]: logits of the ensemble. Their argmax is its answer, their log_softmax its
+        log-probabilities.
 
     Raises:
         ValueError: `how` is not in `ENSEMBLES`.
@@ -155,8 +155,8 @@ def cotrain_weight(
     exceeds `weight`, so that a weight of 0 switches co-training off.
 
     Args:
-        progress: how far the run is; any unit, the same as `warmup`. May be traced.
-        warmup: length of the warm-up; 0 is none. May be traced.
+        progress: length of the run so far, in the unit of `warmup`. May be traced.
+        warmup: length of the warm-up; 0: none. May be traced.
         weight: final weight.
         floor: smallest weight during the warm-up.
 

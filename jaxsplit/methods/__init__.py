@@ -1,7 +1,7 @@
-"""Methods: one file each, which makes a `Method` of a stack and ends in its `ENTRY`.
+"""Training methods, one file each. Each file makes a `Method` of a stack and ends in its `ENTRY`.
 
-To add one: write its file, ending in `ENTRY = Entry(...)`, and list it in `METHODS`. A method of
-one's own outside the package adds itself: see `docs/extending.md`.
+To add a method, write its file, ending in `ENTRY = Entry(...)`, and list it in `METHODS`. A method
+outside the package adds itself to `METHODS`: see `docs/extending.md`.
 """
 
 from typing import Any
@@ -51,14 +51,15 @@ METHODS: dict[str, Entry] = {
     "codistill": codistill.ENTRY,
 }
 
-ALONE = "single"  # the method of one network
+ALONE = "single"  # the method that trains one network alone
 
 
 def make(config: Any, plan: Any, stack: Stack) -> Method:
-    """The method of a config; `plan` is what `jaxsplit.durations.plan` derived.
+    """Makes the method that a config names; `plan` comes from `jaxsplit.durations.plan`.
 
     Raises:
-      ConfigError: unknown method, or one that cannot be with so many networks.
+      ConfigError: the method is unknown or does not allow this number of networks.
+      ValueError: the method's answer differs from the one in its Entry.
     """
     if config.method not in METHODS:
         raise ConfigError(f"method={config.method!r}: must be one of {', '.join(METHODS)}")
@@ -68,16 +69,17 @@ def make(config: Any, plan: Any, stack: Stack) -> Method:
     made = its.make(config, plan, stack, **fields)
     if made.answer != its.answer:
         raise ValueError(
-            f"method {config.method}: answers with {made.answer!r}, its Entry says {its.answer!r}"
+            f"method={config.method!r}: must answer with {its.answer!r}, as its Entry says, but "
+            f"answers with {made.answer!r}"
         )
     return made
 
 
 def check_split(method: str, num_networks: int) -> None:
-    """Raises ConfigError where a method cannot be with so many networks."""
+    """Raises ConfigError if a method does not allow this number of networks."""
     entry.check_split(method, METHODS[method], num_networks)
 
 
 def durations() -> tuple[str, ...]:
-    """'<method>.<field>' of the fields of all methods that are durations."""
+    """'<method>.<field>' of every method field that is a duration."""
     return tuple(entry.all_durations(METHODS))

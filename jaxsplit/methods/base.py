@@ -20,36 +20,38 @@ from jaxsplit.stack import Stack
 class Method(NamedTuple):
     """A way of training several networks: pure functions over a tree of variables.
 
-    Variables are {'params': {part: ...}, 'batch_stats': {part: ...}}; the part `stack` carries a
-    leading network axis, others (a trunk, a leader, auxiliary modules) carry none. A batch is a
-    dict with `views` float[S, B, H, W, C] (or [1, B, ...] for all), `labels` int[B] and, when
-    mixed, `partner` int[B] and `lam`.
+    Variables are {'params': {part: ...}, 'batch_stats': {part: ...}}. Arrays of the part `stack`
+    have a leading network axis; those of other parts (a trunk, a leader, auxiliary modules) have
+    none. A batch is a dict with `views`, float[S, B, H, W, C], or float[1, B, H, W, C] for all
+    networks, and `labels`, int[B]. A batch of mixed images also has `partner`, int[B], the labels
+    of the images mixed in, and the scalar `lam`, the share of `labels`.
     """
 
     init: Callable[[Array, tuple[int, int, int]], dict]
     """(key, (H, W, C)) -> variables."""
     loss: Callable[[dict, dict, Array, Array], tuple[Array, tuple[dict, dict[str, Array]]]]
-    """(variables, batch, key, progress) -> (scalar, (new batch_stats, metrics)); `progress` counts
-    the steps done; metrics are scalars, or float[S] with one value a network."""
+    """(variables, batch, key, progress) -> (scalar, (new batch_stats, metrics)). `progress` counts
+    the steps done. A metric is a scalar, or float[S] with one value per network."""
     predict: Callable[[dict, Array], dict[str, Array]]
-    """(variables, images float[B, H, W, C]) -> name -> logits float[B, K]; net0 ... first."""
+    """(variables, images float[B, H, W, C]) -> {name: logits float[B, K]}; net0 ... come first."""
     group: Callable[[tuple[str, ...]], str]
-    """Path of a parameter -> label of its optimizer, for methods that train parts differently."""
+    """Path of a parameter -> label of the optimizer that trains it; '' is that of the config."""
     answer: str
-    """The name in `predict` that is the method's answer; `best` is chosen on it."""
+    """The method's answer: a name in the result of `predict`. It selects the best checkpoint."""
 
 
 @dataclass
 class Pass:
-    """One pass of the stack over a batch: what it gave, and the modules that a method has beside.
+    """One forward pass of the stack, with access to auxiliary modules.
 
     Attributes:
       stack: the networks.
-      train: of this pass; False in prediction.
+      train: True in training, False in prediction.
       logits: float[S, B, K].
-      features: name -> float[S, B, h, w, c], in order, the last of them `final`.
-      batch: as of `Method`; in prediction {'views': float[1, B, H, W, C]}.
-      progress: steps done; 0 in prediction.
+      features: name -> float[S, B, h, w, c], in the order of computation; the last is `final`.
+      batch: see `Method`; in prediction it is {'views': float[1, B, H, W, C]}.
+      progress: number of steps done; 0 in prediction.
+      key: random key of the auxiliary modules.
     """
 
     stack: Stack
@@ -67,25 +69,26 @@ class Pass:
         part: str,
         make: Callable[..., nn.Module],
         *inputs: Array,
-        train: bool | None = None,
-        frozen: bool = False,
     ) -> Any:
-        """Applies a module that has no network axis, on each device to its part of the batch.
+        """Applies a module without a network axis; each device applies it to its part of the batch.
 
         Args:
-          part: name of its variables.
-          make: (axis_name=, dtype=) -> module, called as module(*inputs, train).
-          *inputs: [B, ...] each.
-          train: whether it normalises by the batch; None: as this pass.
-          frozen: no gradient flows into its parameters.
+          part: name of the module's variables.
+          make: (axis_name=, dtype=) -> module, which is called as module(*inputs, train=).
+          *inputs: arrays [B, ...].
 
         Returns:
-          Its outputs, a tree of [B, ...]. In training its new statistics are kept for the loss.
+          The module's outputs, a tree of [B, ...]. In training, `new_stats` keeps its new
+          statistics, which the loss returns.
         """
-        return self._apply(part, make, inputs, self.train if train is None else train, frozen)
+        return self._apply(part, make, inputs, self.train, False)
+
+    def apply_frozen(self, part: str, make: Callable[..., nn.Module], *inputs: Array) -> Any:
+        """As `apply_module`, with running statistics and without a gradient of the parameters."""
+        return self._apply(part, make, inputs, False, True)
 
     def network(self, part: str, make: Callable[..., nn.Module], images: Array) -> Any:
-        """As `apply_module` for a backbone: images [B, H, W, C] -> (logits [B, K], features)."""
+        """As `apply_module`, for a backbone: images [B, H, W, C] -> (logits [B, K], features)."""
         logits, features = self._apply(part, make, (images,), self.train, False, backbone=True)
         return logits, dict(features)
 
@@ -128,7 +131,7 @@ class Pass:
 
 
 class _InitPass(Pass):
-    """A dry run that initialises auxiliary modules and leaves their variables in `variables`.
+    """A dry run that initialises auxiliary modules and puts their variables into `variables`.
 
     Every output is zeros of the right shape.
     """
@@ -165,18 +168,18 @@ def over_stack(
     trunk_gradient: float = 1.0,
     ensemble: str = "mean_logits",
 ) -> Method:
-    """Cross-entropy summed over the networks of a stack, plus what they exchange.
+    """A method whose loss is the networks' summed cross-entropy, plus what they exchange.
 
     Args:
       stack: the networks.
-      exchange: (a pass in training) -> metrics; their `exchange`, a scalar, is added to the loss.
-      answers: (a pass in prediction) -> more named logits float[B, K]. It may apply modules that
-        `exchange` applies.
+      exchange: (training pass) -> metrics; the scalar metric `exchange` is added to the loss.
+      answers: (prediction pass) -> more named logits float[B, K]. It may only apply auxiliary
+        modules that `exchange` applies too.
       answer: name of the method's answer; '' means the ensemble, or the only network.
-      group: see `Method`; '' names the optimizer of the config.
+      group: see `Method`.
       label_smoothing: label smoothing of the cross-entropy.
       label_weight: weight of the cross-entropy in the loss.
-      trunk_gradient: factor of the gradient that reaches the stack's trunk.
+      trunk_gradient: factor that multiplies the gradient of the stack's trunk.
       ensemble: how the networks' logits are combined, a name in `losses.ENSEMBLES`.
     """
     trained = _Trained(
@@ -194,7 +197,7 @@ def over_stack(
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """A stack and how it is trained; for the fields see `over_stack`."""
+    """A stack and how to train it; `over_stack` describes the fields."""
 
     stack: Stack
     exchange: Callable[[Pass], dict[str, Array]] | None
@@ -262,7 +265,7 @@ class _Trained:
         return named
 
     def _split(self, layers: dict) -> dict:
-        """Layers of the stack by part: `stack` and, if the networks share layers, `trunk`."""
+        """Sorts the stack's layers into parts: `stack` and, if networks share layers, `trunk`."""
         stack = self.stack
         if not stack.trunk:
             return {"stack": layers}
@@ -270,7 +273,7 @@ class _Trained:
         return {"stack": own, "trunk": trunk}
 
     def _scale_trunk_gradient(self, variables: dict) -> dict:
-        """The same variables; the gradient of the trunk is multiplied by `trunk_gradient`."""
+        """Returns the same values and multiplies the trunk's gradient by `trunk_gradient`."""
         factor = self.trunk_gradient
         if factor == 1 or not self.stack.trunk:
             return variables
@@ -280,7 +283,7 @@ class _Trained:
 
 
 def _join(variables: dict) -> dict:
-    """Variables of the stack as one tree a collection: the inverse of `_Trained._split`."""
+    """Joins the stack's parts to one tree per collection: the inverse of `_Trained._split`."""
     return {c: tree["stack"] | tree.get("trunk", {}) for c, tree in variables.items()}
 
 
@@ -293,7 +296,7 @@ def scale_gradient(x: Array, factor: float) -> Array:
 def cross_entropy(logits: Array, batch: dict[str, Array], label_smoothing: float) -> Array:
     """Cross-entropy of every network: logits float[S, B, K] and a batch -> float[S].
 
-    A batch with `partner` and `lam` has mixed labels.
+    If the batch has `partner` and `lam`, the labels are mixed.
     """
     return losses.cross_entropy(
         logits,

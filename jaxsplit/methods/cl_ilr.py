@@ -1,9 +1,10 @@
 """Collaborative learning (CL-ILR): heads on a shared intermediate-level representation.
 
 Song & Chai 2018, "Collaborative Learning for Deep Neural Networks" (arXiv 1805.11761): head h
-minimises beta CE(label) + (1 - beta) T^2 CE(q_h), q_h the softmax at temperature T of the mean of
-the other heads' logits, detached; here KL(q_h), which has the same gradient. The gradient that all
-heads send into the shared layers is divided by their number ("backpropagation rescaling").
+minimises beta CE(label) + (1 - beta) T^2 CE(q_h). The target q_h is the softmax, at temperature T,
+of the mean of the other heads' logits, and is detached. This file uses KL(q_h) instead of CE(q_h);
+both have the same gradient. The gradient of the shared layers is divided by the number of heads
+("backpropagation rescaling").
 """
 
 from typing import Any
@@ -19,11 +20,11 @@ from jaxsplit.stack import Stack
 
 
 def make(stack: Stack, *, distill: Distill, label_weight: float = 0.5, **fields: Any) -> Method:
-    """CL-ILR over a stack with a trunk; without one it is the paper's "simultaneous" learning.
+    """CL-ILR for a stack with a trunk; without a trunk, the paper's "simultaneous" learning.
 
     Args:
       stack: S >= 2 heads.
-      distill: KL at temperature 2.
+      distill: distillation loss; in the paper KL at temperature 2.
       label_weight: beta, in [0, 1].
       **fields: label_smoothing, ensemble (see `over_stack`).
     """
@@ -47,6 +48,6 @@ def _check(section: Section) -> None:
 ENTRY = Entry(
     distilling(make, 2.0, lambda config: {"label_weight": config.cl_ilr.label_weight}),
     trunk="all but the last",
-    fields={"label_weight": 0.5},  # of the cross-entropy; the rest is that of the other heads
+    fields={"label_weight": 0.5},  # weight of the cross-entropy; the distillation has 1 - this
     check=_check,
 )

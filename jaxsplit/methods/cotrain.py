@@ -45,13 +45,13 @@ def make(
 
     Args:
       stack: S >= 2 networks.
-      loss: a name in `LOSSES`: 'js', Jensen-Shannon, that of the paper; in the others targets are
-        detached: every other network, or in '..._mean' the mean of the others' predictions.
-        'distill' is the sum over networks of `distill.pairwise`.
-      weight: of the divergence, warmed up linearly over `warmup_steps` from `floor`.
+      loss: a name in `LOSSES`. 'js' is the paper's Jensen-Shannon divergence. 'distill' is the sum
+        over networks of `distill.pairwise`. The targets of all but 'js' are detached; they are the
+        predictions of every other network, or in '..._mean' their mean.
+      weight: weight of the divergence, warmed up linearly over `warmup_steps`.
       floor: smallest weight during the warm-up.
-      warmup_steps: 0 is the full weight from the start.
-      distill: needed with loss 'distill'.
+      warmup_steps: length of the warm-up; 0: the full weight from the start.
+      distill: distillation loss; only used, and then needed, with loss 'distill'.
       **fields: label_smoothing, ensemble (see `over_stack`).
     """
 
@@ -88,7 +88,7 @@ def _check(section: Section) -> None:
 
 
 def _weight(config, plan) -> Callable:
-    """Steps int[N] -> weight of the divergence."""
+    """A function: steps int[N] -> weight of the divergence float[N]."""
     return functools.partial(
         losses.cotrain_weight,
         warmup=plan.method_steps["cotrain.warmup"],
@@ -116,10 +116,10 @@ ENTRY = Entry(
     _make,
     views="different",
     fields={
-        # js | kl, mse, smooth_l1 (detached targets), and those with _mean | distill: config.distill
+        # js | kl | mse | smooth_l1 | kl_mean | mse_mean | smooth_l1_mean | distill (config.distill)
         "loss": "js",
         "weight": 0.5,
-        "floor": 0.005,  # the weight never warms up from less than this
+        "floor": 0.005,  # smallest weight during the warm-up
         "warmup": "40 epochs",  # linear
     },
     check=_check,

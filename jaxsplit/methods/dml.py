@@ -19,7 +19,7 @@ def make(stack: Stack, *, distill: Distill, **fields: Any) -> Method:
 
     Args:
       stack: S >= 2 networks.
-      distill: KL in the paper.
+      distill: distillation loss; in the paper KL.
       **fields: label_smoothing, ensemble (see `over_stack`).
     """
 

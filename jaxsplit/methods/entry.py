@@ -1,4 +1,4 @@
-"""What a method says of itself, so that nothing outside its file has to name it."""
+"""What a method declares about itself, so that no other file has to name it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,71 +20,71 @@ TRUNKS = ("none", "all but the last", "needed")
 
 @dataclasses.dataclass(frozen=True)
 class Single:
-    """Where the variables of one network lie, and what the config of it alone changes."""
+    """Where the variables of one network are, and the config that describes this network alone."""
 
     part: str = "stack"
-    """Of the variables; 'stack': the network at `index` of the stack, with its trunk."""
+    """Part of the variables; 'stack' means network `index` of the stack, with the trunk."""
     index: int = 0
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Field -> value in the config of the network alone, besides what all methods change."""
+    """Config field -> value for the network alone, besides the changes that all methods share."""
 
 
 def of_stack(config: Any) -> dict[str, Single]:
-    """net0, net1 ...: the networks of the stack, which every method has."""
+    """The networks of the stack, which every method has, as net0, net1 ..."""
     return {f"net{i}": Single(index=i) for i in range(config.split)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A method as `config.method` names it; only `make` has no default.
+    """A method that `config.method` can name; only `make` has no default.
 
-    `config` is the whole ConfigDict, `plan` what `durations.plan` derived from it.
+    In the functions below `config` is the whole ConfigDict and `plan` comes from `durations.plan`.
 
     Raises:
-      ConfigError: an unknown value of `views` or `trunk`, or a duration that is no field.
+      ConfigError: `views` or `trunk` is unknown, or a name in `durations` or `fixed` is no field.
     """
 
     make: Callable[..., Method]
     """(config, plan, stack, label_smoothing=, ensemble=) -> Method."""
     views: str = "same"
-    """What the networks see of an image where `config.views` is 'paper': different | same."""
+    """With `config.views` 'paper', whether networks see different views: different | same."""
     trunk: str = "none"
-    """The stages that they share where `config.trunk` is 'paper': none | all but the last |
-    needed (all but the last, and the method is refused without a trunk)."""
+    """The stages that networks share with `config.trunk` 'paper': none | all but the last | needed
+    (all but the last; the method cannot do without a trunk)."""
     answer: str = "ensemble"
-    """That of the Method, to be known without networks."""
+    """Equal to `Method.answer`, but known before a Method is made."""
     optimizers: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda config: {}
-    """config -> label of `Method.group` -> fields of `config.optim` that differ there."""
+    """config -> {label of `Method.group`: the fields of `config.optim` that differ there}."""
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Name -> default of the fields of `config.<method>`."""
+    """Fields of `config.<method>`: name -> default."""
     check: Callable[[Section], None] = lambda section: None
-    """Raises ConfigError for a wrong value; the Section is of `fields`."""
+    """Raises ConfigError for a wrong value of `fields`, which the Section holds."""
     durations: tuple[str, ...] = ()
-    """The fields that are durations, such as '5 epochs'; `plan.method_steps['<method>.<field>']`
-    has them in steps."""
+    """Names of fields that are durations, such as '5 epochs'. The plan has them in steps, as
+    `plan.method_steps['<method>.<field>']`."""
     fixed: tuple[str, ...] = ()
-    """The fields that arrays depend on: they cannot change when a run is resumed."""
+    """Names of fields that shape the arrays, so that a resumed run cannot change them."""
 
     least: int = 2
-    """Networks that it needs."""
+    """Least number of networks."""
     most: int | None = None
-    """Networks that it can have; None: any number."""
+    """Greatest number of networks; None: no limit."""
     why: str = "; one network is method='single'"
-    """Ends the sentence that refuses fewer than `least`."""
+    """End of the message that refuses fewer than `least` networks."""
     networks: Callable[[Any], Mapping[str, Single]] = of_stack
-    """config -> name -> a single network that can be taken from a run."""
+    """config -> {name: a single network that can be extracted from a run}."""
 
     costs: Callable[[Networks], Mapping[str, tuple[int, int]]] = lambda networks: {}
-    """Answer -> (parameters, multiply-adds), where it is not those of all networks."""
+    """networks -> {answer: (parameters, multiply-adds)}, where these are not all networks' sums."""
     curves: Callable[[Any, Any], Mapping[str, Curve]] = lambda config, plan: {}
-    """(config, plan) -> title -> curve, drawn with the learning rate."""
+    """(config, plan) -> {title: curve}; the curves are drawn beside the learning rate."""
     advice: Callable[[Any, Any], Iterable[str]] = lambda config, plan: ()
-    """(config, plan) -> a line for each own field that does not do what it is there for."""
+    """(config, plan) -> a line for each of `fields` that does not have its intended effect."""
     as_published: Callable[[Any], bool] = lambda config: (
         config.divide and config.divide_in in (0, config.split)
     )
-    """config -> whether its networks are those of published results of the same architecture."""
+    """config -> whether published results of the architecture are of networks like these."""
 
     def __post_init__(self) -> None:
         for field, value, allowed in (("views", self.views, VIEWS), ("trunk", self.trunk, TRUNKS)):
@@ -101,11 +101,11 @@ def distilling(
     temperature: float,
     own: Callable[[Any], Mapping[str, Any]] = lambda config: {},
 ) -> Callable[..., Method]:
-    """The `make` of an Entry, from one that takes a `distill.Distill`.
+    """The `Entry.make` of a method whose own `make` takes a `distill.Distill`.
 
     Args:
       make: (stack, distill=, ...) -> Method.
-      temperature: that of its paper.
+      temperature: the temperature in the method's paper.
       own: config -> further arguments of `make`.
     """
 
@@ -117,7 +117,7 @@ def distilling(
 
 
 def check_split(name: str, entry: Entry, num_networks: int) -> None:
-    """Raises ConfigError where a method cannot have so many networks."""
+    """Raises ConfigError if a method does not allow this number of networks."""
     if entry.most is not None and num_networks > entry.most:
         allowed = entry.most if entry.most == entry.least else f"at most {entry.most}"
         raise ConfigError(f"split={num_networks}: must be {allowed} with method={name!r}")
@@ -128,6 +128,6 @@ def check_split(name: str, entry: Entry, num_networks: int) -> None:
 
 
 def all_durations(entries: Mapping[str, Entry]) -> Iterator[str]:
-    """'<method>.<field>' of the fields of all methods that are durations."""
+    """'<method>.<field>' of every method field that is a duration."""
     for name, entry in entries.items():
         yield from (f"{name}.{field}" for field in entry.durations)

@@ -1,11 +1,11 @@
-"""FFSD: students that teach each other, a module that fuses their features, a leader that is kept.
+"""FFSD: students teach each other, a module fuses their features, and a leader learns from it.
 
 Li et al. 2021, "Distilling a Powerful Student Model via Online Knowledge Distillation"
 (arXiv 2103.14473), in the order and with the weights of the original code. The students are the
-stack. In one step, every network on the weights before it:
+stack; the leader is the network that is kept. All losses of a step use the weights before the step:
 
-  student i   CE + T^2 KL towards the other students (their mean) + diversity of its attention from
-              that of student i - 1 + self-distillation of its earlier maps
+  student i   CE + mean T^2 KL towards the other students + diversity of its attention from that of
+              student i - 1 + self-distillation of its earlier maps
   fusion      CE + T^2 KL towards the mean of the students' logits, on their last maps
   leader      CE + T^2 KL towards the fusion module's logits + attention towards the fused map
               + attention of its trans-fusion module towards all students' maps
@@ -13,11 +13,11 @@ stack. In one step, every network on the weights before it:
   self-distillation modules   predict a network's earlier maps from its last map
 
 Every teacher is detached. One gradient of the summed loss therefore equals the gradients that the
-original code computes by a backward pass for each network. Self-distillation modules normalise by
-their running statistics where they teach, and by the batch where they learn.
+original code computes with a backward pass for each network. Self-distillation modules normalise by
+their running statistics when they teach, and by the batch when they learn.
 
-The original code weights the students' self-distillation by the weight of the diversity, not by
-that of self-distillation, and uses the latter only to train the modules: `Weights` names each.
+The original code applies its diversity weight to the students' self-distillation too, and its
+self-distillation weight only to the training of the modules. `Weights` has a name for each.
 """
 
 import dataclasses
@@ -41,12 +41,12 @@ from jaxsplit.models import fusion
 from jaxsplit.section import Section
 from jaxsplit.stack import Stack
 
-# Labels of optimizers; the students' is that of the config.
+# Labels of optimizers; the students use the config's optimizer.
 LEADER, FUSION, SELF_DISTILLATION = "leader", "fusion", "self_distillation"
 
 
 class Weights(NamedTuple):
-    """Of the terms beside cross-entropy and KL; the published values."""
+    """Weights of all terms except cross-entropy and KL; the defaults are the published values."""
 
     diversity: float = 1e-5
     student_self_distillation: float = 1e-5
@@ -57,7 +57,7 @@ class Weights(NamedTuple):
 
 
 def warmup(progress: Array | int, steps_per_epoch: int, warmup_steps: int) -> Array:
-    """Factor of all `Weights`: exp(-5 (1 - e / E)^2) in epoch e = 1, 2 ... up to E, then 1."""
+    """Factor of all `Weights`: exp(-5 (1 - e / E)^2) in epochs e = 1, 2 ... E, then 1."""
     epoch = jnp.asarray(progress) // steps_per_epoch + 1
     left = jnp.maximum(1 - epoch * steps_per_epoch / max(warmup_steps, 1), 0)
     return jnp.exp(-5 * jnp.square(left))
@@ -77,18 +77,18 @@ def make(
 ) -> Method:
     """FFSD over a stack of M >= 2 students.
 
-    Variables: parts `stack`; `leader`, `fusion`, `trans_fusion`, `sd_leader`, and `sd1` ... of each
-    student but the first. All students see views[0], as does the leader, unless there are several
-    views; then the leader sees the first student's.
+    Variables have the parts `stack`, `leader`, `fusion`, `trans_fusion`, `sd_leader`, and `sd1` ...
+    for each student but the first. With one view, students and leader all see it. With a view per
+    student, the leader sees the first student's.
 
     Args:
       stack: the students.
-      leader: its Spec.
-      distill: what networks learn of each other's logits; T^2 KL, T = 2, in the paper.
-      leader_remat: stages of the leader to recompute, of `models.remat_stages`.
-      weights: of the other terms; None: the published ones.
-      steps_per_epoch: of the warm-up, which goes by epochs.
-      warmup_steps: of `weights`; 0 is none.
+      leader: the leader's Spec.
+      distill: loss between logits; in the paper T^2 KL with T = 2.
+      leader_remat: stages of the leader to recompute, from `models.remat_stages`.
+      weights: weights of the other terms; None: the published ones.
+      steps_per_epoch: steps per epoch; the warm-up changes once per epoch.
+      warmup_steps: length of the warm-up of `weights`; 0: none.
       label_smoothing, ensemble: see `over_stack`.
     """
     lessons = _Lessons(
@@ -119,7 +119,7 @@ def _group(path: tuple[str, ...]) -> str:
 
 
 class _Students(NamedTuple):
-    """Losses of the students, float[M] each, and what their self-distillation modules learn by."""
+    """Losses of the students, float[M] each, and `learned`, their modules' own losses."""
 
     mutual: Array
     diversity: Array
@@ -128,7 +128,7 @@ class _Students(NamedTuple):
 
 
 class _Leader(NamedTuple):
-    """Losses of the leader, scalars, and what its self-distillation module learns by."""
+    """Scalar losses of the leader, and `learned`, its self-distillation module's own losses."""
 
     cross_entropy: Array
     distill: Array
@@ -140,7 +140,7 @@ class _Leader(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Lessons:
-    """What the networks of one step learn from each other; for the fields see `make`."""
+    """What networks learn from each other in one step; `make` describes the fields."""
 
     leader: models.Spec
     distill: distill_lib.Distill
@@ -203,10 +203,10 @@ class _Lessons:
         return this.network("leader", build, this.batch["views"][0])
 
     def _fuse(self, this: Pass, features: int) -> tuple[Array, Array, Array]:
-        """(the students' last maps side by side, the fusion module's logits, the fused map).
+        """(the students' last maps concatenated, the fusion module's logits, the fused map).
 
-        The fused map has `features` channels, as the leader's, which learns from it. In the paper
-        the students' maps have as many.
+        The fused map has `features` channels, as many as the leader's map, which learns from it. In
+        the paper the students' maps have as many, too.
         """
         last = jax.lax.stop_gradient(this.features["final"])  # [M, B, h, w, C]
         joined = jnp.moveaxis(last, 0, -2).reshape(*last.shape[1:4], -1)
@@ -247,7 +247,7 @@ class _Lessons:
         module = functools.partial(fusion.TransFusion, joined.shape[-1])
         trans_fused = this.apply_module("trans_fusion", module, maps[-1])
         of_leader = attention.attention(maps[-1])
-        # A leader of another architecture may have a map of another size.
+        # If the leader has another architecture, its map may have another size.
         shape = (*maps[-1].shape[:3], fused.shape[-1])
         resized = fused if fused.shape == shape else jax.image.resize(fused, shape, "linear")
         return _Leader(
@@ -282,7 +282,7 @@ class _Lessons:
 
 
 def _leader(config, students: Any) -> Any:
-    """The leader's Spec: that of the students unless `config.ffsd.leader` names another."""
+    """The leader's Spec: the students' Spec unless `config.ffsd.leader` names another."""
     return models.divided(config.ffsd.leader, 1) if config.ffsd.leader else students
 
 
@@ -301,10 +301,10 @@ def _make(config, plan, stack: Stack, **fields) -> Method:
 
 
 def _optimizers(config) -> dict[str, dict[str, Any]]:
-    """Label -> fields of `config.optim` that differ: see `Entry`."""
+    """Label -> the fields of `config.optim` that differ: see `Entry.optimizers`."""
     its = config.ffsd
     return {
-        # Eq. (6) of divide and co-training is for divided networks.
+        # Eq. (6) of divide and co-training lowers the weight decay of divided networks only.
         LEADER: dict(divide_weight_decay=False) if its.leader else {},
         FUSION: dict(weight_decay=its.fusion_weight_decay),
         SELF_DISTILLATION: dict(
@@ -364,16 +364,17 @@ ENTRY = Entry(
     answer="leader",
     optimizers=_optimizers,
     fields={
-        "leader": "",  # architecture, whole; '': as the students
-        "diversity": 1e-5,  # weight of the students' attention shift
-        "student_self_distillation": 1e-5,  # of the students' own self-distillation
-        "fusion": 10.0,  # of the leader's attention towards the fused map
-        "trans_fusion": 10.0,  # of its trans-fusion module towards the students' maps
-        "leader_self_distillation": 10.0,  # of its own self-distillation
-        "train_self_distillation": 1000.0,  # of the loss of those modules themselves
+        "leader": "",  # undivided architecture of the leader; '': the students' architecture
+        # Six loss weights:
+        "diversity": 1e-5,  # diversity of the students' attention
+        "student_self_distillation": 1e-5,  # self-distillation of the students
+        "fusion": 10.0,  # the leader's attention towards the fused map
+        "trans_fusion": 10.0,  # its trans-fusion module's attention towards the students' maps
+        "leader_self_distillation": 10.0,  # self-distillation of the leader
+        "train_self_distillation": 1000.0,  # training of the self-distillation modules
         "warmup": "5 epochs",  # of these six weights
         "fusion_weight_decay": 1e-5,
-        # Of Adam, at optim.base_batch_size; it follows schedule.
+        # Learning rate of the modules' Adam, at optim.base_batch_size; it follows `schedule`.
         "self_distillation_lr": 1e-3,
         "self_distillation_weight_decay": 1e-4,
     },

@@ -1,4 +1,4 @@
-"""S networks that never exchange anything: an ensemble, the baseline of every other method."""
+"""S networks that exchange nothing: a plain ensemble, the baseline of every other method."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""Collaborative learning (KDCL): all networks learn from one teacher that they make together.
+"""Collaborative learning (KDCL): all networks learn from one teacher, made of their own logits.
 
 Guo et al. 2020, "Online Knowledge Distillation via Collaborative Learning" (CVPR 2020): the loss of
-network i is CE_i + T^2 KL(softmax(z_t / T) || softmax(z_i / T)) with the teacher's logits z_t of
-section 3.2: their mean, or KDCL-MinLogit.
+network i is CE_i + T^2 KL(softmax(z_t / T) || softmax(z_i / T)). Section 3.2 defines the teacher's
+logits z_t: here the mean of the networks' logits, or KDCL-MinLogit.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ def mean(logits: Array, labels: Array) -> Array:
 
 
 def min_logit(logits: Array, labels: Array) -> Array:
-    """For every class the least logit, relative to that of the label, of any network.
+    """For every class, the least logit of any network relative to that network's label logit.
 
-    z_t[k] = min_i (z_i[k] - z_i[label]): wrong classes get what the surest network gives them.
-    With mixup the label is that of the image as it was before.
+    z_t[k] = min_i (z_i[k] - z_i[label]): each wrong class gets the logit of the network that is
+    most certain against it. With mixup the label is that of the image before mixing.
 
     Args:
       logits: float[S, B, K].
@@ -47,7 +47,7 @@ def make(stack: Stack, *, distill: Distill, teacher: str = "min_logit", **fields
 
     Args:
       stack: S >= 2 networks.
-      distill: KL at temperature 2; the teacher is detached.
+      distill: distillation loss, with a detached teacher; in the paper KL at temperature 2.
       teacher: a name in `TEACHERS`.
       **fields: label_smoothing, ensemble (see `over_stack`).
     """

@@ -1,16 +1,16 @@
-"""OKDDip: peers that weigh each other's predictions by attention, and a leader taught by them all.
+"""OKDDip: peers weigh each other's predictions by attention, and all peers teach a leader.
 
-Chen et al. 2020, "Online Knowledge Distillation with Diverse Peers" (arXiv 1912.00350). Of S
-networks the last is the group leader, the others are peers, with pooled features h:
+Chen et al. 2020, "Online Knowledge Distillation with Diverse Peers" (arXiv 1912.00350). The last of
+the S networks is the group leader; the others are peers, with pooled features h:
 
   weights   alpha_ab = softmax over peers b of L(h_a)^T E(h_b), L and E linear
   peer a    CE + T^2 KL(t_a || q_a), t_a = sum_b alpha_ab q_b, q_b = softmax(z_b / T)
   leader    CE + T^2 KL(t || q_leader), t the mean of the q_b
 
-Gradients flow as in the authors' code, which detaches nothing: through the weights into L, E and
-the features, and into the peers' predictions wherever these are targets, the leader's included.
-That code weighs logits, where the paper and this file weigh predictions. With
-`distill.standardize` it is their weighted mean that is standardised.
+As in the authors' code, nothing is detached. Gradients flow through the weights into L, E and the
+features, and into the peers' predictions where these are targets, also the leader's. The authors'
+code averages logits; the paper and this file average predictions. `distill.standardize` applies to
+the logits of the weighted mean.
 """
 
 import functools
@@ -31,11 +31,11 @@ from jaxsplit.stack import Stack
 
 
 class Attention(nn.Module):
-    """Features float[B, M, C] of M peers -> log of the weights alpha float[B, M, M], [a, b]."""
+    """Features float[B, M, C] of M peers -> log alpha_ab, float[B, M, M] indexed [batch, a, b]."""
 
-    features: int  # of L and E
+    features: int  # output features of L and E
     axis_name: str | None = None
-    dtype: Dtype | None = None  # not used: these are few numbers
+    dtype: Dtype | None = None  # unused: the layer is small, so it computes in float32 or wider
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -46,11 +46,11 @@ class Attention(nn.Module):
 
 
 def make(stack: Stack, *, distill: Distill, factor: int = 8, **fields: Any) -> Method:
-    """OKDDip over a stack; variables: parts `stack` and `attention`, answer `leader`.
+    """OKDDip of a stack. Its variables have the parts `stack` and `attention`; it answers `leader`.
 
     Args:
       stack: S >= 3 networks.
-      distill: KL at temperature 3.
+      distill: distillation loss; in the paper KL at temperature 3.
       factor: L and E have this many times fewer features than the networks.
       **fields: label_smoothing, ensemble (see `over_stack`).
     """
@@ -63,9 +63,9 @@ def make(stack: Stack, *, distill: Distill, factor: int = 8, **fields: Any) -> M
         weights = this.apply_module("attention", attention, pooled)  # [B, a, b]
         log_q = jax.nn.log_softmax(widen(peers) / t)
         weighted = jnp.moveaxis(weights, 0, -1)[..., None] + log_q[None]  # [a, b, B, K]
-        # As logits, which softmax(. / T) turns back into the targets.
+        # Targets as logits: softmax(. / T) turns them back into probabilities.
         targets = t * jax.nn.logsumexp(weighted, 1)
-        target = t * jax.nn.logsumexp(log_q, 0, keepdims=True)  # the mean, as scale does not matter
+        target = t * jax.nn.logsumexp(log_q, 0, keepdims=True)  # softmax turns the sum into a mean
         by_network = jnp.concatenate(
             [
                 distill(peers, targets, labels, detach=False),
@@ -92,7 +92,7 @@ def _costs(networks: Networks) -> dict[str, tuple[int, int]]:
 ENTRY = Entry(
     distilling(make, 3.0, lambda config: {"factor": config.okddip.factor}),
     answer="leader",
-    fields={"factor": 8},  # features of the attention: those of the network / factor
+    fields={"factor": 8},  # features of the attention = features of the network / factor
     check=_check,
     fixed=("factor",),
     least=3,

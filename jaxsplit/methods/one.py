@@ -1,11 +1,14 @@
-"""ONE: branches over a shared trunk, taught by an ensemble of themselves that a gate weighs.
+"""ONE: branches over a shared trunk learn from their own ensemble, which a gate weighs.
 
 Lan et al. 2018, "Knowledge Distillation by On-the-Fly Native Ensemble" (arXiv 1806.04606), Eqs. (4)
-to (8): logits of the ensemble z_e = sum_i g_i z_i with g the gate's answer to the trunk's last map;
-loss sum_i CE_i + CE_e + T^2 sum_i KL(softmax(z_e / T) || softmax(z_i / T)), z_e detached in the KL,
-so that the gate learns from CE_e only. The authors' gate (which this is) normalises and rectifies
-what its linear layer gives before the softmax. They raise the weight of the KL over the first 80
-epochs; here it is constant.
+to (8). The logits of the ensemble are z_e = sum_i g_i z_i; the gate computes the weights g from the
+trunk's last map. The loss is
+
+  sum_i CE_i + CE_e + T^2 sum_i KL(softmax(z_e / T) || softmax(z_i / T))
+
+with z_e detached in the KL, so that the gate learns from CE_e only. As in the authors' code, the
+gate applies BatchNorm and ReLU between its linear layer and the softmax. The authors raise the
+weight of the KL over the first 80 epochs; here it is constant.
 """
 
 import functools
@@ -24,11 +27,11 @@ from jaxsplit.stack import Stack
 
 
 class Gate(nn.Module):
-    """Pooled features float[B, C] -> weights of the branches float[B, S], which sum to one."""
+    """Pooled features float[B, C] -> weights of the branches float[B, S]; each row sums to one."""
 
     branches: int
     axis_name: str | None = None
-    dtype: Dtype | None = None  # not used: these are few numbers
+    dtype: Dtype | None = None  # unused: the layer is small, so it computes in float32 or wider
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -38,21 +41,21 @@ class Gate(nn.Module):
 
 
 def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fields: Any) -> Method:
-    """ONE over a stack with a trunk; variables: parts `stack`, `trunk`, `gate`, answer `gated`.
+    """ONE of a stack with a trunk. Variables: parts `stack`, `trunk` and `gate`; answer `gated`.
 
-    Where the networks see different views, the gate sees the mean of the features of all.
+    If networks see different views, the gate sees the mean of their features.
 
     Args:
       stack: S >= 2 branches.
-      distill: KL at temperature 3.
-      label_smoothing: of all cross-entropies.
+      distill: distillation loss; in the paper KL at temperature 3.
+      label_smoothing: label smoothing of all cross-entropies.
       **fields: ensemble (see `over_stack`).
 
     Raises:
       ValueError: the stack has no trunk.
     """
     if not stack.trunk:
-        raise ValueError("one: needs a stack with a trunk, this one has none")
+        raise ValueError("one: needs a stack with a trunk; this stack has none")
 
     def gated(this: Pass) -> Array:
         """z_e, float[B, K]."""

@@ -1,4 +1,4 @@
-"""One undivided network, trained alone: what the others are measured against."""
+"""One undivided network, trained alone: the reference for all other methods."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from jaxsplit.stack import Stack
 
 
 def make(stack: Stack, **fields: Any) -> Method:
-    """Cross-entropy of a stack of one; `fields`: label_smoothing.
+    """Cross-entropy of one network; `fields`: label_smoothing.
 
     Raises:
       ValueError: the stack has several networks.
     """
     if stack.num_networks != 1:
-        raise ValueError(f"single: needs a stack of 1 network, this one has {stack.num_networks}")
+        raise ValueError(f"single: needs a stack of 1 network; this stack has {stack.num_networks}")
     return over_stack(stack, **fields)
 
 

@@ -1,6 +1,6 @@
-"""Backbones: a file for each family, with frozen Specs, the divide rule and the module.
+"""Backbones: one file per family, with its frozen Specs, divide rule and Linen module.
 
-Each file ends in one `Family`, which `FAMILIES` lists; `register` adds one of your own.
+Each file ends in one `Family`, which `FAMILIES` lists. `register` adds a backbone of your own.
 """
 
 import difflib
@@ -52,33 +52,35 @@ def register(
     """Adds a backbone of your own under `spec.arch`; see docs/extending.md for an example.
 
     Args:
-      spec: frozen dataclass of the undivided network, with `arch`, `splits`, `image_size`; 1 is
-        among its splits.
-      divide: (spec, S) -> spec of one of the S networks.
-      build: (spec, num_classes, axis_name=, dtype=) -> Linen module with the field `axis_name`, the
-        mesh axis of synchronised BatchNorm; it is called as
-        (images float[B, H, W, C], train, example_ids) and returns (logits float[B, K], features:
-        name -> float[B, h, w, c], the last of them `final`). Fine-tuning with other classes
-        renews the layer `head`, which `layers.classify` makes.
-      num_stages: that `config.remat` and `config.trunk` can choose from; layers are named as
-        `in_trunk` says, and `build` takes remat=.
+      spec: frozen dataclass that describes the undivided network. It has the fields `arch`,
+        `splits` (which includes 1) and `image_size`.
+      divide: (spec, S) -> Spec of one of the S networks.
+      build: (spec, num_classes, axis_name=, dtype=) -> Linen module. Its field `axis_name` is the
+        mesh axis of synchronised BatchNorm. It is called as (images float[B, H, W, C], train,
+        example_ids) and returns (logits float[B, K], features: name -> float[B, h, w, c], of which
+        `final` is the last). Fine-tuning with other classes replaces the layer `head`, which
+        `layers.classify` makes.
+      num_stages: number of stages that `config.remat` and `config.trunk` can choose from. If it is
+        not 0, `in_trunk` says how to name the layers, and `build` also takes remat=.
 
     Raises:
-      ValueError: there is another architecture of that name, or the spec lacks something.
+      ValueError: the name belongs to another architecture, or the spec lacks a field or split 1.
     """
     if missing := [name for name in ("arch", "splits", "image_size") if not hasattr(spec, name)]:
         raise ValueError(f"{spec}: must have {', '.join(missing)}")
     if 1 not in spec.splits:
-        raise ValueError(f"arch={spec.arch!r}: splits={spec.splits} must hold 1, the undivided")
-    key = f"own/{spec.arch}"  # arch may be called as a family is
-    # Registering again is what running a notebook's cell again does.
+        raise ValueError(
+            f"arch={spec.arch!r}: splits={spec.splits} must include 1, the undivided network"
+        )
+    key = f"own/{spec.arch}"  # the prefix keeps it apart from a family of the same name
+    # A notebook cell that runs again registers its architecture again.
     if key not in FAMILIES and _find(spec.arch) is not None:
-        raise ValueError(f"arch={spec.arch!r}: there is one of that name already")
+        raise ValueError(f"arch={spec.arch!r}: another architecture has this name already")
     FAMILIES[key] = Family({spec.arch: spec}, divide, build, num_stages=lambda _: num_stages)
 
 
 def names() -> list[str]:
-    """Every architecture, and the patterns of those with free numbers."""
+    """The names of all architectures, and the patterns that stand for many names."""
     return [
         name for family in FAMILIES.values() for name in (*family.specs, family.pattern) if name
     ]
@@ -88,12 +90,12 @@ def divided(arch: str, num_networks: int) -> Spec:
     """The Spec of one of the S networks that replace `arch`.
 
     Raises:
-      ConfigError: unknown architecture, or one that is not divided in that many.
+      ConfigError: the architecture is unknown or cannot be divided into S networks.
     """
     family, spec = known(arch)
     if num_networks not in spec.splits:
         splits = ", ".join(map(str, spec.splits))
-        raise ConfigError(f"split={num_networks}: {arch} can be divided in {splits}")
+        raise ConfigError(f"split={num_networks}: {arch} can be divided into {splits}")
     return family.divide(spec, num_networks)
 
 
@@ -107,7 +109,7 @@ def build(
 ) -> nn.Module:
     """The Linen module of a Spec: images float[B, H, W, C] -> (logits float[B, K], features).
 
-    `remat`: of `remat_stages`; a backbone that has not heard of it is built without.
+    `remat`: stages to recompute, from `remat_stages`. A family without stages never gets it.
     """
     family, _ = known(spec.arch)
     fields: ModuleFields = {"axis_name": axis_name, "dtype": dtype}
@@ -122,10 +124,10 @@ def _stages(spec: Spec) -> tuple[str, ...]:
 
 
 def remat_stages(spec: Spec, text: str) -> tuple[str, ...]:
-    """Names of the stages to recompute: '' none, 'all', or some of them, as 'stage1,stage2'.
+    """Names of the stages to recompute, from `text`: '' (none), 'all', or such as 'stage1,stage2'.
 
     Raises:
-      ConfigError: not of that form, or a stage that the architecture has not.
+      ConfigError: `text` has another form or names a stage that the architecture does not have.
     """
     if text == "":
         return ()
@@ -137,8 +139,8 @@ def remat_stages(spec: Spec, text: str) -> tuple[str, ...]:
     chosen = {part.strip() for part in str(text).split(",")}
     if not chosen <= set(stages):
         raise ConfigError(
-            f"remat={text!r}: must be '', 'all' or, with commas, some of {', '.join(stages)} "
-            f"of {spec.arch}"
+            f"remat={text!r}: must be '', 'all' or stages of {spec.arch}, separated by commas: "
+            f"{', '.join(stages)}"
         )
     return tuple(stage for stage in stages if stage in chosen)
 
@@ -147,13 +149,13 @@ def trunk_stage(spec: Spec, text: str, *, default: str = "none") -> str:
     """The last stage that networks of a Spec share, or '' if they share none.
 
     Args:
-      spec: of each network.
-      text: 'none', a stage, as 'stage1', or '', which means `default`.
+      spec: Spec of each network.
+      text: 'none', a stage such as 'stage1', or '', which means `default`.
       default: 'none' or 'all but the last' (stage).
 
     Raises:
-      ConfigError: `text` is no stage, or the architecture has no stages; also if it has only one
-        and all but the last are to be shared.
+      ConfigError: `text` is no stage, the architecture has no stages, or it has only one and
+        networks should share all but the last.
     """
     stages = _stages(spec)
     if text == "none" or (text == "" and default == "none"):
@@ -169,10 +171,10 @@ def trunk_stage(spec: Spec, text: str, *, default: str = "none") -> str:
 
 
 def in_trunk(layer: str, stage: str) -> bool:
-    """Whether an outermost layer of a backbone comes before the end of a stage.
+    """Whether a top-level layer of a backbone comes before the end of a stage.
 
-    Layers are named `stem...`, `stage<k>_...`, `stage<k>_transition` (between stage k and the
-    next), and otherwise where they come after the last stage.
+    The names say so: `stem...`, `stage<k>_...`, and `stage<k>_transition` for a layer between stage
+    k and the next. A layer with any other name comes after the last stage.
     """
     if layer.startswith("stem"):
         return stage != ""
@@ -191,10 +193,10 @@ def _find(arch: str) -> tuple[Family[Any], Spec] | None:
 
 
 def known(arch: str) -> tuple[Family[Any], Spec]:
-    """(family, undivided Spec) of a name.
+    """(family, undivided Spec) of an architecture's name.
 
     Raises:
-      ConfigError: there is none; names the nearest three.
+      ConfigError: the name is unknown; the message lists the three nearest names.
     """
     if (found := _find(arch)) is None:
         near = sorted(names(), key=lambda name: _distance(name, arch))[:3]
@@ -203,7 +205,7 @@ def known(arch: str) -> tuple[Family[Any], Spec]:
 
 
 def _distance(name: str, wanted: str) -> tuple[float, bool, float]:
-    """First by the words of a name, then patterns, then by its numbers."""
+    """Sort key of similar names: by words, then patterns before names, then by numbers."""
 
     def unlike(a: str, b: str) -> float:
         return -difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()

@@ -1,7 +1,7 @@
 """DenseNet for CIFAR-size and ImageNet-size images (Huang et al. 2017, arXiv 1608.06993).
 
-Every layer of a block adds `growth` channels to all those before it. The divided growth rates are
-those of divide and co-training (2011.14660), appendix.
+Every layer of a block appends `growth` channels to its input. The growth rates after dividing are
+from the appendix of divide and co-training (2011.14660).
 """
 
 import dataclasses
@@ -26,30 +26,30 @@ from jaxsplit.models.layers import (
 )
 from jaxsplit.models.stochastic import ShakeDrop
 
-BOTTLENECK = 4  # channels between the two convolutions of a layer, in growth rates
+BOTTLENECK = 4  # channels between the two convolutions of a layer, as a multiple of the growth
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One DenseNet. Everything a module needs; it never sees S."""
+    """One DenseNet: everything that its module needs. The module never sees S."""
 
     arch: str
-    layers: tuple[int, ...]  # of every dense block
+    layers: tuple[int, ...]  # number of layers in each dense block
     growth: int  # channels that a layer adds; the stem has twice as many
-    stem: str = "imagenet"  # plain (3x3) | norm (and BN, ReLU) | imagenet (7x7, BN, ReLU, max pool)
+    stem: str = "imagenet"  # plain (3x3) | norm (3x3, BN, ReLU) | imagenet (7x7, BN, ReLU, pool)
     bottleneck: bool = True  # a 1x1 convolution before the 3x3
-    compression: float = 0.5  # of channels, between blocks
+    compression: float = 0.5  # channels after a transition over channels before it
     shake_drop: float = 0.0  # rate at the last layer, growing linearly; see stochastic.ShakeDrop
-    splits: tuple[int, ...] = (1, 2, 4, 8)  # the S that `divide` knows
+    splits: tuple[int, ...] = (1, 2, 4, 8)  # the values of S that `divide` accepts
 
     @property
     def num_stages(self) -> int:
-        """Stages, whose outputs are the features `stage1` ..."""
+        """Number of stages, whose outputs are the features `stage1` ..."""
         return len(self.layers)
 
     @property
     def image_size(self) -> int:
-        """Side of the images the architecture was made for, in pixels."""
+        """Side of the images that the architecture was made for, in pixels."""
         return 224 if self.stem == "imagenet" else 32
 
 
@@ -80,7 +80,7 @@ SPECS: dict[str, Spec] = {
 def divide(spec: Spec, num_networks: int) -> Spec:
     """One of the S networks that replace `spec`: growth and ShakeDrop's rate over sqrt(S).
 
-    The growth is rounded down, the stem follows it.
+    The growth is rounded down; the stem's channels follow it.
     """
     root = num_networks**0.5
     growth = int(spec.growth / root * 2) // 2
@@ -119,7 +119,7 @@ class Transition(nn.Module):
         x = nn.relu(self.norm(name="bn")(x, train))
         x = Conv(self.features, 1, dtype=self.dtype, name="conv")(x)
         _, h, w, _ = x.shape
-        return avg_pool_2x2(x[:, : h // 2 * 2, : w // 2 * 2])  # a last odd row is left out
+        return avg_pool_2x2(x[:, : h // 2 * 2, : w // 2 * 2])  # drops the last odd row and column
 
 
 class DenseNet(nn.Module):
@@ -180,10 +180,10 @@ class DenseNet(nn.Module):
 
 
 def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
-    """The name elsewhere of a module here: (stage1_layer2, conv1) -> its PyTorch name.
+    """The PyTorch name of a module. (stage1_layer2, conv1) has three, depending on the Spec:
 
-    features.denseblock1.denselayer2.conv1 as in torchvision; dense1.1.conv1 in FFSD (the one
-    without bottlenecks); block1.layer.1.conv1 in Veit's implementation (the plain one).
+    features.denseblock1.denselayer2.conv1 as in torchvision; dense1.1.conv1 as in FFSD (without
+    bottlenecks); block1.layer.1.conv1 as in Veit's implementation (with the plain stem).
     """
     first, *rest = module
     layer = re.fullmatch(r"stage(\d+)_layer(\d+)", first)

@@ -1,12 +1,12 @@
 """EfficientNet (Tan & Le 2019, arXiv 1905.11946) for CIFAR-size and ImageNet-size images.
 
-Inverted residual blocks of MobileNetV2 (1801.04381) with squeeze-excite (1709.01507) and swish,
-scaled in width, depth and image size at once. Divided by the channel table of divide and
-co-training (2011.14660), in three variants with the same channels. The two for ImageNet cost the
-same; both are kept because their outputs, and so their published weights, differ:
+The blocks are MobileNetV2's inverted residuals (1801.04381) with squeeze-excite (1709.01507) and
+swish, scaled in width, depth and image size at once. The channel table of divide and co-training
+(2011.14660) divides them. There are three variants with the same channels. The two for ImageNet
+cost the same but compute different outputs, and each has published weights:
   efficientnetb0 ...             TensorFlow's padding, which puts an odd row at the end
-  efficientnetb0_lightnetpp ...  the same padding on every side, dropout of branches' channels
-  efficientnetb0_cifar ...       as lightnetpp, with three strides fewer, for images of 32 pixels
+  efficientnetb0_lightnetpp ...  equal padding on every side; drops channels of residual branches
+  efficientnetb0_cifar ...       as lightnetpp with three fewer strides, for images of 32 pixels
 """
 
 import dataclasses
@@ -32,14 +32,15 @@ from jaxsplit.models.layers import (
 )
 from jaxsplit.models.stochastic import Dropout
 
-# Of the seven stages: window, channels inside over channels in, and blocks at depth 1.
+# Of each of the seven stages: kernel size, inner channels over input channels, blocks at depth 1.
 KERNELS = (3, 3, 5, 3, 5, 5, 3)
 EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 BLOCKS = (1, 2, 2, 3, 3, 4, 1)
-SE_RATIO = 0.25  # of a block's input
+SE_RATIO = 0.25  # squeeze-excite's inner channels over the block's input channels
 
-# S -> channels at width 1 of stem, stages and last convolution. Those of S = 2 and 4 are published:
-# about 1 / sqrt(S) of the first, but no rounding gives them all (24 of 40, 920 of 1280, 12 of 16).
+# S -> channels of stem, stages and last convolution at width 1. The rows of S = 2 and 4 are
+# published. They are about 1 / sqrt(S) of the first row, but no rounding rule gives all of them (24
+# from 40, 920 from 1280, 12 from 16).
 CHANNELS = {
     1: (32, 16, 24, 40, 80, 112, 192, 320, 1280),
     2: (24, 12, 16, 24, 56, 80, 136, 224, 920),
@@ -60,52 +61,53 @@ SIZES = {
     "l2": (4.3, 5.3, 800, 0.5),
 }
 
-# TensorFlow's rule: a kernel reads k * k values of its one channel. As PyTorch counts fan-out, all
-# channels would, and a wide layer would start almost at zero.
+# As in TensorFlow, the fan of a depthwise kernel is k * k, because it reads one channel. PyTorch's
+# fan-out multiplies by the channels, so that a wide layer would start with almost zero weights.
 depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One EfficientNet. Everything a module needs; it never sees S.
+    """One EfficientNet: everything that its module needs. The module never sees S.
 
     `channels` and `blocks` follow from `base_channels` and the coefficients `width` and `depth`.
     """
 
     arch: str
-    image_size: int  # side of the images that the coefficients were chosen with, in pixels
+    image_size: int  # side of the images for which the coefficients were chosen, in pixels
     width: float
     depth: float
-    dropout: float = 0.0  # before the classifier
-    drop_path: float = 0.0  # of the last stage's residual branches; grows linearly with the stage
-    drop_unit: Literal["example", "channel"] = "example"  # of a branch, dropped as one
+    dropout: float = 0.0  # rate before the classifier
+    drop_path: float = 0.0  # rate in the last stage's branches; grows linearly with the stage
+    drop_unit: Literal["example", "channel"] = "example"  # what is dropped as one; see Dropout
     base_channels: tuple[int, ...] = CHANNELS[1]  # of stem, stages, last convolution, at width 1
-    divisor: int = 8  # of all channels
+    divisor: int = 8  # divides all channels
     strides: tuple[int, ...] = (2, 1, 2, 2, 2, 1, 2, 1)  # of stem and stages
     padding: Literal["same", "symmetric"] = "same"  # TensorFlow's, or (k - 1) / 2 on every side
-    splits: tuple[int, ...] = (1, 2, 4)  # the S that `divide` knows
+    splits: tuple[int, ...] = (1, 2, 4)  # the values of S that `divide` accepts
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Of stem, stages and last convolution: the multiples of `divisor` nearest to the width's.
+        """Channels of stem, stages and last convolution.
 
-        Never more than a tenth narrower.
+        `width` times `base_channels`, rounded to the nearest multiple of `divisor`, or up if that
+        multiple is more than a tenth too narrow.
         """
         return tuple(_round_channels(self.width * c, self.divisor) for c in self.base_channels)
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Of every stage."""
+        """Number of blocks in each stage."""
         return tuple(math.ceil(self.depth * n) for n in BLOCKS)
 
     @property
     def num_stages(self) -> int:
-        """Stages, whose outputs are the features `stage1` ..."""
+        """Number of stages, whose outputs are the features `stage1` ..."""
         return len(self.blocks)
 
     @property
     def drop_paths(self) -> tuple[float, ...]:
-        """Rate at which residual branches are dropped, of every stage."""
+        """Rate at which each stage drops its residual branches."""
         return tuple(self.drop_path * i / len(BLOCKS) for i in range(1, len(BLOCKS) + 1))
 
 
@@ -150,7 +152,7 @@ SPECS: dict[str, Spec] = {
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
-    """One of the S networks that replace `spec`: channels of the table, rates / sqrt(S)."""
+    """One of the S networks that replace `spec`: channels from the table, rates over sqrt(S)."""
     s = num_networks
     return dataclasses.replace(
         spec,
@@ -162,7 +164,7 @@ def divide(spec: Spec, num_networks: int) -> Spec:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, BatchNorm and, where `swish`, swish."""
+    """Convolution, BatchNorm and, if `swish`, swish."""
 
     norm: Norm
     features: int
@@ -286,7 +288,7 @@ class EfficientNet(nn.Module):
         return logits, features
 
 
-# Module of a network, or of a block -> its name in the reference's two variants.
+# Module of a network or a block -> its names in the reference's two variants.
 TORCH_NAMES = {
     "stem_conv.conv": ("_conv_stem", "mod1.conv_block.conv"),
     "stem_conv.bn": ("_bn0", "mod1.conv_block.norm"),
@@ -305,7 +307,7 @@ TORCH_NAMES = {
 
 
 def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
-    """The name of a module here in the reference's variant of `spec`.
+    """The PyTorch name of a module, in the reference's variant of `spec`.
 
     (stage2_block1, project, bn) -> _blocks.1._bn2 or mod3.block1.point_wise.norm
     """

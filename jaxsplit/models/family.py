@@ -1,4 +1,4 @@
-"""What every family of backbones tells of itself."""
+"""What every family of backbones declares about itself."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from jax.typing import DTypeLike
 
 
 class Spec(Protocol):
-    """What the frozen Spec of every architecture has."""
+    """The fields that the frozen Spec of every architecture has."""
 
     @property
     def arch(self) -> str:
-        """Its name."""
+        """Name of the architecture."""
         ...
 
     @property
     def splits(self) -> tuple[int, ...]:
-        """The S it can be divided in; 1, the undivided, is among them."""
+        """The numbers S of networks that it can be divided into, including 1 (undivided)."""
         ...
 
     @property
     def image_size(self) -> int:
-        """Side of the images that it was made for, in pixels."""
+        """Side of the images that the architecture was made for, in pixels."""
         ...
 
 
@@ -31,7 +31,7 @@ class ModuleFields(TypedDict, total=False):
     """What `Family.build` takes besides the Spec and the number of classes."""
 
     axis_name: str | None  # mesh axis of synchronised BatchNorm
-    dtype: DTypeLike | None  # of computation; None: that of the images
+    dtype: DTypeLike | None  # of the computation; None: the dtype of the images
     remat: tuple[str, ...]  # stages to recompute in the backward pass
 
 
@@ -44,20 +44,19 @@ def _stages(spec: Any) -> int:
 
 @dataclass(frozen=True)
 class Family(Generic[AnySpec]):
-    """A family of backbones; each file of `jaxsplit/models` ends in one.
+    """A family of backbones; each architecture file of `jaxsplit/models` ends in one.
 
-    specs: architecture -> the frozen Spec of the undivided network. A Spec has `arch`, `splits`
-      (the S it can be divided in) and `image_size` (pixels that it was made for).
-    divide: (spec, S) -> Spec of one of the S networks; S is among `spec.splits`.
-    build: (spec, num_classes, axis_name=, dtype=) -> Linen module; where its Specs have stages,
-      also remat=: names of the stages to recompute in the backward pass, and the layers of the
-      module are named as `models.in_trunk` says.
-    pattern: a name that stands for many, such as 'wide_resnet{6n+4}_{k}'; '': there is none.
-    parse: architecture -> Spec, of those names; None where it is none of them.
-    num_stages: Spec -> number of stages, which `remat` and `trunk` choose from.
-    torch_name: (spec, path of a module) -> its name in the reference's `state_dict`; None: the
-      family's PyTorch weights cannot be imported.
-    torch_dead: patterns of tensors there that no computation reads.
+    specs: architecture -> the frozen Spec of the undivided network; see `Spec`.
+    divide: (spec, S) -> Spec of one of the S networks; S is in `spec.splits`.
+    build: (spec, num_classes, axis_name=, dtype=) -> Linen module. If the family has stages, it
+      also takes remat=, the names of the stages to recompute in the backward pass, and its module
+      names the layers as `models.in_trunk` says.
+    pattern: a name that stands for many, such as 'wide_resnet{6n+4}_{k}'; '': none.
+    parse: a name -> its Spec if the name matches `pattern`, else None.
+    num_stages: Spec -> number of stages, which `config.remat` and `config.trunk` choose from.
+    torch_name: (spec, path of a module) -> its name in the reference's `state_dict`; None: PyTorch
+      weights of the family cannot be imported.
+    torch_dead: regular expressions of tensors in that `state_dict` that no computation reads.
     """
 
     specs: Mapping[str, AnySpec]
@@ -70,5 +69,5 @@ class Family(Generic[AnySpec]):
     torch_dead: tuple[str, ...] = ()
 
     def find(self, arch: str) -> AnySpec | None:
-        """The undivided Spec of an architecture; None where the family has none of that name."""
+        """The undivided Spec of an architecture; None: the family has no such architecture."""
         return self.specs[arch] if arch in self.specs else self.parse(arch)

@@ -1,9 +1,9 @@
-"""FFSD's ResNets: as first published (He et al. 2016, arXiv 1512.03385), basic blocks only.
+"""FFSD's ResNets with basic blocks, as first published (He et al. 2016, arXiv 1512.03385).
 
-`resnet20`, `32`, `56` for CIFAR-size images and `ffsd_resnet18`, `34` for ImageNet-size ones, which
-are torchvision's `resnet18`, `34`: a 7x7 stem and shortcuts of a strided 1x1 convolution, where the
-networks of `resnet.py` have three 3x3 and an average pool. FFSD (2103.14473) does not divide them;
-here they take the other residual networks' widths.
+`resnet20`, `32` and `56` are for CIFAR-size images. `ffsd_resnet18` and `34`, for ImageNet-size
+images, equal torchvision's `resnet18` and `34`: they have a 7x7 stem and strided 1x1 convolutions
+as shortcuts; the networks of `resnet.py` have three 3x3 convolutions and average pools there. FFSD
+(2103.14473) does not divide its ResNets; here they take the widths of the other residual networks.
 """
 
 from jaxsplit.models.family import Family
@@ -37,7 +37,7 @@ SPECS: dict[str, Spec] = {
 
 
 def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
-    """The reference's, and torchvision's, name: (stage1_block2, conv1) -> layer1.1.conv1."""
+    """The PyTorch name, as in torchvision: (stage1_block2, conv1) -> layer1.1.conv1."""
     first, *rest = path
     if first == "head":
         return "fc"

@@ -1,8 +1,8 @@
 """FFSD's Wide-ResNets for CIFAR-size images (Zagoruyko & Komodakis 2016, arXiv 1605.07146).
 
-Unlike those of `resnet.py` they activate before the convolutions (He et al. 2016, 1603.05027), may
-drop out between them, have biases, and stride in a block's second convolution. FFSD (2103.14473)
-does not divide them; here they are divided as the other Wide-ResNets.
+Unlike the Wide-ResNets of `resnet.py` they apply activations before convolutions (He et al. 2016,
+1603.05027), may have dropout between convolutions, have biases, and stride in a block's second
+convolution. FFSD (2103.14473) does not divide them; here they are divided as the others.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ class Spec:
     arch: str
     blocks: int
     widening: int
-    dropout: float = 0.0  # of elements, between the convolutions of a block
-    splits: tuple[int, ...] = (1, 2, 4)  # the S that `divide` knows
+    dropout: float = 0.0  # rate between the convolutions of a block
+    splits: tuple[int, ...] = (1, 2, 4)  # the values of S that `divide` accepts
     image_size: int = 32
-    num_stages: int = 3  # whose outputs are the features `stage1` ...
+    num_stages: int = 3  # the outputs of the stages are the features `stage1` ...
 
 
 def _undivided(n: int, k: int) -> Spec:
@@ -37,7 +37,7 @@ def _undivided(n: int, k: int) -> Spec:
 
 
 def _named(arch: str) -> Spec | None:
-    """The undivided network of that name, for any n and k of the pattern; else None."""
+    """The undivided Spec of a name ffsd_wide_resnet{6n+4}_{k}; None for other names."""
     found = resnet.wide_name(arch, "ffsd_wide_resnet")
     return None if found is None else _undivided(*found)
 
@@ -84,8 +84,8 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """float[B, H, W, C] -> (logits float[B, K], features).
 
-    `features`: the sums that end the stages, before any activation, as `stage1` ..., and `final`,
-    the map after the last BatchNorm and ReLU, which is pooled; float[B, h, w, c] each.
+    `features`: `stage1` ..., the sums that end the stages, before any activation; and `final`, the
+    map after the last BatchNorm and ReLU, which is pooled; float[B, h, w, c] each.
     """
 
     spec: Spec
@@ -114,7 +114,7 @@ class WideResNet(nn.Module):
                 )
                 x = block(x, train, example_ids)
             features[f"stage{stage}"] = x
-        # The reference forgets faster here than in every other layer.
+        # The reference's running statistics change faster here than in its other layers.
         norm = BatchNorm(self.axis_name, momentum=0.1, dtype=self.dtype, name="final_bn")
         x = nn.relu(norm(x, train))
         features["final"] = x
@@ -122,7 +122,7 @@ class WideResNet(nn.Module):
 
 
 def torch_name(spec: Spec, path: tuple[str, ...]) -> str:
-    """The reference's name of a module here: (stage1_block2, conv1) -> layer1.1.conv1."""
+    """The reference's PyTorch name of a module: (stage1_block2, conv1) -> layer1.1.conv1."""
     first, *rest = path
     outer = {"stem_conv": "conv1", "final_bn": "bn1", "head": "linear"}
     if first in outer:

@@ -1,8 +1,8 @@
-"""FFSD's auxiliary modules, beside the backbones (Li et al. 2021, arXiv 2103.14473).
+"""FFSD's auxiliary modules (Li et al. 2021, arXiv 2103.14473).
 
-`Fusion` classifies the students' last maps together, `TransFusion` is the leader's view of what
-these maps hold together, `SelfDistillation` brings a network's last map to the sizes of its earlier
-ones. All maps are NHWC; C channels of one network, M networks.
+`Fusion` classifies the students' concatenated last maps. `TransFusion` predicts these maps from the
+leader's last map. `SelfDistillation` predicts a network's earlier maps from its last map. All maps
+are NHWC; M networks have C channels each.
 """
 
 import re
@@ -17,7 +17,7 @@ from jaxsplit.models.layers import BatchNorm, Conv, ConvTranspose, Dtype, classi
 
 
 def _separable(module: nn.Module, x: Array, features: int, train: bool) -> Array:
-    """Depthwise 3x3, then 1x1, each with BatchNorm and ReLU; layers of the calling module."""
+    """Depthwise 3x3, then 1x1, each with BatchNorm and ReLU; the layers belong to `module`."""
     channels, axis_name, dtype = x.shape[-1], module.axis_name, module.dtype
     x = Conv(channels, 3, groups=channels, dtype=dtype, name="conv1")(x)
     x = nn.relu(BatchNorm(axis_name, dtype=dtype, name="bn1")(x, train))
@@ -26,9 +26,9 @@ def _separable(module: nn.Module, x: Array, features: int, train: bool) -> Array
 
 
 class Fusion(nn.Module):
-    """float[B, h, w, M * C], the students' maps concatenated -> (logits [B, K], fused map).
+    """The students' concatenated maps float[B, h, w, M * C] -> (logits float[B, K], fused map).
 
-    The fused map is float[B, h, w, features], with features = C; logits are at least float32.
+    The fused map is float[B, h, w, features], with features = C. Logits are at least float32.
     """
 
     features: int
@@ -43,7 +43,7 @@ class Fusion(nn.Module):
 
 
 class TransFusion(nn.Module):
-    """float[B, h, w, C], the leader's map -> float[B, h, w, features], with features = M * C."""
+    """The leader's map float[B, h, w, C] -> float[B, h, w, features], with features = M * C."""
 
     features: int
     axis_name: str | None = None
@@ -55,12 +55,13 @@ class TransFusion(nn.Module):
 
 
 class SelfDistillation(nn.Module):
-    """float[B, h, w, C] -> maps like those of the earlier stages, the coarsest first.
+    """float[B, h, w, C] -> maps of the shapes of earlier stages, the coarsest first.
 
-    `features`: their channels; `sizes`: their (height, width), None: each twice those before it.
-    Each is a transposed convolution of the one before it that doubles it, BatchNorm, ReLU. Beyond
-    the paper's networks: for a stage as large as the one after it a plain convolution, what is less
-    than twice as large is cut, what is more repeated.
+    `features`: channels of each map. `sizes`: (height, width) of each map; None: each map is twice
+    as large as the one before it. Each map comes from the one before it by a transposed convolution
+    that doubles its size, BatchNorm and ReLU. Networks with other sizes than the paper's: if two
+    maps have the same size, the convolution is a plain one; a map of less than twice the size is
+    cropped; a larger one repeats its pixels.
     """
 
     features: Sequence[int]
@@ -91,7 +92,7 @@ _TORCH_NAMES = {"conv1": "conv1", "bn1": "bn1", "conv2": "conv1_1", "bn2": "bn1_
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """The reference's name of a layer of any module here: (layer1_bn,) -> layer0.norm."""
+    """The reference's PyTorch name of a layer of these modules: (layer1_bn,) -> layer0.norm."""
     (layer,) = path
     if match := re.fullmatch(r"layer(\d+)_(conv|bn)", layer):
         kind = {"conv": "convtranpose", "bn": "norm"}[match[2]]  # the reference's spelling
@@ -100,5 +101,5 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def trans_fusion_torch_name(path: tuple[str, ...]) -> str:
-    """As `torch_name`, in the leader's `state_dict`: (conv1,) -> trans_fusion_module.conv1."""
+    """The name in the leader's `state_dict`: (conv1,) -> trans_fusion_module.conv1."""
     return f"trans_fusion_module.{torch_name(path)}"

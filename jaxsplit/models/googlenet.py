@@ -1,7 +1,8 @@
-"""GoogLeNet for CIFAR-size images, as FFSD has it (Szegedy et al. 2015, arXiv 1409.4842).
+"""FFSD's GoogLeNet for CIFAR-size images (Szegedy et al. 2015, arXiv 1409.4842).
 
-Against the paper: a stem of one 3x3 convolution at full resolution, BatchNorm (1502.03167) behind
-every convolution, two 3x3 in place of a 5x5, no auxiliary classifiers.
+It differs from the paper: the stem is one 3x3 convolution at full resolution, BatchNorm
+(1502.03167) follows every convolution, two 3x3 convolutions replace each 5x5, and there are no
+auxiliary classifiers.
 """
 
 import dataclasses
@@ -28,29 +29,29 @@ PAD = ((1, 1), (1, 1))
 
 
 class Widths(NamedTuple):
-    """Channels of an inception block; columns of Table 1 of the paper."""
+    """Channels of an inception block: the columns of Table 1 of the paper."""
 
-    one: int  # of the branch 1x1
+    one: int  # branch 1x1
     three_reduced: int
-    three: int  # of 1x1, 3x3
+    three: int  # branch 1x1, 3x3
     five_reduced: int
-    five: int  # of 1x1, 3x3, 3x3
-    pool: int  # of max pool, 1x1
+    five: int  # branch 1x1, 3x3, 3x3
+    pool: int  # branch max pool, 1x1
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One GoogLeNet. Everything a module needs; it never sees S."""
+    """One GoogLeNet: everything that its module needs. The module never sees S."""
 
     arch: str
-    stem: int
-    stages: tuple[tuple[Widths, ...], ...]  # inception blocks; a max pool before all but the first
-    splits: tuple[int, ...]  # the S that `divide` knows
+    stem: int  # channels
+    stages: tuple[tuple[Widths, ...], ...]  # inception blocks; max pools separate the stages
+    splits: tuple[int, ...]  # the values of S that `divide` accepts
     image_size: int = 32
 
     @property
     def num_stages(self) -> int:
-        """Stages, whose outputs are the features `stage1` ..."""
+        """Number of stages, whose outputs are the features `stage1` ..."""
         return len(self.stages)
 
 
@@ -77,8 +78,9 @@ SPECS: dict[str, Spec] = {
 def divide(spec: Spec, num_networks: int) -> Spec:
     """One of the S networks that replace `spec`: all widths over sqrt(S), in multiples of 4.
 
-    A rule of our own, for FFSD divides nothing. It is what the table of divide and co-training
-    (arXiv 2011.14660) does to ResNets of 64 channels (44, 32, 24) and to those of 16 (12, 8).
+    The rule is jaxsplit's own, because FFSD does not divide networks. It agrees with the table of
+    divide and co-training (arXiv 2011.14660) for ResNets of 64 channels (44, 32, 24) and of 16
+    (12, 8).
     """
     if num_networks == 1:
         return spec
@@ -153,19 +155,19 @@ class GoogLeNet(nn.Module):
 
 
 def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
-    """FFSD's name of a module here: (stage1_block2, branch3_conv2) -> inception_b3.branch3x3.3."""
+    """FFSD's PyTorch name: (stage1_block2, branch3_conv2) -> inception_b3.branch3x3.3."""
     first, *rest = module
     if first == "head":
         return "linear"
     if first.startswith("stem"):
         return f"pre_layers.{int(first == 'stem_bn')}"
     stage, block = block_place(first)
-    # The paper numbers its stages from 3, counting both poolings of its stem.
+    # The paper numbers stages from 3, because the pooling layers of its stem count.
     inception = f"inception_{'abcde'[block - 1]}{stage + 2}"
     branch, layer = rest[0].split("_")
     index = 3 * (int(layer[-1]) - 1) + layer.startswith("bn")  # a Sequential of conv, bn, relu ...
     if branch == "pool":
-        return f"{inception}.branch_pool.{index + 1}"  # the pool is number 0
+        return f"{inception}.branch_pool.{index + 1}"  # the max pool has index 0
     size = branch.removeprefix("branch")
     return f"{inception}.branch{size}x{size}.{index}"
 

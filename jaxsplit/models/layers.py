@@ -1,9 +1,9 @@
 """Layers shared by all backbones.
 
-Every module takes `dtype`: the type of its computation (None: that of its input). Parameters and
-statistics stay in the type they were made in. Sums over a map or a batch are in at least float32,
-also those of the backward pass: where an array is broadcast its gradient is such a sum, and XLA's
-CPU backend adds bfloat16 numbers in bfloat16, which stops at a few hundred.
+Every module takes `dtype`, the dtype of its computation (None: the dtype of its input). Parameters
+and statistics keep the dtype that they were initialised in. Sums over a map or a batch use at least
+float32, also in the backward pass, where the gradient of a broadcast array is such a sum: XLA's CPU
+backend adds bfloat16 numbers in bfloat16, so that a sum of ones stops at a few hundred.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jaxsplit.sharding import same_axes
 
 Dtype = DTypeLike
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-# He et al. 2015, fan-out, as both reference systems.
+# He et al. 2015 with fan-out, as in both reference systems.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -37,7 +37,7 @@ def widen(x: Array) -> Array:
 class Conv(nn.Module):
     """2-D convolution: float[B, H, W, C] -> float[B, H', W', features].
 
-    `padding` None is (k - 1) // 2 on every side, the usual one of PyTorch code.
+    `padding` None means (k - 1) // 2 on every side, as is usual in PyTorch code.
     """
 
     features: int
@@ -72,9 +72,9 @@ class ConvTranspose(nn.Module):
     """3x3 transposed convolution of stride 2 that doubles a map.
 
     float[B, H, W, C] -> float[B, 2H, 2W, features]: the transpose of a 3x3 convolution of stride 2
-    and padding 1, in PyTorch's words `padding=1, output_padding=1`. `kernel`, float[3, 3, features,
-    C], is that convolution's, not flipped: PyTorch's [C, features, 3, 3] with its axes reversed as
-    those of every other kernel.
+    and padding 1, which PyTorch calls `padding=1, output_padding=1`. `kernel`, float[3, 3,
+    features, C], is the kernel of that convolution, not flipped: PyTorch's kernel [C, features, 3,
+    3] with its axes reversed, as for every other convolution.
     """
 
     features: int
@@ -88,9 +88,9 @@ class ConvTranspose(nn.Module):
         x = x.astype(self.dtype or x.dtype)
         kernel = kernel.astype(self.dtype or kernel.dtype).swapaxes(2, 3)
         # Four small convolutions (Shi et al. 2016, arXiv 1609.07009): an even row of the output
-        # sees one row of the input by the kernel's middle, an odd one two by its last and first.
-        # A convolution of the input with zeros between would multiply by those: 5 to 10 times
-        # slower backwards on CPU.
+        # reads one row of the input through the kernel's middle row; an odd one reads two rows
+        # through its last and first. One convolution of an input padded with zeros between the
+        # rows would multiply by these zeros: 5 to 10 times slower in the backward pass on CPU.
         taps = (slice(1, 2), slice(2, None, -2))
         pads = ((0, 0), (0, 1))
         rows = [
@@ -104,13 +104,13 @@ class ConvTranspose(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) over all axes but the last.
 
-    Normalises by the biased variance, keeps the running mean of the *unbiased* one, as PyTorch does
-    (Flax's own layer keeps the biased one). Statistics are computed in at least float32.
-    `axis_name`: mesh axis to synchronise over; None: each device its own statistics.
+    Like PyTorch, it normalises by the biased variance and keeps a running mean of the *unbiased*
+    variance (Flax's own layer keeps the biased one). Statistics are computed in at least float32.
+    `axis_name`: mesh axis to synchronise over; None: each device has its own statistics.
     """
 
     axis_name: str | None = None
-    momentum: float = 0.9  # of the running average: 1 - PyTorch's
+    momentum: float = 0.9  # of the running average; PyTorch's momentum is 1 - this
     epsilon: float = 1e-5
     dtype: Dtype | None = None
     scale_init: Callable = nn.initializers.ones
@@ -141,13 +141,13 @@ class BatchNorm(nn.Module):
 
 
 class Norm(Protocol):
-    """Makes the BatchNorm of a layer of that name."""
+    """Makes a BatchNorm layer with the given name."""
 
     def __call__(self, *, name: str) -> BatchNorm: ...
 
 
 def _wide(v: Array, x: Array) -> Array:
-    """float[C] as an array of as many axes as `x` has: rank promotion is an error in our tests."""
+    """Gives float[C] as many axes as `x`, because the tests forbid implicit rank promotion."""
     return v.reshape((1,) * (x.ndim - 1) + v.shape)
 
 
@@ -158,8 +158,8 @@ def _affine(x: Array, mean: Array, factor: Array, bias: Array, dtype: Dtype) -> 
 def _sum(x: Array) -> Array:
     """float[..., C] -> float[C]."""
     if compiler.platform() == "cpu":
-        # Axis by axis: XLA's own sum over all at once reads memory in strides, 10 times slower, and
-        # adds one number after the other, less exactly.
+        # One axis at a time: XLA's sum over all axes at once reads memory in strides, which is 10
+        # times slower, and adds one number after another, which is less exact.
         while x.ndim > 2:
             x = lax.optimization_barrier(x.sum(-2))
     return x.sum(tuple(range(x.ndim - 1)))
@@ -167,10 +167,10 @@ def _sum(x: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _batch_norm(x, scale, bias, epsilon: float, axis_name: str | None, dtype: Dtype):
-    """Normalised by the batch: (float[..., C] of `dtype`, mean float[C], biased variance float[C]).
+    """(`x` normalised, float[..., C] of `dtype`; mean float[C]; biased variance float[C]).
 
-    Its gradient is written out (Ioffe & Szegedy 2015, section 3), as two sums and one pass; jax's
-    own would make four sums, one after another. The statistics have none.
+    The gradient is written by hand (Ioffe & Szegedy 2015, section 3) with two sums and one pass;
+    JAX's automatic gradient makes four sums, one after another. The statistics have no gradient.
     """
     return _batch_norm_forward(x, scale, bias, epsilon, axis_name, dtype)[0]
 
@@ -181,7 +181,7 @@ def _batch_norm_forward(x, scale, bias, epsilon, axis_name, dtype):
     mean = _sum(wide) / n
     var = _sum(jnp.square(wide - _wide(mean, x))) / n
     if axis_name is not None:
-        # Deviations from the common mean: E[x^2] - E[x]^2 would cancel.
+        # Uses deviations from the common mean, because E[x^2] - E[x]^2 would lose digits.
         own, mean = mean, lax.pmean(mean, axis_name)
         var = lax.pmean(var + jnp.square(own - mean), axis_name)
     root = lax.rsqrt(var + epsilon)
@@ -226,9 +226,9 @@ class SqueezeExcite(nn.Module):
 class SplitAttention(nn.Module):
     """Split attention (Zhang et al. 2020, arXiv 2004.08955): float[B, H, W, C] -> [..., features].
 
-    A 3x3 convolution makes `radix` splits of `features` channels, which are added with weights that
-    sum to one: a softmax, per channel, of what two 1x1 convolutions in `groups` ("cardinality")
-    make of the mean over the map.
+    A 3x3 convolution makes `radix` splits of `features` channels each. The output is their weighted
+    sum. Two 1x1 convolutions in `groups` ("cardinality") compute the weights from the mean over the
+    map; for each channel a softmax over the splits makes them sum to one.
     """
 
     features: int
@@ -248,23 +248,23 @@ class SplitAttention(nn.Module):
         y = Conv(reduced, 1, groups=g, use_bias=True, dtype=self.dtype, name="fc1")(y)
         y = nn.relu(self.norm(name="bn1")(y, train))
         y = Conv(r * c, 1, groups=g, use_bias=True, dtype=self.dtype, name="fc2")(y)
-        # A group of `fc2` makes the weights of all splits of its channels.
+        # Each group of `fc2` computes the weights of all splits for its channels.
         weights = nn.softmax(widen(y).reshape(*y.shape[:3], g, r, c // g), axis=4)
         weights = weights.swapaxes(3, 4).reshape(*y.shape[:3], r, c)
         return (widen(splits) * weights).sum(3).astype(splits.dtype)
 
 
 def find_block(name: str) -> tuple[int, int] | None:
-    """(stage, number in it), both from 1, of a module `stage<i>_block<j>`; None: another name."""
+    """(stage, block in it), both counted from 1, of a name `stage<i>_block<j>`; else None."""
     match = re.fullmatch(r"stage(\d+)_block(\d+)", name)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def block_place(name: str) -> tuple[int, int]:
-    """(stage, number in it), both from 1, of a module `stage<i>_block<j>`.
+    """(stage, block in it), both counted from 1, of a name `stage<i>_block<j>`.
 
     Raises:
-      ValueError: another name.
+      ValueError: the name has another form.
     """
     if (place := find_block(name)) is None:
         raise ValueError(f"{name!r}: must have the form stage<i>_block<j>")
@@ -272,14 +272,15 @@ def block_place(name: str) -> tuple[int, int]:
 
 
 def block_class(block: type[AnyModule], stage: int, remat: Sequence[str]) -> type[AnyModule]:
-    """`block`, called as (x, train, ...); one that recomputes where `remat` names its stage.
+    """`block`, or, if `remat` names its stage, a class like it that recomputes.
 
-    It keeps its input only and computes the rest again in the backward pass (Chen et al. 2016,
-    arXiv 1604.06174). Parameters, statistics and random draws are the same.
+    Such a block keeps only its input and computes everything else again in the backward pass (Chen
+    et al. 2016, arXiv 1604.06174). Parameters, statistics and random draws do not change. `block`
+    must be called as (x, train, ...).
     """
     if f"stage{stage}" not in remat:
         return block
-    return nn.remat(block, static_argnums=(2,))  # `train`; number 0 is the module itself
+    return nn.remat(block, static_argnums=(2,))  # `train`; argument 0 is the module itself
 
 
 def classify(
@@ -292,8 +293,9 @@ def classify(
 ) -> Array:
     """The end of a backbone: mean over the map, dropout, dense layer `head`.
 
-    float[B, H, W, C] -> logits [B, K] of at least float32: bfloat16 would leave a thousand classes
-    few distinct ones. For use in a compact method; the layers belong to the calling module.
+    float[B, H, W, C] -> logits float[B, K] in at least float32; in bfloat16 the logits of a
+    thousand classes would have few distinct values. Call it in a compact method: its layers belong
+    to the calling module.
     """
     x = widen(x).mean((1, 2))
     x = Dropout(dropout, name="dropout")(x, train, example_ids)
@@ -302,9 +304,9 @@ def classify(
 
 
 def max_pool(x: Array, window: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
-    """float[B, H, W, C] -> float[B, H', W', C]; padded places never win."""
+    """float[B, H, W, C] -> float[B, H', W', C]; the maximum ignores the padding."""
     pads = ((0, 0), *padding, (0, 0))
-    # A constant, not a traced value, or jax does not see a maximum that it can differentiate.
+    # A constant: with a traced initial value JAX cannot recognise and differentiate the maximum.
     lowest = np.array(-np.inf, x.dtype)
     return lax.reduce_window(
         x, lowest, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads
@@ -312,13 +314,13 @@ def max_pool(x: Array, window: int, stride: int, padding: Sequence[tuple[int, in
 
 
 def ceil_padding(size: int, window: int, stride: int) -> tuple[int, int]:
-    """Padding at the end that makes a pooling cover all of `size` (PyTorch's `ceil_mode`)."""
+    """Padding at the end with which pooling covers all of `size` (PyTorch's `ceil_mode`)."""
     steps = -(-(size - window) // stride)
     return 0, max(0, steps * stride + window - size)
 
 
 def avg_pool_2x2(x: Array) -> Array:
-    """2x2 mean, stride 2; a last odd row or column is averaged over what exists (`ceil_mode`).
+    """2x2 mean with stride 2; windows at an odd border average the pixels that exist (`ceil_mode`).
 
     float[B, H, W, C] -> float[B, ceil(H/2), ceil(W/2), C].
     """
@@ -326,7 +328,7 @@ def avg_pool_2x2(x: Array) -> Array:
     pad_h, pad_w = h % 2, w % 2
     x = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
     y = x.reshape(b, (h + pad_h) // 2, 2, (w + pad_w) // 2, 2, c).mean((2, 4))
-    # A window that hangs over the edge was divided by 4 instead of by what it holds.
+    # Windows over the border were divided by 4 instead of by their number of pixels.
     if pad_h:
         y = y.at[:, -1].multiply(2.0)
     if pad_w:
@@ -335,7 +337,7 @@ def avg_pool_2x2(x: Array) -> Array:
 
 
 def avg_pool_3x3(x: Array, stride: int) -> Array:
-    """3x3 mean with a border of zeros that count: float[B, H, W, C] -> [B, ceil(H/stride), ...]."""
+    """3x3 mean in which the zero padding counts: float[B, H, W, C] -> [B, ceil(H/stride), ...]."""
     window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
     pads = ((0, 0), (1, 1), (1, 1), (0, 0))
     y = widen(x)

@@ -1,7 +1,7 @@
 """PyramidNet for CIFAR-size images: every block is a little wider than the one before.
 
 Han et al. 2017 (arXiv 1610.02915) with bottlenecks, and ShakeDrop (Yamada et al. 2018, 1802.02375).
-Widths and rates after dividing: divide and co-training (2011.14660), appendix.
+Widths and rates after dividing are from the appendix of divide and co-training (2011.14660).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jaxsplit.models.layers import (
 )
 from jaxsplit.models.stochastic import ShakeDrop
 
-EXPANSION = 4  # output over nominal width of a bottleneck
+EXPANSION = 4  # output channels of a bottleneck over its nominal width
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,23 @@ class Spec:
     """One network. Block i of n has the nominal width stem + alpha * i / n, rounded."""
 
     arch: str
-    blocks: tuple[int, ...]  # bottlenecks of every stage
-    alpha: float  # growth of the nominal width from the first block to the last
-    shake_drop: float = 0.5  # rate of the last block; it grows linearly over the blocks
+    blocks: tuple[int, ...]  # number of bottlenecks in each stage
+    alpha: float  # growth of the nominal width from the stem to the last block
+    shake_drop: float = 0.5  # rate of the last block; the rate grows linearly over the blocks
     stem: int = 16  # channels of the first convolution
-    splits: tuple[int, ...] = (1, 2, 4, 8, 16)  # the S that `divide` knows
+    splits: tuple[int, ...] = (1, 2, 4, 8, 16)  # the values of S that `divide` accepts
     image_size: int = 32
 
     @property
     def num_stages(self) -> int:
-        """Stages, whose outputs are the features `stage1` ..."""
+        """Number of stages, whose outputs are the features `stage1` ..."""
         return len(self.blocks)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Nominal width of every block."""
         n = sum(self.blocks)
-        # Python's rounding, of halves to the even number, as the reference.
+        # Python rounds halves to the even number; so does the reference.
         return tuple(round(self.stem + self.alpha / n * i) for i in range(1, n + 1))
 
     @property
@@ -66,13 +66,13 @@ SPECS: dict[str, Spec] = {
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
-    """One of the S networks that replace `spec`: growth and ShakeDrop / sqrt(S); the stem stays."""
+    """One of the S networks that replace `spec`: alpha and ShakeDrop / sqrt(S), the same stem."""
     root = num_networks**0.5
     return dataclasses.replace(spec, alpha=spec.alpha / root, shake_drop=spec.shake_drop / root)
 
 
 class Block(nn.Module):
-    """A bottleneck without activation at its start and end; the shortcut has no parameters."""
+    """A bottleneck without activations at its start and end; its shortcut has no parameters."""
 
     width: int  # nominal
     stride: int
@@ -138,7 +138,7 @@ class PyramidNet(nn.Module):
 
 
 def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
-    """The reference's name of a module here: (stage1_block2, conv1) -> layer1.1.conv1."""
+    """The reference's PyTorch name of a module: (stage1_block2, conv1) -> layer1.1.conv1."""
     first, *rest = module
     names = {"head": "fc", "stem_conv": "conv1", "stem_bn": "bn1", "final_bn": "bn_final"}
     if first in names:

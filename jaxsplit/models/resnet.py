@@ -1,9 +1,9 @@
 """Residual networks: ResNet, Wide-ResNet and ResNeXt for CIFAR-size and ImageNet-size images.
 
 He et al. 2016 (arXiv 1512.03385) with the stem and shortcut of ResNet-D (1812.01187), Zagoruyko &
-Komodakis 2016 (1605.07146), Xie et al. 2017 (1611.05431). Widths after dividing: the tables of
-divide and co-training (2011.14660), appendix; ResNet-18 and 34 are not among its networks. The
-families with squeeze-excite or split attention are Specs of this module too, in their own files.
+Komodakis 2016 (1605.07146), Xie et al. 2017 (1611.05431). Widths after dividing are from the tables
+in the appendix of divide and co-training (2011.14660), which does not have ResNet-18 and 34. The
+families with squeeze-excite or split attention are in their own files but use the same module.
 """
 
 import dataclasses
@@ -33,46 +33,46 @@ from jaxsplit.models.layers import (
 )
 from jaxsplit.models.stochastic import DropBlock
 
-EXPANSION = 4  # output over nominal width of a bottleneck
+EXPANSION = 4  # output channels of a bottleneck over its nominal width
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One residual network. Everything a module needs; it never sees S.
+    """One residual network: everything that its module needs. The module never sees S.
 
-    `width` is the nominal width of stage 1, doubled at every later stage. A bottleneck's 3x3 has
+    `width` is the nominal width of stage 1; it doubles at every later stage. A bottleneck's 3x3 has
     int(width * base_width / 64) * groups channels.
     """
 
     arch: str
-    blocks: tuple[int, ...]  # residual blocks of every stage
+    blocks: tuple[int, ...]  # number of residual blocks in each stage
     width: int
     block: str = "bottleneck"  # bottleneck | basic
     stem: tuple[int, ...] = (16,)  # channels of the stem's convolutions
     stem_pool: str = "none"  # none (CIFAR) | padded | ceil: 3x3 max pool after a strided stem
     stem_kernel: int = 3
-    # Where it strides: pool (2x2 mean, 1x1) | strided (a strided 1x1) | strided_3x3.
+    # With a stride: pool (2x2 mean, then 1x1) | strided (1x1 with stride) | strided_3x3.
     shortcut: str = "pool"
     groups: int = 1
     base_width: int = 64
-    first_divisor: int = 1  # a bottleneck's first 1x1 is narrower than its 3x3 by this
-    se_reduction: int = 0  # squeeze-excite reduces by this; 0: none
-    radix: int = 0  # split attention over so many splits instead of the 3x3; 0: none
-    # A 3x3 mean follows split attention in every block after stage 1, or only where it strides.
+    first_divisor: int = 1  # channels of a bottleneck's 3x3 over those of its first 1x1
+    se_reduction: int = 0  # squeeze-excite divides the channels by this; 0: no squeeze-excite
+    radix: int = 0  # number of splits of the split attention in place of the 3x3; 0: no attention
+    # Whether a 3x3 mean follows the attention in every block after stage 1, not only with a stride.
     pool_every: bool = False
-    dropout: float = 0.0  # before the classifier
-    drop_block: float = 0.0  # of the branches of stages 3 and 4
+    dropout: float = 0.0  # rate before the classifier
+    drop_block: float = 0.0  # rate in the branches of stages 3 and 4
     zero_init: bool = True  # residual branches start at zero
-    splits: tuple[int, ...] = ()  # the S that `divide` knows
+    splits: tuple[int, ...] = ()  # the values of S that `divide` accepts
 
     @property
     def num_stages(self) -> int:
-        """Stages, whose outputs are the features `stage1` ..."""
+        """Number of stages, whose outputs are the features `stage1` ..."""
         return len(self.blocks)
 
     @property
     def image_size(self) -> int:
-        """Side of the images the architecture was made for, in pixels."""
+        """Side of the images that the architecture was made for, in pixels."""
         return 32 if self.stem_pool == "none" else 224
 
 
@@ -117,7 +117,7 @@ SPECS: dict[str, Spec] = {
 
 
 def wide_name(arch: str, prefix: str = "wide_resnet") -> tuple[int, int] | None:
-    """(n, k) of `<prefix><6n+4>_<k>`, of up to four digits each; None: it is no such name."""
+    """(n, k) of a name `<prefix><6n+4>_<k>` with at most four digits each; None: another name."""
     match = re.fullmatch(rf"{prefix}([1-9]\d{{0,3}})_([1-9]\d{{0,3}})", arch, re.ASCII)
     if not match:
         return None
@@ -133,7 +133,7 @@ def _wide_resnet(n: int, k: int) -> Spec:
 
 
 def _named(arch: str) -> Spec | None:
-    """`_wide_resnet` by its name, for any n and k; None: it is no such name."""
+    """The undivided Spec of a name wide_resnet{6n+4}_{k}; None for other names."""
     found = wide_name(arch)
     return None if found is None else _wide_resnet(*found)
 
@@ -143,11 +143,11 @@ SPECS |= {
     for spec in (_wide_resnet(*nk) for nk in ((2, 8), (2, 12), (4, 10), (6, 10), (8, 8)))
 }
 
-# Nominal widths after dividing in S.
+# S -> nominal width after dividing into S networks.
 CIFAR_WIDTHS = {1: 16, 2: 12, 4: 8, 8: 6, 16: 4}
 IMAGENET_WIDTHS = {1: 64, 2: 44, 4: 32, 8: 24}
 
-# Published exceptions to the rules below, checked first.
+# Published exceptions from the rules of `divide`, which looks here first.
 EXCEPTIONS: dict[tuple[str, int], dict[str, Any]] = {
     ("wide_resnet50_2", 2): dict(base_width=64),
     ("wide_resnet50_3", 2): dict(base_width=128),
@@ -157,8 +157,8 @@ EXCEPTIONS: dict[tuple[str, int], dict[str, Any]] = {
 def divide(spec: Spec, num_networks: int) -> Spec:
     """One of the S networks that replace `spec` at about the same total cost.
 
-    ResNeXt divides its groups; Wide-ResNet its widening factor, k / sqrt(S) rounded; the others
-    take their width from a table. Dropout before the classifier is divided by S.
+    ResNeXt divides its groups by S. Wide-ResNet takes `widening` for its factor k. The others take
+    their width from a table. The dropout rate before the classifier is divided by S.
     """
     s = num_networks
     if s == 1:
@@ -174,12 +174,12 @@ def divide(spec: Spec, num_networks: int) -> Spec:
 
 
 def widening(k: int, num_networks: int) -> int:
-    """Wide-ResNet's factor after dividing: k / sqrt(S), rounded up from .6 on, at least 1."""
+    """Wide-ResNet's factor k after dividing: k / sqrt(S), rounded up from .6 on, at least 1."""
     return int(max(k / num_networks**0.5 + 0.4, 1.0))
 
 
 def narrow(spec: Spec, num_networks: int) -> Spec:
-    """The width of the table for S; the stem's channels in proportion."""
+    """`spec` with the table's width for S, and the stem's channels in proportion."""
     widths = CIFAR_WIDTHS if spec.stem_pool == "none" else IMAGENET_WIDTHS
     width = widths[num_networks]
     stem = tuple(width * (c // spec.width) for c in spec.stem)
@@ -192,7 +192,7 @@ def drop_block_size(image_side: int) -> int:
 
 
 class Shortcut(nn.Module):
-    """Of a block that changes shapes: [2x2 mean,] convolution, BatchNorm."""
+    """The shortcut of a block that changes shapes: [2x2 mean,] convolution, BatchNorm."""
 
     kind: str  # Spec.shortcut
     features: int
@@ -253,7 +253,7 @@ class Block(nn.Module):
             y = norm(name="bn3", scale_init=last_gamma)(y, train)
 
         if self.stage > 2:
-            # Once a block, on what the branch adds; squeeze-excite then sees the squares missing.
+            # Applied once a block, to the branch, before squeeze-excite, which sees the holes.
             drop = DropBlock(spec.drop_block, self.drop_block_size, self.axis_name, name="drop")
             y = drop(y, train, example_ids)
         if spec.se_reduction:
@@ -315,17 +315,17 @@ class ResNet(nn.Module):
 
 
 def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
-    """The reference's name of a module here: (stage1_block2, conv1) -> layer1.1.conv1."""
+    """The reference's PyTorch name of a module: (stage1_block2, conv1) -> layer1.1.conv1."""
     first, *rest = module
     if first == "head":
         return "fc"
     if match := re.fullmatch(r"stem_(conv|bn)(\d+)", first):
-        # A Sequential of conv, bn, relu ...
+        # An index into a Sequential of conv, bn, relu ...
         return f"layer0.{3 * (int(match[2]) - 1) + (match[1] == 'bn')}"
     stage, block = block_place(first)
     prefix = f"layer{stage}.{block - 1}"
     if rest[0] == "shortcut":
-        # The average pool is number 0 of the Sequential.
+        # The average pool has index 0 of the Sequential.
         pooled = spec.shortcut == "pool" and stage > 1
         return f"{prefix}.downsample.{pooled + (rest[1] == 'bn')}"
     if rest[0] == "se":

@@ -1,8 +1,8 @@
 """ResNeXSt: ResNeXt with the split attention of ResNeSt (Zhang et al. 2020, arXiv 2004.08955).
 
-A family of divide and co-training (2011.14660). From ResNeSt it differs in the stem's max pool,
-which has no padding and covers the border, and in the 3x3 mean after the attention, which is in
-every block of stages 2 to 4. `<groups>x<d>d`: cardinal groups, each of d channels in stage 1.
+This family is from divide and co-training (2011.14660). It differs from ResNeSt in two places: the
+stem's max pool has no padding and covers the border, and every block of stages 2 to 4 has the 3x3
+mean after the attention. `<groups>x<d>d` gives the cardinal groups and their channels in stage 1.
 """
 
 import dataclasses

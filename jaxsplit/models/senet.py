@@ -1,11 +1,11 @@
 """SE-ResNet, SE-ResNeXt and SENet (Hu et al. 2018, arXiv 1709.01507).
 
-Residual networks of `resnet.py` with squeeze-excite in every block, for CIFAR-size and
-ImageNet-size images. They differ from the plain ones in the stem (a max pool without padding that
-covers the border), in dropout (0.2 / sqrt(S) before the ImageNet classifier) and in branches that
-do not start at zero. SENet-154 and SENet-113 have a 3x3 twice as wide as a ResNeXt's and a first
-1x1 half as wide as that. `_B` are the variants of divide and co-training (2011.14660): DropBlock
-(1810.12890) in SE-ResNet-50, a doubled stem in SE-ResNeXt-101.
+These are residual networks of `resnet.py` with squeeze-excite in every block, for CIFAR-size and
+ImageNet-size images. They differ from plain ResNets in three places: the stem's max pool has no
+padding and covers the border, the dropout before the ImageNet classifier is 0.2 / sqrt(S), and
+branches do not start at zero. In SENet-154 and SENet-113 a 3x3 is twice as wide as in ResNeXt, and
+the first 1x1 is half as wide as the 3x3. `_B` marks variants of divide and co-training
+(2011.14660): SE-ResNet-50 with DropBlock (1810.12890), SE-ResNeXt-101 with a doubled stem.
 """
 
 import dataclasses
@@ -70,9 +70,9 @@ SPECS: dict[str, Spec] = {
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
-    """One of the S networks that replace `spec`; rates of dropout and DropBlock / sqrt(S).
+    """One of the S networks that replace `spec`, with dropout and DropBlock rates / sqrt(S).
 
-    Grouped networks divide their groups, the others take their width from the ResNets' table.
+    Networks with groups divide these by S; the others take their width from the ResNets' table.
     """
     root = num_networks**0.5
     spec = dataclasses.replace(spec, dropout=spec.dropout / root, drop_block=spec.drop_block / root)
@@ -82,7 +82,7 @@ def divide(spec: Spec, num_networks: int) -> Spec:
 
 
 def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
-    """The reference's name of a module here: (stem_conv1,) -> layer0.conv1."""
+    """The reference's PyTorch name of a module: (stem_conv1,) -> layer0.conv1."""
     if module[0] == "head":
         return "last_linear"
     if match := re.fullmatch(r"stem_((?:conv|bn)\d+)", module[0]):

@@ -1,7 +1,8 @@
 """Shake-Shake networks for CIFAR-size images: two residual branches, mixed at random in training.
 
-Gastaldi 2017 (arXiv 1705.07485), with a coefficient an example and others backwards ("S-S-I").
-Widths after dividing: divide and co-training (2011.14660), appendix.
+Gastaldi 2017 (arXiv 1705.07485), "S-S-I": every example has its own coefficients, and the backward
+pass draws others. Widths after dividing are from the appendix of divide and co-training
+(2011.14660).
 """
 
 import dataclasses
@@ -19,25 +20,25 @@ from jaxsplit.models.stochastic import ShakeShake
 
 @dataclass(frozen=True)
 class Spec:
-    """One network. `width` is that of stage 1, doubled at every later stage."""
+    """One network. `width` is the width of stage 1; it doubles at every later stage."""
 
     arch: str
     width: int
-    splits: tuple[int, ...]  # the S that `divide` knows
-    blocks: tuple[int, ...] = (4, 4, 4)  # residual blocks of every stage
+    splits: tuple[int, ...]  # the values of S that `divide` accepts
+    blocks: tuple[int, ...] = (4, 4, 4)  # number of residual blocks in each stage
     stem: int = 16  # channels of the first convolution
     image_size: int = 32
 
     @property
     def num_stages(self) -> int:
-        """Stages, whose outputs are the features `stage1` ..."""
+        """Number of stages, whose outputs are the features `stage1` ..."""
         return len(self.blocks)
 
 
 SPECS: dict[str, Spec] = {
     f"shake_resnet26_2x{width}d": Spec(f"shake_resnet26_2x{width}d", width, splits)
     for width, splits in (
-        # A width below 16 would be far from the cost that it replaces; see `divide`.
+        # With a width below 16, S networks would not cost about as much as the undivided one.
         (32, (1, 2, 4)),
         (64, (1, 2, 4, 8, 16)),
         (96, (1, 2, 4, 8, 16)),
@@ -46,10 +47,10 @@ SPECS: dict[str, Spec] = {
 
 
 def divide(spec: Spec, num_networks: int) -> Spec:
-    """One of the S networks that replace `spec`; the first convolution stays.
+    """One of the S networks that replace `spec`; the first convolution does not change.
 
-    The width is width / sqrt(S) to the nearest multiple of 8: of 96 that gives the published
-    64, 48, 32 and 24 for S = 2, 4, 8 and 16; of the other widths nothing is published.
+    The new width is the multiple of 8 nearest to width / sqrt(S). For width 96 this gives the
+    published 64, 48, 32 and 24 for S = 2, 4, 8 and 16. Nothing is published for other widths.
     """
     return dataclasses.replace(spec, width=8 * round(spec.width / 8 / num_networks**0.5))
 
@@ -71,9 +72,10 @@ class Branch(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Of a block that changes shapes: half of the channels each from two samples of the map.
+    """The shortcut of a block that changes shapes.
 
-    Their places differ by one pixel down and right, also where the stride is 1.
+    Two samples of the map give half of the channels each. The second sample is shifted by one pixel
+    down and right, even with stride 1.
     """
 
     features: int
@@ -92,7 +94,7 @@ class Shortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block with the activation first and two branches."""
+    """A residual block that starts with the activation and has two branches."""
 
     features: int
     stride: int
@@ -113,7 +115,8 @@ class ShakeResNet(nn.Module):
     """float[B, H, W, C] -> (logits float[B, K], features).
 
     `features`: the output of every stage, in order, as `stage1` ..., before the next activation,
-    and `final`, the map that is pooled for the classifier. Logits are at least float32.
+    and `final`, the map that is pooled for the classifier; float[B, h, w, c] each. Logits are at
+    least float32.
     """
 
     spec: Spec
@@ -132,7 +135,7 @@ class ShakeResNet(nn.Module):
             return BatchNorm(self.axis_name, dtype=self.dtype, name=name)
 
         x = Conv(spec.stem, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
-        x = norm("stem_bn")(x, train)  # the blocks begin with the activation
+        x = norm("stem_bn")(x, train)  # no activation: the blocks begin with one
 
         features = {}
         for stage, blocks in enumerate(spec.blocks, start=1):
@@ -147,11 +150,11 @@ class ShakeResNet(nn.Module):
         return classify(x, self.num_classes, train=train), features
 
 
-_IN_BRANCH = {"conv1": 1, "bn1": 2, "conv2": 4, "bn2": 5}  # after relu; of relu, conv, bn ...
+_IN_BRANCH = {"conv1": 1, "bn1": 2, "conv2": 4, "bn2": 5}  # in a Sequential of relu, conv, bn ...
 
 
 def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
-    """The reference's name of a module: (stage1_block2, branch1, conv1) -> stage_1.1.branch1.1."""
+    """The reference's PyTorch name: (stage1_block2, branch1, conv1) -> stage_1.1.branch1.1."""
     first, *rest = module
     if first in ("head", "stem_conv", "stem_bn"):
         return {"head": "fc_out", "stem_conv": "conv_1", "stem_bn": "bn_1"}[first]
@@ -170,8 +173,8 @@ FAMILY = Family(
     specs=SPECS,
     divide=divide,
     build=build,
-    # A block that keeps its shape adds its input itself; the reference builds its shortcut all the
-    # same and never runs it.
+    # A block that keeps its shape adds its input unchanged; the reference builds a shortcut for it
+    # too but never runs it.
     torch_dead=(r"stage_[123]\.[123]\.shortcut\..*",),
     torch_name=torch_name,
 )

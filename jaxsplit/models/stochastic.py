@@ -1,8 +1,9 @@
 """Layers that draw random numbers in training: dropout and relatives, shake-shake, shake-drop.
 
-All draw from the stream `dropout`, which the stack keys by network. What is drawn for an example is
-keyed by its place in the global batch (`example_ids` int[B]; None: 0, 1, ...), so that it does not
-depend on how the batch is cut over devices. The arithmetic stands in functions of given draws.
+All layers draw from the stream `dropout`; the stack gives each network its own key. The key of an
+example's draw contains its index in the global batch (`example_ids` int[B]; None: 0, 1, ...), so
+that the draw does not depend on how devices divide the batch. Separate functions do the arithmetic
+for given draws.
 """
 
 import functools
@@ -19,7 +20,7 @@ from jax import Array, lax
 def per_example(
     key: Array, example_ids: Array | None, x: Array, draw: Callable[[Array], Array]
 ) -> Array:
-    """[B, ...]: `draw(key)` of every example of float[B, ...], keyed by its id."""
+    """Calls `draw(key)` for every example of `x`, float[B, ...], with a key by its id: [B, ...]."""
     ids = jnp.arange(x.shape[0]) if example_ids is None else example_ids
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     return jax.vmap(draw)(keys)
@@ -28,8 +29,8 @@ def per_example(
 class Dropout(nn.Module):
     """Drops parts of float[B, ..., C] with probability `rate`; scales the rest by 1 / (1 - rate).
 
-    `unit` is what is dropped as one: an `element` (Srivastava et al. 2014), a `channel` of an
-    example (Tompson et al. 2015, "dropout2d"), or an `example` (see `DropPath`).
+    `unit` says what is dropped or kept as a whole: an `element` (Srivastava et al. 2014), a
+    `channel` of an example (Tompson et al. 2015, "dropout2d"), or an `example` (see `DropPath`).
     """
 
     rate: float
@@ -54,23 +55,23 @@ class Dropout(nn.Module):
         return keep_scaled(x, keep, self.rate)
 
 
-# A whole residual branch of an example: stochastic depth (Huang et al. 2016), "drop connect" in
-# EfficientNet code.
+# Drops the whole residual branch of an example: stochastic depth (Huang et al. 2016), which
+# EfficientNet code calls "drop connect".
 DropPath = functools.partial(Dropout, unit="example")
 
 
 def keep_scaled(x: Array, keep: Array, rate: float) -> Array:
-    """x / (1 - rate) where `keep` (bool, broadcast), else 0."""
+    """x / (1 - rate) where `keep` is true, else 0; `keep` is a bool array that broadcasts to x."""
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 class DropBlock(nn.Module):
     """Drops squares of every channel (Ghiasi et al. 2018, arXiv 1810.12890), then rescales.
 
-    float[B, H, W, C] -> same. Seeds may lie at the border, where squares are cut off; the paper's
-    probability of a seed expects that they do not, so that on small maps more than `rate` is
-    dropped. The rest is divided by its share of the batch; `axis_name`: mesh axis over which that
-    batch is spread, None: each device its own.
+    float[B, H, W, C] -> the same shape. Seeds may lie at the border, which cuts their squares off.
+    The paper's probability of a seed assumes that they do not, so on small maps more than `rate` is
+    dropped. The kept values are divided by their share of the batch. `axis_name`: mesh axis that
+    divides the batch; None: each device uses the share of its own part.
     """
 
     rate: float
@@ -92,19 +93,19 @@ class DropBlock(nn.Module):
 
 
 def drop_block_gamma(rate: float, block_size: int, size: tuple[int, int]) -> float:
-    """Probability of a seed, for maps of `size` (H, W); Eq. (1) of DropBlock."""
+    """Probability of a seed in maps of `size` (H, W): Eq. (1) of the DropBlock paper."""
     h, w = size
     block = min(block_size, h, w)
     return rate * h * w / block**2 / ((h - block + 1) * (w - block + 1))
 
 
 def drop_block(x: Array, seeds: Array, block_size: int, axis_name: str | None = None) -> Array:
-    """Zeroes the squares around `seeds` (bool[B, H, W, C]) in x and rescales the rest.
+    """Sets the squares around `seeds` (bool[B, H, W, C]) in x to zero and rescales the rest.
 
-    A square of even size reaches one further down and right.
+    A square of even size reaches one pixel further down and right than up and left.
     """
     block = min(block_size, *x.shape[1:3])
-    before, after = block // 2, (block - 1) // 2  # a window's view of a square is mirrored
+    before, after = block // 2, (block - 1) // 2  # swapped: a pixel looks back at its seed
     pads = ((0, 0), (before, after), (before, after), (0, 0))
     dropped = lax.reduce_window(
         seeds.astype(x.dtype), np.array(0, x.dtype), lax.max, (1, block, block, 1), (1,) * 4, pads
@@ -119,8 +120,9 @@ def drop_block(x: Array, seeds: Array, block_size: int, axis_name: str | None = 
 class ShakeShake(nn.Module):
     """Two branches mixed at random (Gastaldi 2017, arXiv 1705.07485): "shake-shake-image".
 
-    float[B, ...] twice -> float[B, ...]. An example is mixed with alpha forwards and another beta
-    backwards, both uniform in [0, 1]; in evaluation with 1/2.
+    Two arrays float[B, ...] -> float[B, ...]. For each example the forward pass mixes with a random
+    alpha and the backward pass with another random number beta, both uniform in [0, 1]. Evaluation
+    mixes with 1/2.
     """
 
     @nn.compact
@@ -132,16 +134,17 @@ class ShakeShake(nn.Module):
 
 
 def shake_shake(x1: Array, x2: Array, alpha: Array, beta: Array) -> Array:
-    """alpha x1 + (1 - alpha) x2, whose gradient is that of beta x1 + (1 - beta) x2."""
+    """alpha x1 + (1 - alpha) x2 with the gradient of beta x1 + (1 - beta) x2."""
     return _shaken(x1, alpha, beta) + _shaken(x2, 1.0 - alpha, 1.0 - beta)
 
 
 class ShakeDrop(nn.Module):
     """Shakes a residual branch (Yamada et al. 2018, arXiv 1802.02375): float[B, ...] -> same.
 
-    With probability 1 - `rate` the branch passes; else an example of it is multiplied by alpha,
-    uniform in [-1, 1], forwards and by another beta, uniform in [0, 1], backwards. One gate for the
-    whole batch. In evaluation the branch is multiplied by the mean factor, 1 - rate.
+    With probability 1 - `rate` the branch passes unchanged. Otherwise each example is multiplied by
+    a random alpha, uniform in [-1, 1], in the forward pass, and its gradient by a random beta,
+    uniform in [0, 1]. One draw decides for the whole batch. Evaluation multiplies the branch by the
+    mean factor, 1 - rate.
     """
 
     rate: float
@@ -159,23 +162,23 @@ class ShakeDrop(nn.Module):
 
 
 def shake_drop(x: Array, gate: Array, alpha: Array, beta: Array) -> Array:
-    """x where `gate` (bool[]), else alpha x, whose gradient is that of beta x."""
+    """x if `gate` (bool[]) is true, else alpha x with the gradient of beta x."""
     forward = jnp.where(gate, jnp.ones_like(alpha), alpha)
     backward = jnp.where(gate, jnp.ones_like(beta), beta)
     return _shaken(x, forward, backward)
 
 
 def _shaken(x: Array, forward: Array, backward: Array) -> Array:
-    """x * forward, whose gradient is that of x * backward."""
+    """x * forward with the gradient of x * backward."""
     constant = lax.stop_gradient(x)
-    # The difference is zero, so the value is exact also in bfloat16.
+    # The difference is zero, so the value is exact even in bfloat16.
     return constant * forward + (x - constant) * backward
 
 
 def uniform_pair(
     key: Array, example_ids: Array | None, x: Array, low: float
 ) -> tuple[Array, Array]:
-    """alpha uniform in [low, 1] and beta in [0, 1], both [B, 1, ...] in the type of x."""
+    """alpha, uniform in [low, 1], and beta, uniform in [0, 1]: [B, 1, ...] in the dtype of x."""
     pair = per_example(key, example_ids, x, lambda k: jax.random.uniform(k, (2,)))
     pair = pair.astype(x.dtype)
     wide = (-1, *(1,) * (x.ndim - 1))

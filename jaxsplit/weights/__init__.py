@@ -1,1 +1,1 @@
-"""Weights from elsewhere and for elsewhere: warm starts, PyTorch files, single networks."""
+"""Moves weights in and out of runs: warm starts, PyTorch files, single networks of a run."""

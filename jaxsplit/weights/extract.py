@@ -1,8 +1,7 @@
-"""One network of a run, alone: as a Linen module and its variables, or as a workdir of its own."""
+"""Extracts one network of a run, as a Linen module with its variables or as its own workdir."""
 
 import contextlib
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,32 +18,71 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.report import following
 from jaxsplit.workdir import files, lock
 
-FOLDER = "leader"  # in the workdir of the run; where the leader goes by default
+FOLDER = "leader"  # default folder of the leader's workdir, in the run's workdir
 
 
 def network(
     workdir: str | pathlib.Path, name: str = "net0", which: str | int = "latest"
 ) -> tuple[nn.Module, dict]:
-    """A network of a run for use without jaxsplit's stack; reads no data set.
+    """Loads one network of a run, for use without jaxsplit's stack; reads no data set.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       name: 'net0' ... or 'leader'.
-      which: checkpoint, 'latest', 'best' or a step.
+      which: the checkpoint: 'latest', 'best' or a step.
 
     Returns:
       (module, variables {'params', 'batch_stats'} of numpy arrays without a network axis):
       `logits, features = module.apply(variables, images)` for normalised float[B, H, W, C].
 
     Raises:
-      ConfigError: no such run, checkpoint or network.
+      ConfigError: there is no such run, checkpoint or network.
     """
     config = config_lib.load(workdir)
     variables, _, _ = _read(config, workdir, name, which)
     classes = variables["params"]["head"]["bias"].shape[-1]
-    spec = config_lib.resolve(_alone(config, name)).spec
+    spec = config_lib.resolve(config_of(config, name)).spec
     dtype = None if config.dtype == "float32" else config.dtype
     return models.build(spec, classes, dtype=dtype), variables
+
+
+def alone(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    name: str = "leader",
+    to: str | pathlib.Path | None = None,
+    which: str | int = "latest",
+) -> str:
+    """Makes a workdir that holds one network, for evaluation and as a start of other runs.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      name: of the network: 'leader' or 'net0' ...
+      to: the new workdir; None: a folder of that name in that of the run.
+      which: checkpoint, 'latest', 'best' or a step.
+
+    Returns:
+      What was done, in words.
+
+    Raises:
+      ConfigError: the method has no such network, no such checkpoint, or `to` holds checkpoints.
+    """
+    to = to or files.path_of(workdir) / name
+    if store.exists(to):
+        raise ConfigError(f"to={str(to)!r}: holds checkpoints already; choose another")
+    variables, step, metrics = _read(config, workdir, name, which)
+    own = config_lib.check(config_of(config, name))
+    known = facts.of_workdir(workdir, config.data, integrity.shapes(variables))
+    with contextlib.ExitStack() as at_end:
+        folder = config_lib.prepare_workdir(to, lock.held(at_end))
+        facts.write(folder, known)
+        origin = {"files": [str(workdir)], "epoch": None, "step": step}
+        _write(own, folder, variables, origin, _as_only(metrics, name))
+    called = "the leader" if name == "leader" else name
+    return (
+        f"{called} of checkpoint {step}, {own.arch}, is in {to}\n{following.of_workdir(to, 'eval')}"
+    )
 
 
 def leader(
@@ -53,80 +91,64 @@ def leader(
     to: str | pathlib.Path | None = None,
     which: str | int = "latest",
 ) -> str:
-    """Makes a workdir that holds the leader alone, for evaluation and as a start of other runs.
+    """`alone` of the leader."""
+    return alone(config, workdir, FOLDER, to, which)
 
-    Args:
-      config: of the run.
-      workdir: of the run.
-      to: the new workdir; None: `leader` in that of the run.
-      which: checkpoint, 'latest', 'best' or a step.
 
-    Returns:
-      What was done, in words.
-
-    Raises:
-      ConfigError: the method has no leader, no such checkpoint, or `to` holds checkpoints.
-    """
-    to = to or files.path_of(workdir) / FOLDER
-    if store.exists(to):
-        raise ConfigError(f"to={str(to)!r}: holds checkpoints already; choose another")
-    variables, step, metrics = _read(config, workdir, "leader", which)
-    alone = _alone(config, "leader")
-    alone = config_lib.check(alone)
-    known = facts.of_workdir(workdir, config.data, integrity.shapes(variables))
-    with contextlib.ExitStack() as at_end:
-        folder = config_lib.prepare_workdir(to, lock.held(at_end))
-        facts.write(folder, known)
-        _write(
-            alone,
-            folder,
-            variables,
-            {"files": [str(workdir)], "epoch": None, "step": step},
-            metrics,
-        )
-    return (
-        f"the leader of checkpoint {step}, {alone.arch}, is in {to}\n"
-        f"{following.of_workdir(to, 'eval')}"
-    )
+def _as_only(metrics: dict | None, name: str) -> dict:
+    """The metrics of one network of a run, under the name that it has as the only one."""
+    return {
+        key.replace(f"/{name}/", "/net0/"): value
+        for key, value in (metrics or {}).items()
+        if f"/{name}/" in key
+    }
 
 
 def _write(
-    alone: ConfigDict, folder: pathlib.Path, variables: dict, origin: dict, metrics: dict | None
+    own: ConfigDict, folder: pathlib.Path, variables: dict, origin: dict, metrics: dict
 ) -> None:
-    """`variables`, of one network, as a workdir's step 0; `metrics`: of the run that it is of."""
-    config_lib.save(alone, folder)
-    # As the only network, under the name that it has then.
-    known = {
-        key.replace("/leader/", "/net0/"): value
-        for key, value in (metrics or {}).items()
-        if "/leader/" in key
-    }
-    best = next((key for key in known if key.endswith("/top1")), "")
+    """Writes one network's `variables` as step 0 of a workdir; `metrics` are those of its run."""
+    config_lib.save(own, folder)
+    best = next((key for key in metrics if key.endswith("/top1")), "")
     checkpoints = store.Checkpoints(folder, best_metric=best)
     stacked = {c: {"stack": jax.tree.map(lambda x: x[None], tree)} for c, tree in variables.items()}
-    checkpoints.save_weights(stacked, alone, origin, known or None)
+    checkpoints.save_weights(stacked, own, origin, metrics or None)
     checkpoints.close()
 
 
-def _alone(config: ConfigDict, name: str) -> ConfigDict:
-    """The config of one network of a run, trained alone."""
+def config_of(config: ConfigDict, name: str) -> ConfigDict:
+    """The config of one network of a run, trained alone.
+
+    Raises:
+      ConfigError: the method has no such network.
+    """
+    changes = single(config, name).changes
     alone = config.copy_and_resolve_references()
     alone.method, alone.split = methods.ALONE, 1
     alone.trunk = alone.views = config_lib.PAPER
     alone.divide_in = config_lib.resolve(config).divided_in
-    alone.mesh.data, alone.mesh.net, alone.init_from = -1, 1, ""  # of the run, or its machine
-    alone.update(_networks(config)[name].changes)
+    alone.mesh.data, alone.mesh.net, alone.init_from = -1, 1, ""  # were the run's or its machine's
+    alone.update(changes)
     return alone
 
 
-def _networks(config: ConfigDict) -> Mapping[str, methods.Single]:
-    return methods.METHODS[config.method].networks(config)
+def single(config: ConfigDict, name: str) -> methods.Single:
+    """Where a network of a run lies.
+
+    Raises:
+      ConfigError: the method has no such network.
+    """
+    networks = methods.METHODS[config.method].networks(config)
+    if name not in networks:
+        has = ", ".join(networks)
+        raise ConfigError(f"method={config.method!r}: has no network {name!r}; there are {has}")
+    return networks[name]
 
 
 def _read(
     config: ConfigDict, workdir: str | pathlib.Path, name: str, which: str | int
 ) -> tuple[dict, int, dict[str, Any] | None]:
-    """(variables of a network as numpy arrays, step, metrics) of a checkpoint."""
+    """Reads a network: (variables as numpy arrays, the checkpoint's step, its metrics)."""
     if not store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds no checkpoints")
     best = config_lib.resolve(config).best_metric
@@ -134,12 +156,9 @@ def _read(
     step = checkpoints.find(which)
     shapes = read.model_shapes(checkpoints.path(step))
     parts = {integrity.part_of(path) for path in shapes}
-    networks = _networks(config)
-    if name not in networks:
-        has = ", ".join(networks)
-        raise ConfigError(f"method={config.method!r}: has no network {name!r}; there are {has}")
-    single = networks[name]
-    wanted = {"stack", "trunk"} & parts if single.part == "stack" else {single.part}
+    found_in = single(config, name)
+    own = found_in.part
+    wanted = {"stack", "trunk"} & parts if own == "stack" else {own}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = {
         path: jax.ShapeDtypeStruct(shape, np.float32, sharding=here)
@@ -153,5 +172,5 @@ def _read(
     found = {"params": {}, "batch_stats": {}}
     for path, value in arrays.items():
         collection, part, rest = path.split("/", 2)
-        found[collection][rest] = value[single.index] if part == "stack" else value
+        found[collection][rest] = value[found_in.index] if part == "stack" else value
     return {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}, step, metrics

@@ -1,14 +1,14 @@
-"""Files of PyTorch weights: the tensors of each network that they hold, as numpy arrays.
+"""Reads files of PyTorch weights: the tensors of each network in them, as numpy arrays.
 
-Files: `.npz` and `.safetensors`, whose keys are names of a `state_dict`. PyTorch, which the extra
-`torch` installs, reads all others, without running code that they hold.
+Files: `.npz` and `.safetensors` with the names of a `state_dict` as keys. PyTorch reads all other
+files, without running code in them; the extra `torch` installs it.
 Layouts:
   {'state_dict': ..., 'epoch', 'best_acc1'}, names `models.<i>.<name>`   divide and co-training
-  {'weight': ...}, one file a network; the leader's holds its trans-fusion module besides   FFSD
-  a `state_dict` of one network alone
-each in any container and with any prefix that `torch_wrappers` knows, in floating-point numbers of
-16 bits (also bfloat16) or more. An .npz with keys `state/<name>` is a test fixture: its other keys
-are not weights.
+  {'weight': ...}, one file per network; the leader's also has its trans-fusion module   FFSD
+  a `state_dict` of one network
+Each layout may be in any container and with any prefix that `torch_wrappers` knows. Tensors are
+floating-point numbers of at least 16 bits (also bfloat16). In an .npz with keys `state/<name>`, a
+test fixture, the other keys are not weights.
 """
 
 import argparse
@@ -26,20 +26,20 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.weights import torch_wrappers
 from jaxsplit.weights.torch_wrappers import some
 
-TRANS_FUSION = "trans_fusion_module."  # prefix of the module that FFSD's leader holds
+TRANS_FUSION = "trans_fusion_module."  # prefix of that module's tensors in FFSD's leader
 
 State = Mapping[str, np.ndarray]  # a `state_dict`
 
 
 class Weights(NamedTuple):
-    """What checkpoint files hold."""
+    """The contents of checkpoint files."""
 
     networks: list[State]
-    trans_fusion: State  # module of FFSD's leader; else empty
-    arch: str = ""  # as named in the file; "": not named
+    trans_fusion: State  # tensors of that module, if the file is of FFSD's leader; else empty
+    arch: str = ""  # the file's name of the architecture; "": the file has none
     epoch: float | None = None
-    top1: float | None = None  # of the ensemble on the test set, 0..1, as named in the file
-    notes: tuple[str, ...] = ()  # lines about content that was not taken
+    top1: float | None = None  # the file's accuracy on the test set, 0..1, of the ensemble
+    notes: tuple[str, ...] = ()  # lines about contents that were not taken
 
 
 def read(paths: Sequence[str | pathlib.Path], *, ema: bool = False) -> Weights:
@@ -74,9 +74,9 @@ def _read_file(path: pathlib.Path, ema: bool) -> Weights:
         content = readers.get(path.suffix, read_torch)(path)
     except ConfigError:
         raise
-    except Exception as error:  # libraries raise many kinds for damaged files
+    except Exception as error:  # libraries raise many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "PytorchStreamReader" in reason:  # its message for an incomplete file is long
+        if "PytorchStreamReader" in reason:  # PyTorch's message for an incomplete file is long
             reason = "it is incomplete or damaged"
         reason = reason if len(reason) <= 200 else f"{reason[:200]} ..."
         raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason})") from error
@@ -101,7 +101,7 @@ def _read_file(path: pathlib.Path, ema: bool) -> Weights:
 def _choose(
     found: Sequence[torch_wrappers.Found], ema: bool
 ) -> tuple[torch_wrappers.Found, Sequence[str]]:
-    """(the choice, lines about it); takes an average without `ema` if there is nothing else."""
+    """(the choice, lines about it). Without `ema` it takes an average if there is nothing else."""
     wanted = [f for f in found if f.average == ema]
     if ema and not wanted:
         known = ", ".join(torch_wrappers.AVERAGES)
@@ -111,9 +111,10 @@ def _choose(
     if others:
         also = ", ".join(map(_described, others))
         if any(f.average for f in others) and not ema:
-            also += " (to take that: --ema, or :ema behind the path of init_from)"
+            also += " (to take these: --ema, or :ema after the path of init_from)"
         return taken, [f"{_described(taken)} are taken; it also holds {also}"]
-    return taken, [f"it holds only {_described(taken)}, taken"] * (taken.average and not ema)
+    only = f"it holds only {_described(taken)}, which are taken"
+    return taken, [only] * (taken.average and not ema)
 
 
 def _described(found: torch_wrappers.Found) -> str:
@@ -122,7 +123,7 @@ def _described(found: torch_wrappers.Found) -> str:
 
 
 def _networks(state: State) -> list[State]:
-    """A `state_dict` for each <i> of names `models.<i>.<name>`; else one for one network."""
+    """One `state_dict` for each <i> of names `models.<i>.<name>`; without such names, only one."""
     networks: dict[int, dict[str, np.ndarray]] = {}
     outside = []
     for name, value in state.items():
@@ -140,11 +141,11 @@ def _networks(state: State) -> list[State]:
 
 
 def _read_npz(path: pathlib.Path) -> State:
-    if not zipfile.is_zipfile(path):  # numpy would report a pickle
+    if not zipfile.is_zipfile(path):  # numpy's message would speak of a pickle
         raise ConfigError(f"{path}: cannot be read as a checkpoint (it is no .npz file)")
     with np.load(path, allow_pickle=False) as arrays:
         state = dict(arrays)
-    import ml_dtypes  # of jax
+    import ml_dtypes  # a dependency of jax
 
     # NumPy has no bfloat16 and reads it as two raw bytes.
     state = {k: v.view(ml_dtypes.bfloat16) if v.dtype == "V2" else v for k, v in state.items()}
@@ -165,8 +166,8 @@ def read_torch(path: pathlib.Path) -> Any:
         import torch
     except ImportError:
         raise _needs(path, "PyTorch", "or convert it to .npz or .safetensors") from None
-    # Accuracies are often NumPy scalars, and timm saves its arguments as a Namespace. PyTorch does
-    # not list them as safe.
+    # Accuracies are often NumPy scalars, and timm saves its arguments as a Namespace. PyTorch's
+    # list of safe types lacks both.
     scalar = np.float64(0).__reduce__()[0]
     known = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, argparse.Namespace]
     known += [type(np.dtype(t)) for t in (np.float32, np.float64, np.int64)]
@@ -175,7 +176,7 @@ def read_torch(path: pathlib.Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"it holds {found[1]}, and only tensors are loaded: save its state_dict alone"
+            reason = f"it holds {found[1]}, but only tensors are loaded: save its state_dict alone"
         else:
             reason = "PyTorch did not write it, or it is damaged"
         raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason})") from None
@@ -191,7 +192,7 @@ def _needs(path: pathlib.Path, library: str, other: str) -> ConfigError:
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):  # the last: a tensor of several
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
         return None
 
 
@@ -200,7 +201,7 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
     if not isinstance(value, np.ndarray | np.generic):  # a tensor of PyTorch
         try:
             value = value.detach()
-            # As float32, which holds all of them: numpy has no bfloat16.
+            # NumPy has no bfloat16; float32 holds all its values.
             value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
         except (TypeError, RuntimeError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:100]

@@ -1,17 +1,18 @@
-"""Imports PyTorch weights of the reference systems as weights of our networks.
+"""Imports PyTorch weights of the reference systems into jaxsplit's networks.
 
 python -m jaxsplit.torch_import CHECKPOINT... --config=configs/<name>.py --workdir=runs/<name>
 
 This makes a workdir that `jaxsplit eval` evaluates and `--init_from` starts from.
 `--ema` takes the averaged weights (EMA) that a file holds beside the weights.
 
-`torch_files` lists the files and layouts that it reads.
+`torch_files` describes the files and layouts.
 
-Every tensor is used exactly once, except a written list of unused ones. A tensor that is missing,
-left over or of another shape is an error that names it.
+Every tensor is used exactly once, except those on a fixed list of unused tensors. If a tensor is
+missing, left over or of another shape, an error names it.
 """
 
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +26,19 @@ from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import data, models
-from jaxsplit.checkpoints import store
+from jaxsplit.checkpoints import integrity, store
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion
 from jaxsplit.report import summary
-from jaxsplit.weights import torch_files, torch_wrappers
+from jaxsplit.weights import native, torch_files, torch_wrappers
 from jaxsplit.weights.torch_files import State
 from jaxsplit.weights.torch_wrappers import some
 from jaxsplit.workdir import lock
 
 DEAD = (r".*\.num_batches_tracked",)  # counters that no computation reads
 
-# FFSD's names of some networks -> their names here.
+# FFSD's names of some networks -> jaxsplit's names.
 FFSD_NAMES = {
     "wideresnet1602": "ffsd_wide_resnet16_2",
     "wideresnet4002": "ffsd_wide_resnet40_2",
@@ -54,10 +55,12 @@ _STATS = {"mean": "running_mean", "var": "running_var"}
 
 
 def state_dict_names(spec: models.Spec, variables: Mapping[str, Any]) -> Any:
-    """A tree like `variables` whose leaves are the PyTorch names of its leaves."""
+    """A tree like `variables` with the PyTorch names of the arrays as leaves."""
     family, _ = models.known(spec.arch)
     if family.torch_name is None:
-        raise ConfigError(f"arch={spec.arch!r}: PyTorch has no names for its tensors")
+        raise ConfigError(
+            f"arch={spec.arch!r}: has no PyTorch names, so that its weights cannot be imported"
+        )
     return _names(lambda module: family.torch_name(spec, module), variables)
 
 
@@ -71,7 +74,7 @@ def _names(torch_name: Callable[[tuple[str, ...]], str], variables: Mapping[str,
 
 
 def to_jax(value: np.ndarray, path: Sequence[jax.tree_util.DictKey]) -> np.ndarray:
-    """Converts PyTorch's layout (OIHW, [out, in]) to ours (HWIO, [in, out])."""
+    """Converts a kernel from PyTorch's layout (OIHW, [out, in]) to JAX's (HWIO, [in, out])."""
     if path[-1].key != "kernel":
         return value
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
@@ -88,7 +91,7 @@ def from_state_dict(
     """Variables {'params', 'batch_stats'} of one network from its PyTorch `state_dict`.
 
     Raises:
-      ConfigError: tensors are missing, left over or of another shape; names all of them.
+      ConfigError: tensors are missing, left over or of another shape; the message names them.
     """
     (variables,) = from_state_dicts(spec, [state], num_classes, dtype, channels=channels)
     return variables
@@ -104,13 +107,14 @@ def from_state_dicts(
     any_channels: bool = False,
     what: str = "",
 ) -> list[dict]:
-    """Variables of several networks of one Spec, as `from_state_dict`; `what` names it in messages.
+    """As `from_state_dict`, for several networks of one Spec.
 
-    `any_channels`: the networks may be for another number of image channels, the same for all.
+    `any_channels`: accepts networks for another number of image channels, the same for all.
+    `what`: what error messages call the networks; '': `spec.arch`.
     """
     shapes = _shapes(models.build(spec, num_classes), spec.image_size, channels)
     names = state_dict_names(spec, shapes)
-    # Unwrap both names, because a network of ours may have parts with names of wrappers.
+    # Unwrap both names, because a module here may have the name of a wrapper.
     states = [torch_wrappers.unwrapped(state) for state in states]
     short = torch_wrappers.unwrapped({name: name for name in jax.tree.leaves(names)})
     short = {name: unwrapped for unwrapped, name in short.items()}
@@ -123,14 +127,14 @@ def from_state_dicts(
 
 
 def trans_fusion(state: State, dtype: DTypeLike = np.float32) -> dict:
-    """Variables of FFSD's trans-fusion module from the leader's tensors of that module.
+    """Variables of FFSD's trans-fusion module from its tensors in the leader's file.
 
     Raises:
-      ConfigError: as `from_state_dict`.
+      ConfigError: as in `from_state_dict`.
     """
     what = "the trans-fusion module"
     sizes = [value.shape[0] for value in state.values() if np.ndim(value) == 4]
-    if len(sizes) != 2:  # one convolution of C channels, one of M * C
+    if len(sizes) != 2:  # one convolution with C channels, one with M * C
         raise ConfigError(f"{what} has {len(sizes)} convolutions, should have 2")
     channels, features = sorted(sizes)
     shapes = _shapes(fusion.TransFusion(features), 8, channels)
@@ -144,7 +148,7 @@ def _shapes(module, size: int, channels: int) -> dict:
 
 
 def _with_channels_of(state: State, names, shapes, channels: int) -> dict:
-    """`shapes`, but the first convolution's for images of as many channels as `state` takes."""
+    """`shapes`, with the first convolution's for the number of image channels of `state`."""
     other = {}
     for (path, shape), name in zip(
         jax.tree.leaves_with_path(shapes), jax.tree.leaves(names), strict=True
@@ -154,15 +158,15 @@ def _with_channels_of(state: State, names, shapes, channels: int) -> dict:
             if inputs == channels and have[1:2] != (inputs,):
                 if have == (outputs, *have[1:2], *window):
                     other[name] = jax.ShapeDtypeStruct((*window, have[1], outputs), shape.dtype)
-    if len(other) != 1:  # of another architecture, if not none
+    if len(other) != 1:  # none differs, or `state` is of another architecture
         return shapes
     return jax.tree.map(lambda name, shape: other.get(name, shape), names, shapes)
 
 
 def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) -> dict:
-    """The tensors of `state` in the tree of `names` and `shapes`."""
+    """The tensors of `state`, arranged as the tree of `names` and `shapes`."""
     wanted = jax.tree.leaves(names)
-    assert len(set(wanted)) == len(wanted), "two of our tensors read the same one"
+    assert len(set(wanted)) == len(wanted), "two arrays have the same PyTorch name"
     missing = sorted(set(wanted) - set(state))
     extra = [n for n in set(state) - set(wanted) if not any(re.fullmatch(d, n) for d in dead)]
     if missing and (reason := torch_wrappers.mixed(state, missing)):
@@ -175,7 +179,7 @@ def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) ->
 
     def take(path, name, shape):
         value = np.asarray(state[name])
-        wanted = shape.shape  # with its axes as the file has them
+        wanted = shape.shape  # below, with its axes in the file's order
         if path[-1].key == "kernel":
             *window, inputs, outputs = wanted
             wanted = (outputs, inputs, *window)
@@ -185,7 +189,7 @@ def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) ->
             raise ConfigError(
                 f"{name}: {value.dtype} values, must be floating-point numbers of 16 bits or more"
             )
-        with np.errstate(over="ignore"):  # of float64; told below
+        with np.errstate(over="ignore"):  # a float64 that becomes infinite is reported below
             taken = to_jax(value, path).astype(dtype)
         if not np.isfinite(taken).all():
             raise ConfigError(f"{name}: {value.dtype} values that are not all finite numbers")
@@ -204,13 +208,14 @@ def to_variables(
     *,
     any_channels: bool = False,
 ) -> dict:
-    """{'params', 'batch_stats'} by part: `stack` [S, ...], and `trans_fusion` of a leader.
+    """{'params', 'batch_stats'} of {part: tree}: `stack` [S, ...] and a leader's `trans_fusion`.
 
-    `num_classes` None: as many as the weights have. `any_channels`: of images of any number of
-    channels.
+    `num_classes` None: as many classes as the weights have. `any_channels`: accepts weights for any
+    number of image channels.
 
     Raises:
-      ConfigError: weights of another architecture, S, number of classes or of image channels.
+      ConfigError: the weights are of another architecture or S, or for another number of classes or
+        image channels.
     """
     spec, source = config_lib.resolve(config).spec, data.source(config.data)
     _check_networks(config, weights)
@@ -238,7 +243,7 @@ def to_variables(
         if spec == whole or not _fits(whole, weights.networks[0], classes, **fields):
             raise
         raise ConfigError(
-            f"{error}; it holds whole networks of {config.arch}: --config.divide=False"
+            f"{error}; it holds undivided networks of {config.arch}: use --config.divide=False"
         ) from None
     parts = {"stack": jax.tree.map(lambda *x: np.stack(x), *networks)}
     if weights.trans_fusion:
@@ -247,6 +252,48 @@ def to_variables(
         collection: {part: tree[collection] for part, tree in parts.items()}
         for collection in ("params", "batch_stats")
     }
+
+
+def check_native(config: ConfigDict, own: native.Weights) -> None:
+    """Refuses weights of another architecture or S than the config's.
+
+    Raises:
+      ConfigError: names both.
+    """
+    arch, split = own.header.get("arch", ""), own.header.get("split", "")
+    if (arch, split) != (config.arch, str(config.split)):
+        raise ConfigError(
+            f"holds {split} network{'s' * (split != '1')} of {arch}, "
+            f"config has split={config.split}, arch={config.arch!r}"
+        )
+
+
+def _of_native(config: ConfigDict, own: native.Weights, path: str) -> dict:
+    """The variables of a file with our own names, checked against the networks of the config.
+
+    Raises:
+      ConfigError: as `to_variables`.
+    """
+    try:
+        check_native(config, own)
+        source = data.source(config.data)
+        module = models.build(config_lib.resolve(config).spec, source.num_classes)
+        size = source.shape(config.data)
+        need = integrity.shapes(_shapes(module, size[0], size[2]))
+        parts = [own.variables[c].get(native.STACK, {}) for c in ("params", "batch_stats")]
+        trunk = [own.variables[c].get("trunk", {}) for c in ("params", "batch_stats")]
+        have = integrity.shapes({"params": parts[0], "batch_stats": parts[1]})
+        have = {name: shape[1:] for name, shape in have.items()}
+        have |= integrity.shapes({"params": trunk[0], "batch_stats": trunk[1]})
+        for name in sorted(have.keys() | need.keys()):
+            if have.get(name) != need.get(name):
+                raise ConfigError(
+                    f"{name} has shape {have.get(name)}, should be {need.get(name)}: another "
+                    "architecture, or images or classes of another number"
+                )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return own.variables
 
 
 def _fits(spec, state: State, num_classes: int, **fields) -> bool:
@@ -267,21 +314,21 @@ def _check_networks(config: ConfigDict, weights: torch_files.Weights) -> None:
         )
     if weights.trans_fusion and config.split != 1:
         raise ConfigError(
-            f"the checkpoint holds a leader with its trans-fusion module, which is one network; "
+            f"the checkpoint holds one network, a leader with its trans-fusion module; "
             f"config has split={config.split}"
         )
 
 
 def _names_here(arch: str) -> set[str]:
-    """Our possible names for a reference's `arch`, which may stand for several networks."""
+    """The names here that a reference's `arch` may mean; it may stand for several networks."""
     variants = {f"{arch}{suffix}" for suffix in ("", "_cifar", "_lightnetpp", "_plain")}
     return variants | {f"ffsd_{arch}", FFSD_NAMES.get(arch, arch)}
 
 
 def _num_classes(spec, state: State) -> int | None:
-    """Classes of a network's classifier; None: no such tensor; `from_state_dict` reports it."""
+    """Number of classes; None: there is no classifier, an error that `from_state_dict` reports."""
     head = state_dict_names(spec, {"params": {"head": {"bias": 0}}})["params"]["head"]["bias"]
-    if head not in state:  # it may be one of ours that stands in a part of a wrapper's name
+    if head not in state:  # its name may begin with the name of a wrapper, which was removed
         (head,) = torch_wrappers.unwrapped({head: 0})
     return len(state[head]) if np.ndim(state.get(head, 0)) == 1 else None
 
@@ -295,19 +342,34 @@ def import_checkpoint(
 ) -> torch_files.Weights:
     """Makes a workdir whose checkpoint, step 0, holds the weights of PyTorch files.
 
-    `ema`: take the averaged weights instead.
+    If the file states its accuracy on the test set, the checkpoint stores it and is the best one.
+    Training cannot resume from this checkpoint, because it has no optimizer state, but it can start
+    from it with `config.init_from`.
 
-    The file's own accuracy on the test set, if it has one, makes it the best checkpoint. Training
-    cannot resume from it, because it has no optimizer state; `config.init_from` starts from it.
+    Args:
+      config: the networks and data set of the weights.
+      paths: one file, or one file per network, in their order.
+      workdir: the new workdir.
+      ema: whether to take the averaged weights that the files hold.
+
+    Returns:
+      The contents of the files.
 
     Raises:
-      ConfigError: bad files or config, or a workdir that holds checkpoints.
+      ConfigError: a file or the config is bad, or the workdir holds checkpoints.
     """
     config_lib.check(config)
     if store.exists(workdir):
         raise ConfigError(f"workdir={str(workdir)!r}: holds checkpoints already; choose another")
-    weights = torch_files.read(paths, ema=ema)
-    variables = to_variables(config, weights, data.source(config.data).num_classes)
+    own = native.read(pathlib.Path(os.path.expanduser(paths[0]))) if len(paths) == 1 else None
+    if own is None:
+        weights = torch_files.read(paths, ema=ema)
+        variables = to_variables(config, weights, data.source(config.data).num_classes)
+    else:
+        if ema:
+            raise ConfigError(f"{paths[0]}: holds no averaged weights")
+        weights = torch_files.Weights([], {}, arch=own.header.get("arch", ""))
+        variables = _of_native(config, own, str(paths[0]))
     metrics = {}
     if weights.top1 is not None:
         metrics[f"test/{'ensemble' if config.split > 1 else 'net0'}/top1"] = weights.top1

@@ -1,8 +1,8 @@
-"""Finds the weights in saved files: containers, wrapped names, averaged weights beside them.
+"""Finds the weights in saved files: in containers, under wrapped names, beside averages.
 
 A file may hold its `state_dict` in a container (`{'model': ..., 'optimizer': ...}`). Models that
-were compiled, made parallel or averaged have names with prefixes (`module._orig_mod.conv1`). An
-average of the weights (EMA) may lie beside them. This module reads only names, no values.
+were compiled, made parallel or averaged have names with prefixes (`module._orig_mod.conv1`). The
+file may also hold an average of the weights (EMA). This module reads only names, no values.
 """
 
 import sys
@@ -13,20 +13,20 @@ import numpy as np
 
 from jaxsplit.errors import ConfigError
 
-# Keys under which weights are searched, in this order, also inside an average.
+# Keys of containers, in the order of the search, which also looks inside an average.
 CONTAINERS = ("state_dict", "model", "net", "model_state_dict", "params", "weight", "module")
 AVERAGES = ("state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict")
-# Modules that wrap a whole network: DataParallel, AveragedModel, ModelEma, Lightning's and others.
+# Names of modules that wrap a whole network (DataParallel, AveragedModel, ModelEma, Lightning).
 WRAPPERS = ("module", "model", "net")
-# Modules that torch.compile, FSDP and checkpointing insert anywhere; no network uses such names.
+# Names of modules that torch.compile, FSDP and checkpointing insert anywhere; no network uses them.
 INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-COUNTER = "n_averaged"  # AveragedModel's, beside the weights
+COUNTER = "n_averaged"  # a counter that AveragedModel stores beside the weights
 
 
 class Found(NamedTuple):
     """Tensors by name, and their place in the file."""
 
-    where: str  # keys joined by dots; '': the file itself
+    where: str  # the keys to them, joined by dots; '': the top level of the file
     average: bool
     tensors: Mapping[str, Any]
 
@@ -37,7 +37,7 @@ def find(content: Any) -> list[Found]:
     Skips a container that holds anything but tensors if there is another one.
 
     Raises:
-      ConfigError: the file has none; the caller adds its name.
+      ConfigError: the file has no weights; the caller adds the file's name.
     """
     places = list(_places(content, "", False))
     good = [p for p in places if p.tensors and all(map(is_tensor, p.tensors.values()))]
@@ -61,7 +61,7 @@ def _places(content: Any, where: str, average: bool) -> Iterable[Found]:
 
 
 def _parted(found: Found) -> list[Found]:
-    """Separates an average whose names stand among those of the weights (`model_ema.conv1`)."""
+    """Separates an average whose names are mixed with those of the weights (`model_ema.conv1`)."""
     if odd := [name for name in found.tensors if not isinstance(name, str)]:
         raise ConfigError(f"holds no state_dict: not names: {some(odd)}")
     parts: dict[str, dict[str, Any]] = {}
@@ -76,7 +76,7 @@ def _parted(found: Found) -> list[Found]:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is an array; PyTorch's exist only if PyTorch was imported."""
+    """Whether a value is an array of NumPy or, if PyTorch was imported, of PyTorch."""
     torch = sys.modules.get("torch")
     return isinstance(value, np.ndarray | np.generic) or (
         torch is not None and isinstance(value, torch.Tensor)
@@ -84,13 +84,13 @@ def is_tensor(value: Any) -> bool:
 
 
 def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames tensors as they were before the network was wrapped.
+    """Gives tensors the names that they had before the network was wrapped.
 
-    Removes INSERTED anywhere; a prefix of WRAPPERS only if all names have it, so a part of that
-    name keeps it; COUNTER unless it is the only tensor.
+    It removes INSERTED anywhere in a name, a prefix of WRAPPERS if all names have it (otherwise it
+    names a part of the network), and COUNTER unless it is the only tensor.
 
     Raises:
-      ConfigError: two names become the same.
+      ConfigError: two names become equal.
     """
     names = {}
     for name in tensors:

@@ -15,12 +15,12 @@ from jaxsplit.checkpoints import integrity, store
 from jaxsplit.checkpoints import read as reading
 from jaxsplit.errors import ConfigError
 from jaxsplit.report import summary
-from jaxsplit.weights import torch_files, torch_import
+from jaxsplit.weights import native, torch_files, torch_import
 
 
 class Start(NamedTuple):
-    """`taken`: a tree like the variables, with None leaves to initialise at random; `note`: lines
-    of text that describe it."""
+    """`taken`: a tree like the variables; leaves that are None are initialised at random. `note`:
+    lines of text that describe it."""
 
     taken: dict
     note: str
@@ -30,17 +30,17 @@ def read(config: ConfigDict, like: dict) -> Start:
     """Reads the weights and BatchNorm statistics that `config.init_from` names.
 
     It takes the whole stack, except a classifier for another number of classes. It takes other
-    parts of a method (auxiliary modules) if both runs have them. For images of another number of
-    channels see `_for_channels`.
+    parts of a method (auxiliary modules) if both runs have them. `_for_channels` says what happens
+    if images have another number of channels.
 
     Args:
-      config: of the new run. init_from is a workdir (its newest checkpoint), its
-        checkpoints/<step>, or files of PyTorch weights separated by commas; `:ema` after the files
-        takes their averaged weights.
+      config: config of the new run. init_from is a workdir (its newest checkpoint is read),
+        WORKDIR/checkpoints/<step>, a `.safetensors` file of an export, or files of PyTorch weights,
+        separated by commas; `:ema` after the files takes their averaged weights.
       like: {'params', 'batch_stats'} of the new run, ShapeDtypeStructs with shardings.
 
     Raises:
-      ConfigError: nothing readable there, or another architecture or S; names both.
+      ConfigError: nothing there can be read, or the architecture or S differs.
     """
     paths, ema = _sources(config.init_from)
     try:
@@ -49,8 +49,8 @@ def read(config: ConfigDict, like: dict) -> Start:
         if paths[0].is_dir() or _step(paths[0]):
             if ema:
                 raise ConfigError(
-                    ":ema is of PyTorch files; the checkpoint of a run with config.ema holds the "
-                    "average as its weights"
+                    ":ema is for PyTorch files only; the checkpoint of a run with config.ema holds "
+                    "the average as its weights"
                 )
             return _from_run(config, paths[0], like)
         raise ConfigError("no such workdir, checkpoint or file")
@@ -63,12 +63,13 @@ def _sources(text: str) -> tuple[list[pathlib.Path], bool]:
 
     def exists(text: str) -> bool:
         path = os.path.expanduser(text)
-        return os.path.exists(path) or bool(_step(pathlib.Path(path)))  # the step is missed later
+        # A step that does not exist is reported later.
+        return os.path.exists(path) or bool(_step(pathlib.Path(path)))
 
     ema = text.endswith(":ema") and not exists(text)
     parts, paths = text.removesuffix(":ema" * ema).split(","), []
     while parts:
-        # Join as many parts as make an existing path; try all of them first.
+        # Join as many parts as possible to an existing path.
         n = next((n for n in range(len(parts), 0, -1) if exists(",".join(parts[:n]))), 1)
         paths.append(pathlib.Path(os.path.expanduser(",".join(parts[:n]))))
         parts = parts[n:]
@@ -106,8 +107,16 @@ def _step(path: pathlib.Path) -> bool:
 
 
 def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: dict) -> Start:
-    weights = torch_files.read(paths, ema=ema)
-    variables = torch_import.to_variables(config, weights, any_channels=True)
+    own = native.read(paths[0]) if len(paths) == 1 else None
+    if own is None:
+        weights = torch_files.read(paths, ema=ema)
+        variables = torch_import.to_variables(config, weights, any_channels=True)
+        notes = weights.notes
+    else:
+        if ema:
+            raise ConfigError(f":ema is of PyTorch files; this one is of {native.FORMAT}")
+        torch_import.check_native(config, own)
+        variables, notes = own.variables, ()
     fit = _fitting(integrity.shapes(variables), like)
     have: dict[str, Any] = flatten_dict(variables, sep="/")
     wanted: dict[str, Any] = flatten_dict(like, sep="/")
@@ -116,7 +125,7 @@ def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: 
         return jax.make_array_from_callback(value.shape, sharding, lambda i: value[i])
 
     arrays = {name: put(have[name], wanted[name].sharding) for name in fit.names}
-    return _start([*weights.notes, config.init_from], like, arrays, fit)
+    return _start([*notes, config.init_from], like, arrays, fit)
 
 
 class _Fit(NamedTuple):
@@ -164,9 +173,9 @@ def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> _Fit:
 
 
 def _other_channels(have: dict, need: dict) -> dict[str, tuple[int, int]]:
-    """First convolution's kernel of a part -> image channels that it has, and that it should have.
+    """{kernel of a part's first convolution: (image channels it has, image channels needed)}.
 
-    Only between gray images and images of several channels.
+    Only if one of the two is 1 (gray images).
     """
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for name in have.keys() & need.keys():
@@ -174,16 +183,16 @@ def _other_channels(have: dict, need: dict) -> dict[str, tuple[int, int]]:
         if name.endswith("/kernel") and len(old) >= 4 and old != new:
             if old[:-2] + old[-1:] == new[:-2] + new[-1:] and 1 in (old[-2], new[-2]):
                 found.setdefault(integrity.part_of(name), {})[name] = (old[-2], new[-2])
-    # If more than one differs, it is another architecture.
+    # If a part has several such kernels, its architecture differs.
     return {name: x for part in found.values() if len(part) == 1 for name, x in part.items()}
 
 
 def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:
     """Converts a first kernel [..., inputs, outputs] to another number of image channels.
 
-    From one channel to several: divided by their number and repeated, so a gray image in equal
-    channels keeps its outputs. From several to one: summed, so a gray image gives the outputs of
-    the same image in equal channels.
+    From one channel to several, the kernel is divided by their number and repeated. From several to
+    one, it is summed over the channels. Either way the outputs for a gray image are those for the
+    same image in equal channels.
     """
     if channels == 1:
         return kernel.sum(-2, keepdims=True)
@@ -196,15 +205,15 @@ def _layers(shapes: dict[str, tuple[int, ...]], part: str) -> set[str]:
 
 
 def _start(sources: list[str], like: dict, arrays: dict[str, jax.Array], fit: _Fit) -> Start:
-    """Makes the `Start`; `sources` are lines, and the last one gets what was taken."""
+    """Makes the `Start`. `sources` are lines of its note; the last one will say what was taken."""
     *notes, source = sources
     for name, (old, new) in fit.channels.items():
         array = arrays[name]
         change = jax.jit(_for_channels, static_argnums=1, out_shardings=array.sharding)
         arrays[name] = change(array, new)
-        how = "summed over them" if new == 1 else f"divided by {new} and repeated"
+        how = "summing over them" if new == 1 else f"dividing by {new} and repeating"
         plural = "s" * (old > 1)
-        notes.append(f"{name}: of images of {old} channel{plural}, {how} for {new}")
+        notes.append(f"{name}: converted from {old} image channel{plural} to {new} by {how}")
 
     def take(path, _):
         return arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))

@@ -53,7 +53,7 @@ class Lock:
         if self.lost:
             raise SaveError(
                 f"workdir={str(self._path.parent)!r}: was taken over by {self.lost} while this run "
-                "stood still; nothing was saved since"
+                "was suspended; nothing was saved since"
             )
 
     def release(self) -> None:
@@ -167,7 +167,7 @@ def _take_over(path: pathlib.Path, say: Callable[[str], None]) -> None:
         why = "that process is gone"
     else:
         if seconds := _remaining(path):
-            say(f"{path} is of {_who(owner)}; waiting for up to {seconds:.0f} s for a sign of it")
+            say(f"{path} belongs to {_who(owner)}; waiting up to {seconds:.0f} s for it to change")
         if _changes(path, seconds):
             owner = _read(path) or owner
             raise _refusal(path, owner, f"it touches {FILE} every {BEAT:.0f} s")

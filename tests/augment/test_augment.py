@@ -1,4 +1,4 @@
-"""On-device ops against numpy, the independence of views from how they are cut up, and mixup."""
+"""Compares ops on the device with NumPy; views do not depend on how the work is split; mixup."""
 
 import functools
 import itertools
@@ -37,7 +37,7 @@ def keys(n: int, seed: int = 0) -> jax.Array:
 
 
 def over_keys(op, n: int, image, seed: int = 0) -> np.ndarray:
-    """`op` of one image under n keys: [n, H, W, C]."""
+    """Applies `op` to one image with n keys: [n, H, W, C]."""
     mapped = jax.jit(jax.vmap(op, in_axes=(0, None)))
     return np.asarray(mapped(keys(n, seed), jnp.asarray(image)))
 
@@ -106,7 +106,7 @@ def test_normalize_rejects_other_channels():
 
 
 def erased_boxes(got: np.ndarray) -> np.ndarray:
-    """Of images of ones [n, H, W, C]: (top, left, height, width) of the zeros, after checks."""
+    """(top, left, height, width) of the zeros in images of ones [n, H, W, C], after checks."""
     boxes = []
     for image in got:
         zero = image == 0
@@ -312,7 +312,7 @@ def test_one_view_is_its_ops_one_after_the_other():
 
 
 def from_reference(x: np.ndarray, channels: int) -> np.ndarray:
-    """[N, S*C, H, W] -> [S, N, H, W, C]."""
+    """Converts the reference's views: [N, S*C, H, W] -> [S, N, H, W, C]."""
     n, planes, height, width = x.shape
     split = x.reshape(n, planes // channels, channels, height, width)
     return split.transpose(1, 0, 3, 4, 2)
@@ -430,7 +430,7 @@ def test_resized_box_equals_pillow():
 
 
 def test_random_resized_crops_have_the_asked_area():
-    """Of a ramp, where the range of values tells the box: area in [0.25, 1], aspect 3/4 to 4/3."""
+    """The values of a ramp reveal the box: its area is in [0.25, 1], its aspect in [3/4, 4/3]."""
     rows, columns = np.mgrid[0:40, 0:40].astype(np.uint8) * 6
     image = np.stack([rows, columns, rows], -1)
     op = ops.random_resized_crop(0.25)

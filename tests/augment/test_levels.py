@@ -1,4 +1,4 @@
-"""Magnitudes drawn inside a step: those of double precision, so that integer ops equal Pillow's."""
+"""Magnitudes drawn inside a step equal double precision, so integer ops equal Pillow's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from jaxsplit.augment import levels, pixels, policies
+from jaxsplit.augment import levels, pixels, randaugment
 from tests.support.policies import random_image
 
-EVERY = np.arange(levels.PER_LEVEL * 10 + 1)  # all that can be drawn
-LEVELS = EVERY / levels.PER_LEVEL  # as double precision holds them
+EVERY = np.arange(levels.PER_LEVEL * 10 + 1)  # all levels that can be drawn
+LEVELS = EVERY / levels.PER_LEVEL  # in double precision
 
 
 def test_every_factor_is_rounded_once():
-    """As the reference computes it, then as Pillow rounds it."""
+    """The factor is computed as in the reference, then rounded as in Pillow."""
     made = {
-        "inc0": (levels.enhancing(EVERY, 1, False), (LEVELS / 10) * 1.8 + 0.1),
-        "inc1, up": (levels.enhancing(EVERY, 1, True), 1 + (LEVELS / 10) * 0.9),
-        "inc1, down": (levels.enhancing(EVERY, -1, True), 1 - (LEVELS / 10) * 0.9),
+        "inc0": (levels.factor(EVERY), (LEVELS / 10) * 1.8 + 0.1),
+        "inc1, up": (levels.increasing_factor(EVERY, 1), 1 + (LEVELS / 10) * 0.9),
+        "inc1, down": (levels.increasing_factor(EVERY, -1), 1 - (LEVELS / 10) * 0.9),
     }
     for name, (got, wanted) in made.items():
         assert got.dtype == np.float32
@@ -39,11 +39,11 @@ def test_levels_are_rounded():
 @pytest.mark.parametrize("op", ["brightness", "color", "contrast", "sharpness"])
 def test_enhancing_by_a_drawn_level_equals_pillow(op, increasing):
     image = jnp.asarray(random_image(16, 16, 3))
-    number = list(policies.RANDAUGMENT).index(op)
+    number = list(randaugment.OPS).index(op)
     drawn = np.random.default_rng(0).uniform(0, 10, 300).astype(np.float32)
 
     def apply(level, sign):
-        p = policies.randaugment_params(
+        p = randaugment.params(
             number, level, sign, (16, 16), interpolation=None, increasing=increasing
         )
         return pixels.apply(image, p, (0, 0, 0), (pixels.BLEND,))
@@ -57,15 +57,15 @@ def test_enhancing_by_a_drawn_level_equals_pillow(op, increasing):
 
 
 def test_a_given_level_is_rounded_once():
-    """Without a deviation; the sign is drawn."""
+    """Without a deviation the level is static; only the sign is drawn."""
     for level in (3.0, 7.0, 9.0):
         factor = jax.jit(
             lambda sign, level=level: (
-                policies.randaugment_params(
+                randaugment.params(
                     9, level, sign, (8, 8), interpolation=None, increasing=True
                 ).factor
             )
         )
-        assert list(policies.RANDAUGMENT)[9] == "brightness"
+        assert list(randaugment.OPS)[9] == "brightness"
         for sign in (1, -1):
             assert factor(sign) == np.float32(1 + sign * level / 10 * 0.9)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix together: boxes by hand, one draw for all networks, shares of pixels."""
+"""Mixup and CutMix: boxes computed by hand, one draw for all networks, shares of pixels."""
 
 import functools
 
@@ -68,7 +68,7 @@ def test_boxes_differ_between_steps_and_have_their_mean_area():
 
 
 def test_one_of_the_two_in_every_step():
-    """Mixup blends every pixel of an image, CutMix none; each as often as it should be."""
+    """Mixup blends every pixel of an image, CutMix none; both occur with their probability."""
     cut = []
     for seed in range(200):
         views, partner, lam = map(np.asarray, draw(seed, mixup_alpha=0.5, switch=0.25))
@@ -98,7 +98,7 @@ def test_bad_alpha(fields):
 
 
 def test_devices_share_the_box():
-    """On a mesh every device pastes the same box, from images of its own."""
+    """On a mesh all devices paste the same box, each from its own images."""
     mesh = sharding.make(4, 2, num_networks=4, batch_size=8)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (8, H, W, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Image ops against Pillow: the reference's results, and images of our own.
+"""Compares image ops with Pillow: the reference's results, and images made here.
 
 `golden/augment_ops.npz` holds a part of the reference's results (see `thinned`); with
 JAXSPLIT_PARITY all of them are compared, and a test says that the golden file is a part of them.
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxsplit.augment import pixels, policies
+from jaxsplit.augment import autoaugment, pixels
 from jaxsplit.augment.pixels import BICUBIC, BILINEAR, GEOMETRIC
 from tests.support.paths import GOLDEN
 from tests.support.policies import our_name, randaugment_params, random_image
@@ -50,7 +50,7 @@ def cases(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, tuple[int, in
             continue
         op, sign = our_name(words[1]), -1 if words[3] == "neg" else 1
         if words[0] == "autoaugment":
-            p = policies.autoaugment_params(op, int(words[2][3:]), sign, size)
+            p = autoaugment.params(op, int(words[2][3:]), sign, size)
             yield name, size, "autoaugment", p
         else:
             p = randaugment_params(

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxsplit.augment import pixels, policies, views
+from jaxsplit.augment import autoaugment, pixels, policies, randaugment, views
 from jaxsplit.augment.pixels import BICUBIC, ENHANCE, GEOMETRIC
 from jaxsplit.errors import ConfigError
 from tests.support.policies import our_name, randaugment_params, random_image
@@ -30,18 +30,18 @@ def test_autoaugment_tables_equal_the_references(parity):
             [(our_name(e[f"op{i}"]), e[f"p{i}"], e[f"mag_idx{i}"]) for i in (1, 2)]
             for e in facts["policies"][theirs]
         ]
-        assert policies.subpolicies(name) == [[*pair] for pair in want]
-    assert {our_name(op) for op in facts["magnitude_ranges"]} == policies.MAGNITUDES.keys()
+        assert autoaugment.subpolicies(name) == [[*pair] for pair in want]
+    assert {our_name(op) for op in facts["magnitude_ranges"]} == autoaugment.MAGNITUDES.keys()
     for op, magnitudes in facts["magnitude_ranges"].items():
-        np.testing.assert_allclose(policies.MAGNITUDES[our_name(op)], magnitudes, atol=1e-12)
+        np.testing.assert_allclose(autoaugment.MAGNITUDES[our_name(op)], magnitudes, atol=1e-12)
 
 
 def test_randaugment_levels_equal_the_references(parity):
     facts = json.loads((parity / "augment_facts.json").read_text())["randaugment"]
     increasing = facts["rand_increasing_transforms"]
-    assert [our_name(op) for op in facts["rand_transforms"]] == list(policies.RANDAUGMENT)
+    assert [our_name(op) for op in facts["rand_transforms"]] == list(randaugment.OPS)
     weights = {our_name(op): weight for op, weight in facts["choice_weights_0"].items()}
-    assert weights == policies.RANDAUGMENT
+    assert weights == randaugment.OPS
     for theirs in dict.fromkeys(facts["rand_transforms"] + increasing):
         for level, (arg, *_) in (facts["level_to_arg"][theirs] or {}).items():
             op, inc = our_name(theirs), theirs.endswith("Increasing")
@@ -67,13 +67,11 @@ def test_traced_levels_equal_static_ones(increasing):
         for interpolation in (None, BICUBIC):
             some = dict(shape=(10, 20), interpolation=interpolation, increasing=increasing)
             traced = jax.vmap(
-                lambda level, op, sign=sign, some=some: policies.randaugment_params(
-                    op, level, sign, **some
-                )
+                lambda level, op, sign=sign, some=some: randaugment.params(op, level, sign, **some)
             )
             traced = jax.jit(traced)(levels, np.arange(40) % 15)
             static = [
-                policies.randaugment_params(i % 15, float(level), sign, xp=np, **some)
+                randaugment.params(i % 15, float(level), sign, xp=np, **some)
                 for i, level in enumerate(levels)
             ]
             for a, b in zip(traced, pixels.stack(static, np), strict=True):
@@ -84,8 +82,8 @@ def test_traced_levels_equal_static_ones(increasing):
 
 
 def test_signs_of_randaugment():
-    """Geometric ops take the sign always, enhancing ones where they increase, others never."""
-    for op in policies.RANDAUGMENT:
+    """Geometric ops always take the sign, enhancing ops only with `increasing`, others never."""
+    for op in randaugment.OPS:
         for increasing in (False, True):
             plus, minus = (
                 randaugment_params(
@@ -103,7 +101,7 @@ def test_signs_of_randaugment():
 def test_randaugment_notation_equals_the_references(parity):
     facts = json.loads((parity / "augment_facts.json").read_text())["randaugment"]
     for notation, want in facts["config_examples"].items():
-        got = policies.parse_randaugment(notation)
+        got = randaugment.parse(notation)
         assert got.magnitude == want["magnitude"], notation
         assert got.layers == want["num_layers"], notation
         assert got.magnitude_std == want["magnitude_std"], notation
@@ -111,13 +109,13 @@ def test_randaugment_notation_equals_the_references(parity):
         if "inc0" not in notation:  # which the reference takes for inc1
             assert got.increasing == (want["ops"] == facts["rand_increasing_transforms"])
         if got.weighted:
-            np.testing.assert_allclose(list(policies.RANDAUGMENT.values()), want["choice_weights"])
-        assert want["prob"] == policies.RANDAUGMENT_PROB
+            np.testing.assert_allclose(list(randaugment.OPS.values()), want["choice_weights"])
+        assert want["prob"] == randaugment.PROB
 
 
 def test_inc0_means_not_increasing():
-    assert not policies.parse_randaugment("rand-m9-inc0").increasing
-    assert policies.parse_randaugment("rand-m9-inc1").increasing
+    assert not randaugment.parse("rand-m9-inc0").increasing
+    assert randaugment.parse("rand-m9-inc1").increasing
 
 
 @pytest.mark.parametrize(
@@ -172,27 +170,27 @@ def keys() -> jax.Array:
 
 
 def near(count: float, n: int, prob: float) -> bool:
-    """Within five standard errors."""
+    """Whether a count is within five standard errors of n * prob."""
     return abs(count - n * prob) <= 5 * np.sqrt(n * prob * (1 - prob)) + 1e-9
 
 
 def drawn(monkeypatch, op, keys) -> pixels.Params:
-    """What the policy `op` would apply, for each key."""
-    monkeypatch.setattr(policies, "apply_branches", lambda image, drawn, fill, branches: drawn)
+    """The Params that the policy `op` would apply, for each key."""
+    monkeypatch.setattr(pixels, "apply_branches", lambda image, drawn, fill, branches: drawn)
     image = jnp.zeros((8, 8, 3), jnp.uint8)
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(op, (0, None)))(keys, image))
 
 
-@pytest.mark.parametrize("name", policies.AUTOAUGMENT)
+@pytest.mark.parametrize("name", autoaugment.POLICIES)
 def test_draws_of_autoaugment(monkeypatch, keys, name):
-    real = policies.autoaugment_table(name, (8, 8))
+    real = autoaugment.table(name, (8, 8))
     rows, order, signs = np.indices(real.branch.shape)
     marked = real._replace(branch=np.ones_like(rows), variant=rows, factor=2 * order + signs)
-    monkeypatch.setattr(policies, "autoaugment_table", lambda *a, **k: marked)
-    got = drawn(monkeypatch, policies.autoaugment(name), keys)
+    monkeypatch.setattr(autoaugment, "table", lambda *a, **k: marked)
+    got = drawn(monkeypatch, autoaugment.make(name), keys)
     np.testing.assert_array_equal(got.factor // 2, np.tile([0, 1], (len(keys), 1)))
     np.testing.assert_array_equal(got.variant[:, 0], got.variant[:, 1])
-    for row, pair in enumerate(policies.subpolicies(name)):
+    for row, pair in enumerate(autoaugment.subpolicies(name)):
         mine = got.variant[:, 0] == row
         assert near(mine.sum(), len(keys), 1 / 25)
         applied = got.branch[mine] != pixels.KEEP
@@ -205,25 +203,27 @@ def test_draws_of_autoaugment(monkeypatch, keys, name):
 
 
 def test_signs_of_autoaugment():
-    for op in policies.MAGNITUDES:
-        plus, minus = (policies.autoaugment_params(op, 5, s, (8, 8)) for s in (1, -1))
+    for op in autoaugment.MAGNITUDES:
+        plus, minus = (autoaugment.params(op, 5, s, (8, 8)) for s in (1, -1))
         differ = any(not np.array_equal(a, b) for a, b in zip(plus, minus, strict=True))
         signed = op in ENHANCE or op.startswith(("shear", "translate"))
         assert differ == signed, op
-    brighter, darker = (policies.autoaugment_params("brightness", 9, s, (8, 8)) for s in (1, -1))
+    brighter, darker = (autoaugment.params("brightness", 9, s, (8, 8)) for s in (1, -1))
     assert (brighter.factor, darker.factor) == (pytest.approx(1.9), pytest.approx(0.1))
 
 
 def draws_of_randaugment(monkeypatch, keys, notation: str) -> pixels.Params:
-    """branch: applied; variant: op; factor: level; fixed: sign and interpolation."""
+    """Params that mark each draw: branch is whether an op is applied, variant the op, factor the
+    level, fixed the sign and the interpolation.
+    """
 
     def marked(chosen, level, sign, shape, *, interpolation, increasing):
         return pixels.Params(1, chosen, level, 0, 0, jnp.stack([sign, interpolation]))
 
-    monkeypatch.setattr(policies, "randaugment_params", marked)
-    settings = policies.parse_randaugment(notation)
-    monkeypatch.setattr(policies, "apply_branches", lambda image, drawn, fill, branches: drawn)
-    op = policies.randaugment(settings, IMAGENET_MEAN)
+    monkeypatch.setattr(randaugment, "params", marked)
+    settings = randaugment.parse(notation)
+    monkeypatch.setattr(pixels, "apply_branches", lambda image, drawn, fill, branches: drawn)
+    op = randaugment.make(settings, IMAGENET_MEAN)
     image = jnp.zeros((8, 8, 3), jnp.uint8)
 
     def run(key):
@@ -259,7 +259,7 @@ def test_magnitudes_stay_in_range(monkeypatch, keys):
 
 def test_weighted_draws_are_without_replacement(monkeypatch, keys):
     got = draws_of_randaugment(monkeypatch, keys, "rand-m9-w0").variant
-    weights = np.asarray(list(policies.RANDAUGMENT.values()))
+    weights = np.asarray(list(randaugment.OPS.values()))
     first, second = got.T
     assert (first != second).all()
     for op, weight in enumerate(weights):
@@ -296,7 +296,7 @@ def test_the_policy_stands_between_flip_and_normalize():
     "fields", [FORMS[0], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])]
 )
 def test_views_do_not_depend_on_the_mesh_nor_on_the_form(monkeypatch, fields):
-    """A loop over images (CPU) and all images at once (accelerators), cut over 4 x 2 devices."""
+    """A loop over images (CPU) and all images at once (accelerators), split over 4 x 2 devices."""
     images = np.stack([random_image(12, 10, 3, seed=i) for i in range(8)])
     ops = views.pipeline(CONFIG | fields, (0.4, 0.5, 0.5), (0.2,) * 3, streamed=False)
     key = jax.random.key(1)

@@ -1,4 +1,4 @@
-"""Checkpoints that a test opens, and that are closed with it."""
+"""Opens checkpoints for a test and closes them with it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""checkpoints.integrity and checksums: damage is found and named, the checkpoint before it used."""
+"""checkpoints.integrity and checksums: damage is found and named; the run uses an older one."""
 
 import errno
 import json
@@ -18,12 +18,12 @@ from jaxsplit.checkpoints import checksums, integrity, read, resume, store
 from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
 from tests.support.checkpoints import METRIC, assert_same, like, make_state, save
 
-# Where one of its reads or writes fails, orbax leaves the others alone, to end as they may.
+# If one read or write fails, orbax does not wait for the others.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
-EXAMPLES = 100  # in the training set that `save` tells of
+EXAMPLES = 100  # size of the training set, given to `save`
 
 
 def resumed(checkpoints, **fields):
@@ -72,7 +72,7 @@ def test_the_same_on_any_mesh():
         for spec in (mesh.networks, mesh.replicated):
             assert checksums.of_arrays(mesh.put(tree, spec)) == want
             assert checksums.differing(want, mesh.put(tree, spec)) == []
-    # Whatever the order of the bytes in memory; bfloat16, too.
+    # For any byte order in memory, and for bfloat16.
     assert checksums.of_arrays({"x": tree["kernel"].T.copy().T}) == checksums.of_arrays(
         {"x": tree["kernel"]}
     )
@@ -87,7 +87,7 @@ def test_differing():
     assert checksums.differing(saved, changed) == ["a"]
     assert checksums.differing(saved, {"a": tree["a"][:, :2]}) == ["a"]
     assert checksums.differing({"b": saved["b"]}, tree) == ["a"]  # it was not saved
-    # Read as another type: there is nothing to compare with.
+    # An array read as another dtype cannot be compared.
     assert checksums.differing(saved, {"a": tree["a"].astype(np.float16)}) == []
 
 
@@ -95,7 +95,7 @@ def test_differing():
 
 
 def test_a_flipped_byte_of_an_array_is_found_and_named(opened, tmp_path):
-    """One that orbax reads without an error: the values lie uncompressed, as small ones do."""
+    """Orbax reads this byte without an error, because it stores small arrays uncompressed."""
     checkpoints = opened()
     save(checkpoints, 1)
     state = make_state(1)
@@ -120,7 +120,7 @@ def test_a_flipped_byte_of_an_array_is_found_and_named(opened, tmp_path):
 
 
 def test_any_flipped_byte_is_found_or_does_no_harm(opened, tmp_path):
-    """In every file of a checkpoint, at places and bits drawn at random."""
+    """Flips random bits in every file of a checkpoint."""
     save(opened(), 1)
     save(opened(), 2)
     state, rng, found = make_state(2), np.random.default_rng(0), 0
@@ -174,15 +174,15 @@ def test_the_checkpoint_before_a_damaged_one(opened, tmp_path, damage):
     assert step == 2
     assert_same(state, make_state(2))
     assert said.startswith(f"checkpoint=4 in {tmp_path / 'checkpoints'}: is damaged (")
-    assert said.endswith("; set aside as damaged-4, going on from step 2")
+    assert said.endswith("; set aside as damaged-4, resuming from step 2")
     assert len(said.splitlines()) == 1
-    # It takes no place any more, and its step can be saved again.
+    # Its step is free and can be saved again.
     assert checkpoints.steps() == [2] and checkpoints.best() == (2, {METRIC: 0.25, "test/count": 8})
     assert (tmp_path / "checkpoints" / "damaged-4").is_dir()
     save(checkpoints, 4, 0.5)
     assert opened().steps() == [2, 4]
     assert_same(read.restore(opened().path(4), like(state)), make_state(4))
-    # A second time, where one was set aside before.
+    # A second time, after one was set aside before.
     DAMAGES["empty folder"](folder_of(tmp_path, 4))
     assert resumed(opened())[0] == 2
 
@@ -192,9 +192,11 @@ def test_where_none_is_whole(opened, tmp_path):
     for step in (2, 4):
         save(checkpoints, step)
         DAMAGES["no model"](folder_of(tmp_path, step))
-    with pytest.raises(DamagedError, match="checkpoint=2 .*; none is whole, train anew in another"):
+    with pytest.raises(
+        DamagedError, match="checkpoint=2 .*; no checkpoint is intact; train again in"
+    ):
         resumed(checkpoints)
-    # Left as they are: without any, the same command would start the run anew, over its metrics.
+    # They stay: without a checkpoint, the same command would start again and overwrite metrics.
     assert checkpoints.steps() == opened().steps() == [2, 4]
 
 
@@ -214,7 +216,7 @@ def test_what_does_not_fit_is_not_damage(opened):
 
 
 def set_format(workdir, step: int, form) -> None:
-    """As another version of jaxsplit would have saved it; 1 has no checksums."""
+    """Changes a checkpoint to the format of another version; format 1 has no checksums."""
     at = folder_of(workdir, step)
     position = json.loads((at / "data" / "metadata").read_text())
     sums = json.loads((at / "checksums" / "metadata").read_text())
@@ -250,7 +252,7 @@ def test_an_unknown_format_says_what_to_do(opened, tmp_path, form):
     set_format(tmp_path, 4, form)
     checkpoints, state = opened(), make_state(4)
     for reading in (
-        lambda: resumed(checkpoints),  # not the one before: that would undo what was done
+        lambda: resumed(checkpoints),  # it does not use an older one, which would undo steps
         lambda: read.restore(checkpoints.path(4), like(state)),
         lambda: read.restore_model(checkpoints.path(4), like(state)),
         lambda: read.model_shapes(checkpoints.path(4)),
@@ -283,13 +285,13 @@ def test_a_disk_that_is_full(opened, tmp_path, monkeypatch):
         f"saving a checkpoint in {tmp_path / 'checkpoints'} failed: the disk is full; "
         "the last good one is 2"
     )
-    checkpoints.close()  # says it once only
-    assert opened().steps() == [2]  # and what was begun of 4 is removed
+    checkpoints.close()  # reports the error only once
+    assert opened().steps() == [2]  # the unfinished save of step 4 is removed
     assert_same(read.restore(opened().path(2), like(make_state(2))), make_state(2))
 
 
 def test_a_write_that_fails_in_the_middle(opened, tmp_path):
-    """For real: files of this process may not grow beyond 64 KiB for a while."""
+    """A real failure: a limit keeps this process's files below 64 KiB for a while."""
     big = make_state(1, features=20_000)
     checkpoints = opened()
     save(checkpoints, 1)

@@ -1,4 +1,4 @@
-"""What orbax warns of, and no user can change, is not seen where jaxsplit calls it."""
+"""jaxsplit hides warnings of orbax about which a user can do nothing."""
 
 import asyncio
 import logging
@@ -35,12 +35,12 @@ def test_only_the_known_and_only_meanwhile(caplog):
 
 
 def test_loops_that_ended_and_nothing_else(monkeypatch):
-    """A traceback that Python prints of a callback into a closed event loop is dropped."""
+    """Drops the traceback of a callback into a closed event loop, and nothing else."""
     seen = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
     with orbax_log.quiet(), orbax_log.quiet():
         hook = sys.unraisablehook
-    assert hook is sys.unraisablehook  # installed once; the end of a loop may be late
+    assert hook is sys.unraisablehook  # installed once and kept, as a loop may end late
     loop = asyncio.new_event_loop()
     loop.close()
 
@@ -59,7 +59,7 @@ def test_loops_that_ended_and_nothing_else(monkeypatch):
 
 
 def test_a_checkpoint_is_saved_and_read_without_warnings(tmp_path, caplog):
-    """Not evaluated, and evaluated; read whole, in part, its shapes."""
+    """For checkpoints with and without metrics: reads them whole, in part, and their shapes."""
     config = digits_wrn16_4_x4.get_config()
     variables = {"params": {"stack": {"bias": np.arange(3.0, dtype=np.float32)}}}
     for metrics in (None, {"test/ensemble/top1": 0.5}):

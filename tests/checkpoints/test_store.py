@@ -1,4 +1,4 @@
-"""checkpoints.store: what is saved comes back bit by bit; which are kept; what is refused."""
+"""checkpoints.store: restores bit by bit what was saved; which checkpoints stay; errors."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_items_on_disk(opened, tmp_path):
 
 
 def test_saving_copies_the_arrays(opened):
-    """The arrays may be given away (donated) as soon as `save` returns."""
+    """The caller may donate the arrays as soon as `save` returns."""
     state = make_state(1)
     numbers = jax.tree.map(np.array, state)
     checkpoints = opened()
@@ -60,7 +60,7 @@ def test_the_newest_and_the_best_are_kept(opened):
     assert checkpoints.latest() == 6
     step, metrics = checkpoints.best()
     assert step == 2 and metrics[METRIC] == 0.9
-    # The same when the folder is opened again, and the better one takes the place of the best.
+    # The same after the folder is opened again; the better checkpoint becomes the best.
     again = opened(keep=2)
     assert again.steps() == [2, 5, 6] and again.best()[0] == 2
     save(again, 7, 0.95)
@@ -157,7 +157,7 @@ def test_a_state_of_another_architecture(opened, tmp_path, other, reason):
 
 
 def test_evaluation_leaves_parts_of_other_methods_alone(opened, tmp_path):
-    """Whole parts only: a part that the method has must be as it is there."""
+    """It ignores whole parts only: a part that the method has must have the same shapes."""
     state = make_state(1, parts=("stack", "fusion"))
     checkpoints = opened()
     checkpoints.save(state, common.get_config(), 100)
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint(opened, tmp_path):
 
 
 def test_reading_leaves_an_unfinished_save_alone(opened, tmp_path):
-    """An evaluation beside a run that saves must not take its files away."""
+    """An evaluation must not remove files that a run is saving."""
     save(opened(), 1)
     unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
@@ -219,7 +219,7 @@ def test_reading_leaves_an_unfinished_save_alone(opened, tmp_path):
     assert reader.steps() == [1]
     assert_same(read.restore(reader.path(1), like(make_state(1))), make_state(1))
     assert unfinished.exists()
-    resumed = opened()  # a run that is resumed cleans up, at the latest before it saves
+    resumed = opened()  # a resumed run cleans up, at the latest before it saves
     assert resumed.steps() == [1]
     save(resumed, 3)
     assert not unfinished.exists()
@@ -245,7 +245,7 @@ def test_exists(opened, tmp_path, monkeypatch):
 
 
 def test_metrics_of_an_evaluation_after_the_save(opened, tmp_path):
-    """As if they had been saved with it: which is the best, which stay, checksums."""
+    """They act as if saved with the checkpoint: for the best, for deletion and for checksums."""
     checkpoints = opened(keep=1)
     for step, top1 in ((1, 0.25), (2, 0.75), (3, 0.5)):
         save(checkpoints, step)

@@ -181,7 +181,7 @@ BAD = {  # argument: how the line begins, what else it says
     "--config.data.name=mnist": ("data.name='mnist': must be one of ", "fashion_mnist"),
     "--config.method=solo": ("method='solo': must be one of ", "single, independent, cotrain"),
     "--config.method=single": ("split=4: must be 1 with method='single'", ""),
-    "--config.split=3": ("split=3: wide_resnet16_4 can be divided in ", "1, 2, 4, 8, 16"),
+    "--config.split=3": ("split=3: wide_resnet16_4 can be divided into ", "1, 2, 4, 8, 16"),
     "--config.optim.lr=-0.1": ("optim.lr=-0.1: must be positive", ""),
     "--config.distill.temperature=hot": (
         "distill.temperature='hot': must be 'paper' or a finite number",
@@ -313,10 +313,10 @@ def test_shorter_duration(refused, trained):
     "args, start",
     [
         ((DIGITS, "--config.arc=x"), "error: arc='x': no such field in jaxsplit/defaults.py"),
-        ((DIGITS, "--config.split=3"), "error: split=3: wide_resnet16_4 can be divided in 1, 2"),
+        ((DIGITS, "--config.split=3"), "error: split=3: wide_resnet16_4 can be divided into 1, 2"),
         (
             (f"--config={ROOT}/configs/cifar100.py:split=3",),
-            "error: split=3: wide_resnet28_10 can be divided in 1, 2",
+            "error: split=3: wide_resnet28_10 can be divided into 1, 2",
         ),
         (("--mode=eval",), "error: workdir='{}': holds no readable config.json"),
     ],

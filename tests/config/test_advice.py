@@ -87,7 +87,7 @@ CASES = [
     (
         dict(method="codistill", codistill__every=60),
         "codistill.every=60: not less than the run of 60 steps, so that the networks learn from "
-        "each other in the first one only",
+        "each other in the first step only",
     ),
     (
         dict(log_every="61 steps"),

@@ -62,7 +62,7 @@ def test_the_recipe(birds):
         ("name=", "config argument 'name=': must be name=VALUE"),
         ("name=a,ach=resnet18", "config argument 'ach=resnet18': must be one of name, arch, split"),
         ("name=a,split=x", "config argument 'split=x': must be a whole number above 0"),
-        ("name=a,split=3", "split=3: resnet18 can be divided in"),
+        ("name=a,split=3", "split=3: resnet18 can be divided into"),
         ("name=a,arch=resnet19", "arch='resnet19': unknown"),
     ],
 )

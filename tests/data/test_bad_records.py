@@ -1,4 +1,4 @@
-"""Bad records: named, or skipped alike in memory and in a stream, counted by the step."""
+"""Bad records are named, or skipped in the same way in memory and in a stream, and counted."""
 
 import json
 import struct
@@ -18,7 +18,7 @@ from tests.support.tfds import encode, picture, write_image_dataset
 
 
 def broken(n, bad, classes=5):
-    """n encoded images with the label of their number; those in `bad` are cut in half."""
+    """n encoded images, labelled by their number; the files of those in `bad` are cut in half."""
     source = []
     for i in range(n):
         image = encode(picture(i, 40, 50), "JPEG")
@@ -63,7 +63,7 @@ def test_a_record_is_found_in_its_shard():
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("bad", [(), (0,), (5, 6, 17)])
 def test_every_example_once_also_if_some_are_bad(processes, bad, capsys):
-    """Labels are the examples' numbers: whatever is drawn, who saw what is known."""
+    """Labels are the examples' numbers, so they show which process saw which example."""
     n, size = 24, 8
     stream = Stream(broken(n, set(bad)), skipped=Skipped())
     parts, counts = [], []
@@ -164,7 +164,7 @@ def test_evaluation_masks_bad_records(capsys):
 
 
 def png_claiming(width, height):
-    """A PNG of a few bytes whose header claims so many pixels."""
+    """A PNG of a few bytes whose header claims width x height pixels."""
     parts = [b"\x89PNG\r\n\x1a\n"]
     for name, body in (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
@@ -190,7 +190,7 @@ def claiming(form):
 
 
 def overwrite(path, split, records):
-    """Puts other bytes in the place of records of a prepared split: {number: bytes}."""
+    """Replaces records of a prepared split: {number: new bytes}."""
     from array_record.python import array_record_module as module
 
     (file,) = path.glob(f"*-{split}.array_record-*")
@@ -213,7 +213,7 @@ IMAGES = {
 
 @pytest.fixture(params=[*RAW, *IMAGES])
 def with_any_bytes(request, tmp_path):
-    """`leaves` of 20 x 20 pixels, in which the bytes of training record 3 are those."""
+    """`leaves` of 20 x 20 pixels, with these bytes as training record 3."""
     train = tiny(8)
     if request.param in IMAGES:
         train[3] = (IMAGES[request.param], train[3][1])
@@ -264,7 +264,7 @@ def test_any_bytes_in_the_last_record_are_named_too(tmp_path):
 
 
 def test_what_is_no_fault_of_the_record(monkeypatch):
-    """Neither memory nor packages that lack make a record bad, in any mode."""
+    """Missing memory or packages never make a record bad."""
     for error in (MemoryError(), ImportError("no cv2")):
 
         def fail(data, channels, error=error):
@@ -280,7 +280,7 @@ def test_what_is_no_fault_of_the_record(monkeypatch):
 
 @pytest.fixture(scope="module")
 def leaves(tmp_path_factory):
-    """Images, and what is wrong with them: half a file, another size, no example, a label."""
+    """Broken images: half a file, another size, no example, a wrong label."""
     folder = tmp_path_factory.mktemp("leaves")
     train, test, extra = tiny(40), tiny(10, first=60), tiny(6, first=80)
     png = encode(train[2][0], "PNG")
@@ -430,7 +430,7 @@ def test_metrics_of_bad_records_are_a_function_of_the_step(leaves, tmp_path, mon
     for where in ("device", "stream"):
         made = run_of(folder, resident=where)
         assert "record " in message_of(lambda c=made: loop.train_and_evaluate(c, tmp_path / "x"))
-        made.data.on_bad_record = "skip"  # a run that broke off may go on with this
+        made.data.on_bad_record = "skip"  # an interrupted run may resume with this
         results = loop.train_and_evaluate(made, tmp_path / where)
         assert capsys.readouterr().out.count("warning: data.dir: record ") <= 3  # one a split
         assert results["test/bad_records"] == 1 and results["test/count"] == 9
@@ -444,7 +444,7 @@ def test_metrics_of_bad_records_are_a_function_of_the_step(leaves, tmp_path, mon
     for step in counted:  # 3 steps an epoch
         _, want = train_batches_of(dataset, step)
         assert counted[step] == want
-    # Broken off in the middle of the second epoch.
+    # Interrupted in the middle of the second epoch.
     put = experiment.put_batch
 
     def stop(exp, batch, calls=[]):  # noqa: B006
@@ -467,7 +467,7 @@ def train_batches_of(dataset, steps):
 
 
 def test_the_views_that_are_shown_skip_bad_records_too(leaves, tmp_path):
-    """Whole and cropped; the images are those of the views, in the places of the bad ones too."""
+    """The originals belong to the views, replacements included; for whole and cropped images."""
     folder, bad = leaves
     for fields in (dict(resident="device"), dict(resident="stream"), dict(image_size=16)):
         made = run_of(folder, on_bad_record="skip", **fields)

@@ -1,4 +1,4 @@
-"""jaxsplit.data.decoding: each mode that an image file can have, 16 bits, EXIF orientation."""
+"""jaxsplit.data.decoding: every mode of image files, 16-bit values, EXIF orientation."""
 
 import io
 import struct
@@ -60,7 +60,7 @@ def of_mode(mode):
     ],
 )
 def test_modes_of_8_bits(mode, forms):
-    """Lossless files; the colours are those of the image, gray is its luma within one level."""
+    """Lossless files keep the image's colours; gray is its luma within one level."""
     image = of_mode(mode)
     opaque = image.convert({"LA": "L", "PA": "RGBA"}.get(mode, mode)).convert("RGB")
     for form in forms:
@@ -134,7 +134,7 @@ def test_numbers_without_a_range_are_refused(mode, message, channels):
 
 
 def oriented(form, orientation, image=None, order="<"):
-    """An image file whose EXIF (a TIFF's own tag) has the orientation."""
+    """An image file with this orientation in its EXIF, or in a TIFF's own tag."""
     image = image or Image.fromarray(RGB)
     if form == "TIFF":
         return saved(image, form, tiffinfo={274: orientation})
@@ -195,23 +195,23 @@ def test_damaged_exif_leaves_the_image_as_it_is(form):
         assert decoding.orientation(data[:end]) in (1, 6)
 
 
-@pytest.mark.parametrize("decode_all", [False, True])
+@pytest.mark.parametrize("check", ["header", "full"])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_shapes_are_those_of_the_turned_image(form, decode_all):
+def test_shapes_are_those_of_the_turned_image(form, check):
     for orientation, shape in ((1, (5, 7, 3)), (3, (5, 7, 3)), (8, (7, 5, 3))):
-        found = decoding.checked_shape(oriented(form, orientation), decode_all=decode_all)
+        found = decoding.checked_shape(oriented(form, orientation), check)
         assert found == (shape, orientation > 1)
 
 
-@pytest.mark.parametrize("decode_all", [False, True])
-def test_gray_has_one_channel_whatever_its_mode(decode_all):
+@pytest.mark.parametrize("check", ["header", "full"])
+def test_gray_has_one_channel_whatever_its_mode(check):
     for mode, form in (("1", "PNG"), ("LA", "PNG"), ("I;16", "PNG"), ("I;16B", "TIFF")):
         data = saved(of_mode(mode), form)
-        assert decoding.checked_shape(data, decode_all=decode_all) == ((5, 7, 1), False), mode
-    assert decoding.checked_shape(saved(wide("I"), "PPM"), decode_all=decode_all)[0] == (5, 7, 1)
+        assert decoding.checked_shape(data, check) == ((5, 7, 1), False), mode
+    assert decoding.checked_shape(saved(wide("I"), "PPM"), check)[0] == (5, 7, 1)
     for mode in ("I", "F", "LAB"):
         with pytest.raises(ValueError, match=f"mode {mode}: "):
-            decoding.checked_shape(saved(of_mode(mode), "TIFF"), decode_all=decode_all)
+            decoding.checked_shape(saved(of_mode(mode), "TIFF"), check)
 
 
 @pytest.mark.parametrize("check", ["full", "header"])
@@ -234,7 +234,7 @@ def test_prepare_keeps_the_bytes_and_counts_the_turned(tmp_path, capsys, check):
 
 
 def test_a_set_prepared_before_images_were_turned_says_so(tmp_path):
-    """Its shape is that of the image as it lies in the file."""
+    """An old set has the shape of the image before it is turned."""
     image = oriented("JPEG", 6)
     splits = {"train": [(image, 0)], "test": [(image, 1)]}
     write_image_dataset(tmp_path, "birds", splits, num_classes=2, shape=(5, 7, 3))

@@ -1,4 +1,4 @@
-"""`dataset.json`: what a workdir tells of its data set, and what is wrong with such a file."""
+"""`dataset.json`: what a workdir says about its data set, and which files are refused."""
 
 import json
 
@@ -20,7 +20,7 @@ def data_config(name: str, folder="", **fields):
 
 
 def both(config) -> facts.Facts:
-    """Those of the loaded data set, which those of its config must equal."""
+    """The facts of the loaded data set; those of its config must be equal."""
     loaded = facts.of_dataset(data.load(config))
     assert loaded == facts.of_config(config)
     return loaded
@@ -101,7 +101,7 @@ def test_no_such_file(tmp_path, text):
 
 
 def test_old_workdirs_of_unknown_data(tmp_path):
-    """Without the file and without the data: from the config and the networks."""
+    """Without the file and the data, the facts come from the config and the networks."""
     said = []
     config = data_config("my_birds", tmp_path, image_size=64)
     shapes = {"params/stack/head/bias": (2, 7), "params/stack/stem_conv/kernel": (2, 3, 3, 1, 16)}

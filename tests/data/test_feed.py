@@ -41,7 +41,7 @@ def data_config(name, folder="unused", **fields):
 
 
 def counted(n, size=4):
-    """n black images with distinct labels: whatever is done to them, the label tells which."""
+    """n black images with distinct labels, which identify them in any batch."""
     return Arrays(np.zeros((n, size, size, 3), np.uint8), np.arange(n, dtype=np.int32))
 
 
@@ -272,7 +272,7 @@ def test_the_remainder_is_dropped_but_not_forgotten():
 
 
 def test_seeds_are_unrelated():
-    """The epochs of seed 1 are not those of seed 0, shifted by one."""
+    """The epochs of seed 1 are not the shifted epochs of seed 0."""
     orders = [
         tuple(
             take(train_feed(dataset_of(counted(32)), batch_size=32, num_views=1, seed=s), e, 1)[0][
@@ -463,7 +463,7 @@ def test_random_box_falls_back_to_the_centre(size, box):
 
 @pytest.mark.parametrize("size", [48, 66, 90, 110])
 def test_random_crops_are_cut_where_the_box_says(size):
-    """Against Pillow's antialiased resize; one size for each filter that random_crops uses."""
+    """Compares with Pillow's antialiased resize; one size for each filter of random_crops."""
     from PIL import Image
 
     image = picture(2, 120, 120)

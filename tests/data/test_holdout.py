@@ -1,4 +1,4 @@
-"""Parts of the training set that are held out: each class keeps an image, and who has none."""
+"""Held-out parts of the training set: each class keeps an image; classes without one are named."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.support.tfds import picture, write_image_dataset, write_imagenet
 
 
 def write(folder, counts, size=20, **fields):
-    """`leaves` with so many training images of each class."""
+    """`leaves` with this number of training images of each class."""
     labels = np.repeat(np.arange(len(counts)), counts)
     train = [(picture(i, size, size), int(label)) for i, label in enumerate(labels)]
     shape = fields.pop("shape", (size, size, 3))
@@ -48,7 +48,7 @@ def test_a_random_part_of_cropped_images_keeps_each_class(tmp_path, capsys):
         config = data_config("leaves", tmp_path, image_size=16, validation=0.5)
         made = load(config, seed_split=seed)
         kept, held = made.train.indices, made.validation.indices
-        # What was drawn before, but for what was given back.
+        # The random draw, except for the images that were given back.
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
         drawn = np.sort(rng.permutation(40)[:20])
         want = [i for i in drawn if i != 0 and not (i == 1 and {1, 2} <= set(drawn))]

@@ -1,4 +1,4 @@
-"""<data.dir>/<name>.npz of any name: classes and shape are its own."""
+"""<data.dir>/<name>.npz of any name: the file gives classes and shape."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Data sets by any name, on the device or streamed, bad records, and who sees which example."""
+"""Data sets of any name, on the device or streamed; bad records; which process sees what."""
 
 import dataclasses
 import json
@@ -129,7 +129,7 @@ def test_a_config_of_any_prepared_set_is_checked_and_summarised(tmp_path):
 
 @pytest.mark.parametrize("validation", [0.0, 0.2])
 def test_a_test_part_is_held_out_where_a_set_has_none(tmp_path, capsys, validation):
-    """As of eurosat and tf_flowers: a stratified tenth, the same in memory and in a stream."""
+    """For sets such as eurosat: a stratified tenth, the same in memory and in a stream."""
     train = tiny(50) + tiny(20, first=100, classes=2)  # classes of 20, 20, 10, 10, 10
     path = write_image_dataset(
         tmp_path, "leaves", {"train": train}, num_classes=5, shape=(20, 20, 3)
@@ -196,7 +196,7 @@ def test_bad_test_shares(tmp_path):
 
 @pytest.fixture
 def on_the_network(monkeypatch):
-    """tfds's own builder of 'mnist', whose download brings four images; how often it did."""
+    """A fake of tfds's builder of 'mnist' whose download brings four images; counts downloads."""
     calls = []
     own = tfds.builder("mnist")
 
@@ -322,7 +322,7 @@ def test_streaming_gives_the_batches_of_the_device(cifar10, name, validation):
 
 
 def test_views_are_those_of_the_device(cifar10):
-    """What the networks get, through the loop's own way to the mesh (two groups of networks)."""
+    """The views that networks get on a mesh with two groups of networks, as in the loop."""
     made = get_config()
     made.arch, made.split, made.batch_size = "wide_resnet10_1", 2, 8
     made.divide_anyway = True

@@ -1,4 +1,4 @@
-"""Real-sized JPEGs are streamed from an array_record, whole."""
+"""Streams whole JPEGs of realistic size from an array_record."""
 
 import numpy as np
 import pytest

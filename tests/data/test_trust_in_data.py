@@ -1,4 +1,4 @@
-"""A data set of a stranger is data: no code that its files name is imported."""
+"""A stranger's data set is only data: jaxsplit imports no code that its files name."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ EVIL = "evil_module.Feature"
 
 @pytest.fixture
 def leaves(tmp_path, monkeypatch):
-    """(a prepared set, the file that appears when `evil_module` is imported)."""
+    """(a prepared set, a file that exists once `evil_module` has been imported)."""
     ran = tmp_path / "ran"
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "evil_module.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
@@ -80,7 +80,7 @@ def test_nor_one_in_the_other_file_or_of_an_old_version(leaves):
 
 
 def test_nor_where_a_download_is_asked_for(leaves):
-    """tfds would read a set without a version that `find` knows."""
+    """tfds would read a set whose version `find` does not recognise."""
     path, ran = leaves
     put(path, {"pythonClassName": EVIL, "tensor": {"dtype": "int64", "shape": {}}})
     info = path / "dataset_info.json"
@@ -96,7 +96,7 @@ def test_own_features_and_their_names_are_fine(leaves):
     """Features may be called `type` or `json`; the module that wrote a set is not imported."""
     path, ran = leaves
     info = path / "dataset_info.json"
-    info.write_text(info.read_text().replace("tfds_fixtures", "evil_module"))
+    info.write_text(info.read_text().replace("tests.support.tfds", "evil_module"))
     assert "evil_module" in info.read_text()
     integer = {
         "pythonClassName": "tensorflow_datasets.core.features.scalar.Scalar",

@@ -1,4 +1,4 @@
-"""Processes that a test starts, and that end with it."""
+"""Starts processes for a test and ends them with it."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 @dataclasses.dataclass
 class Process:
-    """A process of a run, whose lines go to a file."""
+    """A process of a run; its output goes to a file."""
 
     popen: subprocess.Popen
     log: pathlib.Path

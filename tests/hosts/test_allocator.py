@@ -1,4 +1,4 @@
-"""Memory that a program on CPU has freed is there at its next call."""
+"""Memory that a program on CPU has freed is available at its next call."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A run that is asked to end from Python: `Stop.request`, and an interrupted cell of a notebook."""
+"""Stops a run from Python: by `Stop.request`, or by interrupting a notebook's cell."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.support.runs import assert_same_bits, state_at, steps_in, tiny
 
 @pytest.fixture(autouse=True)
 def sigint():
-    """As a notebook leaves it to a cell."""
+    """Handles SIGINT as a notebook does while a cell runs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -41,14 +41,14 @@ def test_a_request_without_with_and_from_another_thread():
     stopped = stop.stopped("step 2 is saved")
     assert isinstance(stopped, Stopped)
     assert (str(stopped), stopped.status) == ("stopped by request: step 2 is saved", 75)
-    with pytest.raises(Stopped, match="^stopped by request: nothing was under way that is not sav"):
+    with pytest.raises(Stopped, match="^stopped by request: there was no unsaved work"):
         stop.release()
 
 
 def test_a_request_before_the_first_step():
     stop = signals.Stop()
     stop.request()
-    with pytest.raises(Stopped, match="^stopped by request: nothing was under way"):
+    with pytest.raises(Stopped, match="^stopped by request: there was no unsaved work"):
         stop.hold()
 
 
@@ -89,7 +89,7 @@ def test_a_handler_of_somebody_else_stays():
 
 @pytest.fixture
 def at_step_3(monkeypatch, no_board):
-    """A function that has something done once, when step 3 is logged."""
+    """Returns a function that does something once, when step 3 is logged."""
     write, todo = metrics.Writer.write, []
 
     def and_then(writer, step, scalars):
@@ -111,7 +111,7 @@ def test_an_interrupted_cell_leaves_a_checkpoint(at_step_3, tmp_path, capsys):
         f"step 4 of 4 is saved in {tmp_path / 'a'}; the same command resumes from there"
     )
     assert steps_in(tmp_path / "a") == [4]
-    # In the middle of a run, too, and the same call goes on.
+    # Also in the middle of a run; the same call resumes it.
     config = tiny(checkpoint__every="6 steps", eval__every="6 steps", duration="6 steps")
     at_step_3(interrupt)
     with pytest.raises(KeyboardInterrupt, match="^step 4 of 6 is saved in"):

@@ -1,4 +1,4 @@
-"""jaxsplit.hosts.rendezvous: all come, or each is told what is wrong."""
+"""jaxsplit.hosts.rendezvous: all processes connect, or each gets an error that says why not."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from tests.support.processes import free_port
 
 
 def together(*calls, timeout=5.0) -> list[str]:
-    """What each (count, index) of one port is told, once all have been; "" where all came."""
+    """The error of each process (count, index) at one port; "" if it connected."""
     address, told = f"localhost:{free_port()}", [None] * len(calls)
 
     def come(k, count, index):
@@ -89,7 +89,7 @@ def test_one_that_starts_anew_is_let_in():
 
 
 def test_the_port_of_another_run():
-    """As that of a coordinator of jax, which speaks at once."""
+    """Such as a coordinator of jax, which sends bytes at once."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
 

@@ -1,4 +1,4 @@
-"""hosts.signals: what SIGTERM, SIGHUP and SIGINT do to a run, and with which status it ends."""
+"""hosts.signals: how SIGTERM, SIGHUP and SIGINT end a run, and with which status."""
 
 import os
 import pty
@@ -45,7 +45,7 @@ def started(*args: str) -> subprocess.Popen:
 
 
 def until(process: subprocess.Popen, text: str) -> list[str]:
-    """What it says up to a line that holds `text`."""
+    """Reads the output up to a line that contains `text`."""
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -81,7 +81,7 @@ with signals.Stop() as stop:
 
 
 def raised(body: str) -> tuple[int, list[str]]:
-    """Status and lines of a small program around `body`, where `stop` is a Stop; without jax."""
+    """(status, lines) of a small program without jax around `body`, in which `stop` is a Stop."""
     inside = textwrap.indent(textwrap.dedent(body).strip(), "    ")
     return ended(started("-c", f"{HEAD}{inside}\n    print('end')"))
 
@@ -109,7 +109,7 @@ def test_a_step_is_finished(name):
 
 @pytest.mark.parametrize("moment", ["before", "meanwhile"])
 def test_nothing_to_lose_is_ended_by_an_exception(moment):
-    """So that files are closed; also by a signal that came while there was something to lose."""
+    """The exception closes files; a signal that came while the run was held raises it too."""
     status, said = raised(
         f"""
         try:
@@ -130,7 +130,7 @@ def test_nothing_to_lose_is_ended_by_an_exception(moment):
 
 @pytest.mark.parametrize("first", ["INT", "TERM"])
 def test_a_sigint_after_another_signal_ends_at_once(first):
-    """Though Python is in C, where no handler of its own has a turn."""
+    """Even while Python runs C code, during which its own handlers cannot run."""
     status, said = raised(
         f"""
         stop.hold()
@@ -171,7 +171,7 @@ def test_handlers_come_back():
 
 
 def test_another_thread_than_the_main_one():
-    """Python takes signals in its main thread only: there `Stop` does nothing."""
+    """Python handles signals only in its main thread; in another thread `Stop` does nothing."""
     import threading
 
     seen = []
@@ -194,7 +194,7 @@ def test_stopped_is_no_exception():
 
 @pytest.mark.parametrize("name, status", [("SIGTERM", 75), ("SIGINT", 130), ("SIGHUP", 75)])
 def test_early(name, status):
-    """From the first line of main.py on, before there is anything to save."""
+    """Signals take effect from the first line of main.py, before anything needs saving."""
     code = "import os, signal; from jaxsplit.hosts import signals; signals.early(); "
     code += f"os.kill(os.getpid(), signal.{name})"
     got, (line,) = ended(started("-c", code))
@@ -204,7 +204,7 @@ def test_early(name, status):
 
 @pytest.mark.parametrize("taken", ["signals.early()", "signals.Stop().__enter__()"])
 def test_nohup_stays_nohup(taken):
-    """A SIGHUP that whoever started the program has told it to ignore."""
+    """If the caller has the program ignore SIGHUP, it stays ignored."""
     code = "import os, signal; from jaxsplit.hosts import signals; "
     code += "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     code += f"{taken}; os.kill(os.getpid(), signal.SIGHUP); print('still here')"
@@ -213,7 +213,7 @@ def test_nohup_stays_nohup(taken):
 
 CLOSED = """
 import fcntl, os, pathlib, sys, termios, time
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal that its end is told of
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # its controlling terminal
 from jaxsplit.hosts import signals
 with signals.Stop() as stop:
     stop.hold()
@@ -229,7 +229,7 @@ with signals.Stop() as stop:
 
 
 def test_a_terminal_that_is_closed(tmp_path):
-    """The program goes on to its save though nothing can be written there any more."""
+    """The program still saves although it can no longer write to the terminal."""
     terminal, end = pty.openpty()
     command = [sys.executable, "-c", CLOSED, str(tmp_path / "saved")]
     process = subprocess.Popen(
@@ -248,7 +248,7 @@ def test_a_terminal_that_is_closed(tmp_path):
 
 
 def test_main_in_the_shell(tmp_path):
-    """Ctrl-C while it trains; SIGTERM is shown by the processes below."""
+    """Ctrl-C during training; the tests with several processes cover SIGTERM."""
     process = started(str(ROOT / "main.py"), *TINY, f"--workdir={tmp_path}")
     until(process, "step 2/")
     process.send_signal(signal.SIGINT)
@@ -263,7 +263,7 @@ def test_main_in_the_shell(tmp_path):
 
 
 def test_several_processes_stop_together(start, tmp_path):
-    """At one step, though one of them alone is told to."""
+    """All processes stop at the same step although only one gets the signal."""
     fields = {"duration": "20000 steps", "checkpoint.every": "1000 steps", "mesh.net": 2}
     fields |= {"eval.every": "20000 steps"}
     workdir = tmp_path / "run"

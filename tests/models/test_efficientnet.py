@@ -146,7 +146,7 @@ def test_parameters_of_the_paper(arch, millions):
 def test_splits_are_those_of_the_table():
     for spec in efficientnet.SPECS.values():
         assert spec.splits == tuple(efficientnet.CHANNELS)
-    with pytest.raises(ConfigError, match="split=8: efficientnetb1 can be divided in 1, 2, 4"):
+    with pytest.raises(ConfigError, match="split=8: efficientnetb1 can be divided into 1, 2, 4"):
         models.divided("efficientnetb1", 8)
     with pytest.raises(ConfigError, match=r"nearest are efficientnetb\d_cifar"):
         models.divided("efficientnetb8_cifar", 1)

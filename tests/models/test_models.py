@@ -130,7 +130,7 @@ def test_unknown_architecture_names_the_nearest(arch):
     ],
 )
 def test_unknown_split_names_the_known(arch, s, known):
-    with pytest.raises(ConfigError, match=f"^split={s}: {arch} can be divided in {known}$"):
+    with pytest.raises(ConfigError, match=f"^split={s}: {arch} can be divided into {known}$"):
         models.divided(arch, s)
 
 

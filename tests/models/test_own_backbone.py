@@ -60,10 +60,10 @@ def test_training_and_evaluation(example, tmp_path):
 def test_a_name_is_taken_once(monkeypatch):
     monkeypatch.setattr(models, "FAMILIES", dict(models.FAMILIES))
     spec = resnet.SPECS["resnet50"]
-    with pytest.raises(ValueError, match="arch='resnet50': there is one of that name already"):
+    with pytest.raises(ValueError, match="arch='resnet50': another architecture has this"):
         models.register(spec, resnet.divide, resnet.build)
     own = resnet.Spec("own", (1,), 8, splits=(1, 2))
-    with pytest.raises(ValueError, match="arch='own': splits=.* must hold 1, the undivided"):
+    with pytest.raises(ValueError, match="arch='own': splits=.* must include 1, the undiv"):
         models.register(dataclasses.replace(own, splits=(2, 4)), resnet.divide, resnet.build)
     with pytest.raises(ValueError, match="must have splits, image_size"):
         models.register(SimpleNamespace(arch="own"), resnet.divide, resnet.build)

@@ -367,7 +367,7 @@ def test_imagenet_config_of_its_own_name():
 
 WRONG = {
     "arch=wide_resnet17": "arch='wide_resnet17': unknown; nearest are ",
-    "arch=resnet110,split=3": "split=3: resnet110 can be divided in 1, 2, 4, 8, 16",
+    "arch=resnet110,split=3": "split=3: resnet110 can be divided into 1, 2, 4, 8, 16",
     "split=two": "config argument 'split=two': must be a whole number above 0",
     "epochs=0": "config argument 'epochs=0': must be a whole number above 0",
     "epochs=1.5": "config argument 'epochs=1.5': must be a whole number above 0",

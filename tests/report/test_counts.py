@@ -141,7 +141,7 @@ def test_what_the_reference_cannot_divide_raises(parity):
     assert len(rows) > 100
     for row in rows:
         arch, s = name_of(row), row["split_factor"]
-        with pytest.raises(ConfigError, match=rf"^split={s}: {arch} can be divided in"):
+        with pytest.raises(ConfigError, match=rf"^split={s}: {arch} can be divided into"):
             models.divided(arch, s)
 
 

@@ -1,24 +1,29 @@
-"""The line that names the next command."""
+"""report.following: the command that a mode ends with."""
 
-import pathlib
 import shlex
 
+from jaxsplit.cli import prepare as prepare_command
+from jaxsplit.data import prepare
 from jaxsplit.report import following
+from tests.support.runs import config_of
 
 
-def test_one_and_several_commands():
-    path = pathlib.Path("runs/a")
-    assert following.of_workdir(path, "eval") == "next: jaxsplit eval --workdir=runs/a"
-    both = following.of_workdir("gs://b/a", "eval", "report")
-    assert both == "next: jaxsplit eval --workdir=gs://b/a && jaxsplit report --workdir=gs://b/a"
+def test_a_path_with_spaces_is_one_word_of_the_command():
+    command = following.of_workdir("my runs/a", "eval", "report")
+    first, second = command.removeprefix("next: ").split(" && ")
+    assert shlex.split(first) == ["jaxsplit", "eval", "--workdir=my runs/a"]
+    assert shlex.split(second) == ["jaxsplit", "report", "--workdir=my runs/a"]
 
 
-def test_a_shell_reads_it_back():
-    given = [
-        "train",
-        "--config=folder:name=my birds",
-        "--config.duration=3 epochs",
-        "--workdir=a'b",
-    ]
-    line = following.line(given)
-    assert shlex.split(line.removeprefix("next: ")) == ["jaxsplit", *given]
+def test_every_known_set_has_an_experiment_that_reads_it():
+    for name in prepare.KNOWN:
+        told = prepare_command.next_of(name, "/data")
+        words = shlex.split(told)
+        config = config_of(words[3].removeprefix("--config="))
+        assert config.data.name == name
+        assert words[4:] == ["--config.data.dir=/data", f"--workdir=runs/{name}"]
+
+
+def test_an_own_set_is_read_by_the_recipe_of_folders():
+    told = prepare_command.next_of("birds", "~/tensorflow_datasets")
+    assert told == "next: jaxsplit train --config=folder:name=birds --workdir=runs/birds"

@@ -153,7 +153,7 @@ def test_image_size_of_a_config():
 def test_a_wrong_config_is_an_error():
     config = digits_wrn16_4_x4.get_config()
     config.split = 3
-    with pytest.raises(ConfigError, match="^split=3: wide_resnet16_4 can be divided in"):
+    with pytest.raises(ConfigError, match="^split=3: wide_resnet16_4 can be divided into"):
         summary.of_config(config)
 
 

@@ -1,8 +1,8 @@
-"""Shared by the tests of `augment.pixels` and `augment.policies`."""
+"""Helpers for the tests of augmentation policies: names, params and images."""
 
 import numpy as np
 
-from jaxsplit.augment import pixels, policies
+from jaxsplit.augment import pixels, randaugment
 
 NAMES = {
     "shearX": "shear_x",
@@ -23,8 +23,8 @@ def our_name(theirs: str) -> str:
 
 
 def randaugment_params(op, level, sign, shape, *, interpolation, increasing) -> pixels.Params:
-    number = list(policies.RANDAUGMENT).index(op)
-    return policies.randaugment_params(
+    number = list(randaugment.OPS).index(op)
+    return randaugment.params(
         number,
         level,
         sign,

@@ -753,7 +753,7 @@ def test_whole_networks(tmp_path):
     config = tiny(arch="wide_resnet10_2", divide=False)
     np.savez(tmp_path / "a.npz", **numbered(networks(2, config)))
     torch_import.import_checkpoint(config, [tmp_path / "a.npz"], tmp_path / "run")
-    with pytest.raises(ConfigError, match="whole networks .* --config.divide=False$"):
+    with pytest.raises(ConfigError, match="undivided networks .* --config.divide=False$"):
         torch_import.import_checkpoint(
             tiny(arch="wide_resnet10_2"), [tmp_path / "a.npz"], tmp_path / "other"
         )

@@ -18,7 +18,7 @@ NET = {
     "fc.bias": np.array([0.5], np.float32),
 }
 AVERAGE = {name: np.asarray(value + 1) for name, value in NET.items()}
-TO_TAKE = "(to take that: --ema, or :ema behind the path of init_from)"
+TO_TAKE = "(to take these: --ema, or :ema after the path of init_from)"
 
 
 def prefixed(prefix: str, state: dict = NET) -> dict:
@@ -145,7 +145,7 @@ def test_an_average_beside_the_weights(read, key):
 def test_an_average_alone(read, refused):
     weights = read({"model_ema": AVERAGE})
     assert same(weights.networks[0], AVERAGE)
-    assert weights.notes == ("it holds only averaged weights in 'model_ema', taken",)
+    assert weights.notes == ("it holds only averaged weights in 'model_ema', which are taken",)
     assert read({"model_ema": AVERAGE}, ema=True).notes == ()
     assert refused({"model": NET}, ema=True) == (
         "holds no averaged weights; searched: state_dict_ema, model_ema, ema, "

@@ -226,7 +226,7 @@ def test_images_of_another_number_of_channels(source, tmp_path):
         np.testing.assert_allclose(taken[path], gray, rtol=1e-6)
         assert leaves(start.taken)[name].sharding == leaves(shapes)[name].sharding
         first, second = start.note.splitlines()
-        assert first == f"{name}: of images of 3 channels, summed over them for 1"
+        assert first == f"{name}: converted from 3 image channels to 1 by summing over them"
         assert "arrays taken" in second and name not in second
         rest = {n: v for n, v in leaves(start.taken).items() if n != name}
         for n, value in rest.items():
@@ -242,7 +242,7 @@ def test_images_of_another_number_of_channels(source, tmp_path):
     start = warm_start.read(config, like(config)[1])
     wanted = np.repeat([kernel[0, ..., :1, :] / 3] * 2, 3, axis=-2)
     np.testing.assert_allclose(layer(start.taken), wanted, rtol=2e-7)  # XLA's division
-    line = f"{name}: of images of 1 channel, divided by 3 and repeated for 3"
+    line = f"{name}: converted from 1 image channel to 3 by dividing by 3 and repeating"
     assert start.note.splitlines()[0] == line
 
 
@@ -328,7 +328,7 @@ def test_the_average_of_a_file(source, tmp_path):
         line = start.note.splitlines()[0]
         assert line.startswith(f"{path}: ") and "are taken; it also holds " in line
     config = make_config(init_from=f"{workdir}:ema")
-    with pytest.raises(ConfigError, match=":ema': :ema is of PyTorch files; the checkpoint of"):
+    with pytest.raises(ConfigError, match=":ema': :ema is for PyTorch files only; the check"):
         warm_start.read(config, like(config)[1])
 
 

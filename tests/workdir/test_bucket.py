@@ -1,4 +1,4 @@
-"""Workdirs in a bucket, `gs://`: all of a run but TensorBoard's files, on a fake one."""
+"""Workdirs in a fake bucket (`gs://`): everything in a run except TensorBoard's files."""
 
 import importlib.util
 import json
@@ -114,7 +114,7 @@ def test_metrics(bucket, monkeypatch):
 
 
 def test_checkpoints(bucket):
-    """Also those that were not finished: in a bucket they have the name of finished ones."""
+    """Includes unfinished checkpoints, which in a bucket have the same names as finished ones."""
     folder = config_lib.prepare_workdir(RUN)
     checkpoints = store.Checkpoints(folder, best_metric=METRIC)
     save(checkpoints, 1, 0.5)
@@ -141,7 +141,7 @@ def test_checkpoints(bucket):
 
 @pytest.mark.slow
 def test_a_run(bucket, tmp_path, monkeypatch):
-    """Stopped, gone on with, evaluated: as one on a disk."""
+    """A run is stopped, resumed and evaluated as on a disk."""
     monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
 
     class StopsAfterTwo(signals.Stop):

@@ -1,4 +1,4 @@
-"""jaxsplit.workdir.compile_cache: where compiled programs are kept, and whose they must be."""
+"""jaxsplit.workdir.compile_cache: where compiled programs lie, and who must own the folder."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from tests.support.runs import tiny
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """The folder of a user who has set nothing; jax's settings come back."""
+    """The default cache folder; jax's settings are restored at the end."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = [getattr(jax.config, name) for name in names]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -110,7 +110,7 @@ def test_a_folder_of_another_user_is_not_used(cache, monkeypatch):
 
 
 def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path, monkeypatch):
-    """Of another run in another workdir; nothing that can be run lies in a workdir."""
+    """Another run in another workdir reads them; no workdir holds compiled programs."""
     monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
 
     class StopsAfterTwo(signals.Stop):
@@ -126,6 +126,8 @@ def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path, monkeypatch)
         found.append({path.name for path in cache.iterdir() if "_step-" in path.name})
         assert {path.name for path in workdir.iterdir()} == {
             "config.json",
+            "dataset.json",
+            "versions.json",
             "metrics.jsonl",
             "checkpoints",
         }

@@ -1,4 +1,4 @@
-"""A run and its workdir: one writer, what is tried before training, what an evaluation may cost."""
+"""A run and its workdir: one writer, checks before training, evaluations that fail."""
 
 import shutil
 
@@ -13,7 +13,7 @@ from tests.support.runs import assert_same_bits, files_of, state_at, steps_in, t
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """(workdir, final metrics, final state) of a run that nothing happens to."""
+    """(workdir, final metrics, final state) of an undisturbed run."""
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
@@ -64,7 +64,7 @@ def test_a_run_that_was_taken_over_saves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("every", ["2 steps", "4 steps"], ids=["saved", "not to be saved"])
 def test_an_evaluation_that_fails_costs_no_checkpoint(whole, tmp_path, monkeypatch, every):
-    """Neither where the step is to be saved, too, nor where not; the rerun evaluates it first."""
+    """Whether or not the step is also saved; the rerun evaluates it first."""
     tries, calls = evaluation.try_first, []
 
     def tried(*args, **fields):
@@ -129,7 +129,7 @@ def test_checkpoints_that_are_a_file(tmp_path, untrained):
 
 
 def test_a_checkpoint_under_another_step_is_an_error(whole, tmp_path, untrained):
-    """It would be gone on from as if its steps were done, and end without its last one."""
+    """A resume would skip steps, and the run would end without its last one."""
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     shutil.rmtree(workdir / store.FOLDER / "4")
     (workdir / store.FOLDER / "2").rename(workdir / store.FOLDER / "3")
@@ -152,13 +152,15 @@ def test_leftovers_of_a_run_that_was_killed_are_cleared(whole, tmp_path):
     assert sorted(path.name for path in workdir.iterdir()) == [
         store.FOLDER,
         "config.json",
+        "dataset.json",
         metrics.JSONL,
+        "versions.json",
     ]
     assert steps_in(workdir) == [2, 4] and len(list((workdir / store.FOLDER).iterdir())) == 2
 
 
 def test_a_longer_duration_says_what_becomes_of_the_learning_rate(whole, tmp_path, capsys):
-    """Half a cosine from 0.0125: after 2 of 3 steps, and after 3 of 5."""
+    """The learning rate is half a cosine from 0.0125, after 2 of 3 steps and after 3 of 5."""
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     loop.train_and_evaluate(tiny(duration="6 steps"), workdir)
     line = (

@@ -30,7 +30,7 @@ def child():
 
 
 def leave(folder, **fields) -> None:
-    """A lock as another process would have left it."""
+    """Writes a lock as another process would leave it."""
     owner = lock._me() | {"token": "other"} | fields
     (folder / lock.FILE).write_text(json.dumps(owner))
 
@@ -91,12 +91,14 @@ def test_a_process_id_that_was_used_again(tmp_path, child):
 
 
 def test_of_another_machine_only_changes_count(tmp_path):
-    """Whatever its clock says: the file is a day ahead."""
+    """Only changes count, not the clock: the file's time is a day ahead."""
     leave(tmp_path, machine="another", host="there", pid=os.getpid())
     os.utime(tmp_path / lock.FILE, (time.time() + 86400,) * 2)
     waiting, line = taken(tmp_path)
-    assert waiting.startswith(f"{tmp_path / '.lock'} is of process {os.getpid()} on there, since")
-    assert waiting.endswith("; waiting for up to 1 s for a sign of it")
+    assert waiting.startswith(
+        f"{tmp_path / '.lock'} belongs to process {os.getpid()} on there, since"
+    )
+    assert waiting.endswith("; waiting up to 1 s for it to change")
     assert line.endswith(": .lock has not changed for 1 s")
 
 
@@ -158,7 +160,7 @@ def test_a_run_that_stood_still_for_long_saves_nothing(tmp_path):
         held.check()
     assert str(caught.value) == (
         f"workdir={str(tmp_path)!r}: was taken over by process 7 on there, since now while this "
-        "run stood still; nothing was saved since"
+        "run was suspended; nothing was saved since"
     )
     held.release()
     assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == 7  # is not removed
@@ -175,7 +177,7 @@ def test_a_lock_that_was_removed_comes_back(tmp_path):
 
 
 def test_a_full_disk_is_made_room_on(tmp_path, monkeypatch):
-    """Once the workdir is locked, by a file that needs no block."""
+    """Only after an empty lock file, which needs no block, has locked the workdir."""
     written, room = files.write_text, []
 
     def full(path, text):

@@ -1,13 +1,13 @@
-"""What lies on disk -> a tensorflow_datasets array_record data set. Offline, without TensorFlow.
+"""Prepares a tensorflow_datasets array_record data set from files. Offline, without TensorFlow.
 
 python -m jaxsplit.data.prepare cifar10 --source=downloads
 python -m jaxsplit.data.prepare fashion_mnist --source=/usr/share/datasets/fashion-mnist
 python -m jaxsplit.data.prepare imagenet2012 --source=/data/imagenet --data_dir=/data/tfds
 python -m jaxsplit.data.prepare my_birds --source=birds --holdout=0.1
 
-An interrupted run is continued by the same command, from the last full shard (8192 images or
-256 MiB), unless an image, another file of the source or --check has changed. The set appears in
-`data_dir` under its name only when it is whole.
+The same command resumes an interrupted run after its last full shard (8192 images or 256 MiB). It
+starts again if an image, another file of the source or --check has changed. The data set appears
+under its name in `data_dir` only when it is complete.
 """
 
 import collections
@@ -38,7 +38,7 @@ _LINE_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Known:
-    """A published set: tfds's version of it, its reader, and how many images it must have."""
+    """A published data set: its version in tfds, its reader, and its number of images."""
 
     version: str
     read: Callable[[pathlib.Path], Found]
@@ -70,66 +70,108 @@ def prepare(
     partial: bool = False,
     shard_bytes: int = shards.SHARD_BYTES,
 ) -> pathlib.Path:
-    """Write <data_dir>/<name>/<version>/ from the files in `source`; returns that path.
+    """Writes <data_dir>/<name>/<version>/ from the files in `source`; returns that path.
+
+    A data set that is already there stays as it is. Encoded images are copied byte by byte; arrays
+    become PNG. A line says how many images are in both the training and the test part.
 
     Args:
-      name: one of KNOWN, each in its published form; any other: IDX files or folders of images.
-      holdout: share of every class that becomes the test split of a folder of images without one;
-        each class keeps a training image.
-      check: "full" decodes every image; "header" looks at its header and its end only.
-      partial: allow other numbers of images than a known set has and classes without images, and
-        leave out broken images.
-      shard_bytes: of records after which a shard is closed.
-
-    A set that is there already stays as it is. Encoded images are kept byte by byte, arrays
-    become PNG. Images in both the training and the test part are told.
+      name: one of KNOWN, to read its published files; any other name, to read IDX files or folders
+        of images.
+      source: the folder with the files.
+      data_dir: where prepared data sets lie.
+      holdout: share of every class that becomes the test split, if `source` is a folder of images
+        without one. Each class keeps a training image.
+      check: 'full' decodes each image; 'header' reads only its header and its end.
+      partial: accepts other numbers of images than a known set has and classes without images, and
+        leaves broken images out.
+      shard_bytes: size of the records after which a shard is closed.
 
     Raises:
-      ConfigError: `source` does not hold what it must, an image is broken, numbers or labels are
-        wrong, or `data_dir` cannot be written. What was written is kept for the next run.
+      ConfigError: `source` does not hold the expected files, an image is broken, numbers or labels
+        are wrong, or `data_dir` cannot be written. The next run resumes from what was written.
     """
     source = pathlib.Path(source).expanduser()
-    known = KNOWN.get(name)
     _check_arguments(name, holdout, check)
     root = pathlib.Path(os.path.abspath(pathlib.Path(data_dir).expanduser())) / name
-    final = root / (known.version if known else _OTHER_VERSION)
+    final = root / (KNOWN[name].version if name in KNOWN else _OTHER_VERSION)
     ready = _ready(root)
     if ready:
         print(f"already there: {ready}", flush=True)
         return ready
     if final.is_dir() and any(final.iterdir()):
-        raise ConfigError(f"data_dir={data_dir}: {final} is no whole data set; delete it first")
+        raise ConfigError(
+            f"data_dir={data_dir}: {final} is an incomplete data set; delete it first"
+        )
     found = _find(name, source, holdout)
     for note in found.notes:
         print(f"note: {note}", flush=True)
-    _check_found(name, source, found, partial)
+    task = _Task(name, source, found, check, partial, shard_bytes)
+    _check_found(task)
     began = time.monotonic()
-    stamp = [3, name, list(found.splits), list(found.names), check, found.stamp]
     try:
-        with shards.Unfinished(final, stamp, len(found.names)) as work:
-            for split, examples in found.splits.items():
-                total = found.totals.get(split) or (known.counts.get(split) if known else None)
-                _write_split(work, split, examples, total, found.names, check, partial, shard_bytes)
-            counts = {split: state.records for split, state in work.splits.items()}
-            _check_counts(name, source, counts, partial)
-            _check_classes(source, work.splits["train"].per_class, found.names, partial)
-            for line in work.in_both():
-                print(f"note: {line}", flush=True)
-            work.finish(found.names, f"{name}, prepared by jaxsplit from files on disk.")
-            shape = shards.image_shape(work.splits)
+        splits = _write(task, final)
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError on a full disk
         line = str(error).partition("\n")[0]
         raise ConfigError(
             f"data_dir={data_dir}: {final} cannot be written ({type(error).__name__}: {line})"
         ) from error
-    numbers = ", ".join(f"{split} {count:,}" for split, count in counts.items())
-    size = "x".join("?" if n is None else str(n) for n in shape)
-    seconds = time.monotonic() - began
-    print(
-        f"prepared {final}: {numbers} images, {len(found.names)} classes, {size}, {seconds:.0f} s",
-        flush=True,
-    )
+    print(_summary(final, found, splits, time.monotonic() - began), flush=True)
     return final
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What one call of `prepare` writes, and how it checks it; the fields as its arguments."""
+
+    name: str
+    source: pathlib.Path
+    found: Found
+    check: str
+    partial: bool
+    shard_bytes: int
+
+    @property
+    def stamp(self) -> list:
+        """A JSON value; a run resumes an interrupted one only if both have the same stamp."""
+        found = self.found
+        return [3, self.name, list(found.splits), list(found.names), self.check, found.stamp]
+
+    def total(self, split: str) -> int | None:
+        """The number of examples in a split; None: unknown before they are read."""
+        known = KNOWN[self.name].counts.get(split) if self.name in KNOWN else None
+        return self.found.totals.get(split) or known
+
+
+def _write(task: _Task, final: pathlib.Path) -> dict[str, shards.SplitState]:
+    """Writes the data set; returns the state of each split.
+
+    Raises:
+      ConfigError: an image, a number of images or a label is wrong.
+      OSError, RuntimeError: the folder cannot be written.
+    """
+    names = task.found.names
+    with shards.Unfinished(final, task.stamp, len(names)) as work:
+        for split in task.found.splits:
+            _write_split(work, task, split)
+        counts = {split: state.records for split, state in work.splits.items()}
+        _check_counts(task, counts)
+        _check_classes(task, work.splits["train"].per_class)
+        for line in work.in_both():
+            print(f"note: {line}", flush=True)
+        work.finish(names, f"{task.name}, prepared by jaxsplit from files on disk.")
+        return work.splits
+
+
+def _summary(
+    final: pathlib.Path, found: Found, splits: dict[str, shards.SplitState], seconds: float
+) -> str:
+    """The line that says what was written."""
+    numbers = ", ".join(f"{split} {state.records:,}" for split, state in splits.items())
+    size = "x".join("?" if n is None else str(n) for n in shards.image_shape(splits))
+    return (
+        f"prepared {final}: {numbers} images, {len(found.names)} classes, {size}, {seconds:.0f} s"
+    )
 
 
 def _check_arguments(name: str, holdout: float, check: str) -> None:
@@ -146,10 +188,10 @@ def _check_arguments(name: str, holdout: float, check: str) -> None:
 
 
 def _ready(root: pathlib.Path) -> pathlib.Path | None:
-    """The version that is there already, in the right format.
+    """The folder of the newest prepared version; None: there is none.
 
     Raises:
-      ConfigError: only in another format.
+      ConfigError: the newest version has another file format than array_record.
     """
     for info in sorted(root.glob("[0-9]*/dataset_info.json"), reverse=True):
         try:
@@ -183,73 +225,68 @@ def _find(name: str, source: pathlib.Path, holdout: float) -> Found:
             "must be at least two"
         )
     for label in found.names:
-        if not label.isprintable():  # the list of names is a text file with a line for each
+        if not label.isprintable():  # a text file holds one name a line
             raise ConfigError(f"source={source}: class {label!r}: must be printable text")
     return found
 
 
-def _check_found(name: str, source: pathlib.Path, found: Found, partial: bool) -> None:
-    """Raise for what can be known to lack before anything is written."""
-    known = KNOWN.get(name)
-    missing = [split for split in (known.counts if known else ()) if split not in found.splits]
-    if missing and not partial:
+def _check_found(task: _Task) -> None:
+    """Raises ConfigError for everything that is known to be missing before anything is written."""
+    name, found = task.name, task.found
+    known = KNOWN[name].counts if name in KNOWN else {}
+    missing = [split for split in known if split not in found.splits]
+    if missing and not task.partial:
         raise ConfigError(
-            f"source={source}: has nothing for the split {', '.join(missing)} of {name}; give "
+            f"source={task.source}: has nothing for the split {', '.join(missing)} of {name}; give "
             "--partial to do without"
         )
-    _check_counts(name, source, found.totals, partial)
+    _check_counts(task, found.totals)
     if found.train_counts:
-        _check_classes(source, found.train_counts, found.names, partial)
+        _check_classes(task, found.train_counts)
 
 
-def _check_counts(name: str, source: pathlib.Path, counts: dict[str, int], partial: bool) -> None:
-    """Raise unless the splits in `counts` have as many images as those of a known set must."""
-    if name not in KNOWN or partial:
+def _check_counts(task: _Task, counts: dict[str, int]) -> None:
+    """Raises ConfigError if a split in `counts` has another number of images than published."""
+    if task.name not in KNOWN or task.partial:
         return
     for split, count in counts.items():
-        must = KNOWN[name].counts[split]
+        must = KNOWN[task.name].counts[split]
         if count != must:
             raise ConfigError(
-                f"source={source}: {count:,} {split} images of {name}, must be {must:,}; give "
-                "--partial to take them nevertheless"
+                f"source={task.source}: {count:,} {split} images of {task.name}, must be {must:,}; "
+                "give --partial to take them nevertheless"
             )
 
 
-def _check_classes(
-    source: pathlib.Path, per_class: Sequence[int], names: tuple[str, ...], partial: bool
-) -> None:
+def _check_classes(task: _Task, per_class: Sequence[int]) -> None:
+    """Raises ConfigError if a class has no training image."""
+    names = task.found.names
     empty = [name for name, count in zip(names, per_class, strict=True) if not count]
-    if empty and not partial:
+    if empty and not task.partial:
         raise ConfigError(
-            f"source={source}: {len(empty)} of {len(names)} classes have no training image (first: "
-            f"{empty[0]!r}); delete what is empty, or give --partial to take it nevertheless"
+            f"source={task.source}: {len(empty)} of {len(names)} classes have no training image "
+            f"(first: {empty[0]!r}); delete what is empty, or give --partial to take it "
+            "nevertheless"
         )
 
 
-def _write_split(
-    work: shards.Unfinished,
-    split: str,
-    examples: Callable[[], Iterator[Example]],
-    total: int | None,
-    names: tuple[str, ...],
-    check: str,
-    partial: bool,
-    shard_bytes: int,
-) -> None:
+def _write_split(work: shards.Unfinished, task: _Task, split: str) -> None:
+    """Writes the rest of a split, or all of it; a finished split stays as it is."""
     state = work.state(split)
-    if state.left_out and not partial:  # those of a run with --partial
+    if state.left_out and not task.partial:  # an earlier run with --partial left them out
         state = work.restart(split)
     if state.done:
         print(f"{split}: done before, {state.records:,} images", flush=True)
         return
     if state.consumed:
-        print(f"{split}: goes on after {state.consumed:,} images", flush=True)
+        print(f"{split}: resumes after {state.consumed:,} images", flush=True)
     threads = min(32, os.cpu_count() or 1)
-    rest = itertools.islice(examples(), state.consumed, None)
-    with ThreadPoolExecutor(threads) as pool, _Progress(split, total, state.consumed) as tick:
-        records = _records(rest, pool, 4 * threads, len(names), check, partial)
+    rest = itertools.islice(task.found.splits[split](), state.consumed, None)
+    progress = _Progress(split, task.total(split), state.consumed)
+    with ThreadPoolExecutor(threads) as pool:
+        records = _records(rest, pool, 4 * threads, task)
         try:
-            work.write(split, tick(records), shard_bytes)
+            work.write(split, progress.of(records), task.shard_bytes)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     state = work.splits[split]
@@ -262,20 +299,19 @@ def _write_split(
 
 
 def _records(
-    examples: Iterable[Example],
-    pool: ThreadPoolExecutor,
-    window: int,
-    num_classes: int,
-    check: str,
-    partial: bool,
+    examples: Iterable[Example], pool: ThreadPoolExecutor, window: int, task: _Task
 ) -> Iterator[shards.Record | str]:
-    """Encoded and checked in the threads of `pool`, at most `window` ahead, in order."""
+    """The records of `examples`, in order; a str stands for a broken image that is left out.
+
+    The threads of `pool` encode and check at most `window` images ahead.
+    """
+    num_classes = len(task.found.names)
 
     def result(example: Example, future: Any) -> shards.Record | str:
         try:
             image, shape, turned = future.result()
         except ConfigError as error:
-            if not partial:
+            if not task.partial:
                 raise
             print(f"left out: {error}", file=sys.stderr, flush=True)
             return example.where
@@ -283,16 +319,16 @@ def _records(
 
     pending: collections.deque = collections.deque()
     for example in examples:
-        # A wrong label is an error of the whole source: nothing that could be left out.
+        # A wrong label is an error of the whole source, even with --partial.
         if not 0 <= example.label < num_classes:
             raise ConfigError(
                 f"source: {example.where}: label {example.label}, must be in 0..{num_classes - 1}"
             )
         image = example.image
-        if callable(image):  # of an archive: read here, one after the other
+        if callable(image):  # a member of an archive: this thread reads one after the other
             with readers.reading(example.where):
                 image = image()
-        pending.append((example, pool.submit(encode_image, example.where, image, check)))
+        pending.append((example, pool.submit(encode_image, example.where, image, task.check)))
         if len(pending) == window:
             yield result(*pending.popleft())
     while pending:
@@ -302,7 +338,16 @@ def _records(
 def encode_image(
     where: str, image: np.ndarray | pathlib.Path | bytes, check: str
 ) -> tuple[bytes, tuple[int, int, int], bool]:
-    """(bytes of an image file, its (H, W, C), whether EXIF turns it)."""
+    """(bytes of an image file, its shape (H, W, C), whether EXIF turns it).
+
+    Args:
+      where: names the image in errors.
+      image: uint8[H, W, C], a file, or the bytes of one.
+      check: as of `prepare`.
+
+    Raises:
+      ConfigError: the image is broken.
+    """
     try:
         if isinstance(image, np.ndarray):
             import cv2
@@ -310,7 +355,7 @@ def encode_image(
             pixels = image[..., ::-1] if image.shape[-1] == 3 else image  # cv2 has BGR
             return cv2.imencode(".png", pixels)[1].tobytes(), image.shape, False
         data = image.read_bytes() if isinstance(image, pathlib.Path) else image
-        return data, *decoding.checked_shape(data, decode_all=check == "full")
+        return data, *decoding.checked_shape(data, check)
     except MemoryError:
         raise
     except Exception as error:  # Pillow and cv2 raise anything on a damaged image
@@ -322,24 +367,20 @@ def encode_image(
 
 
 class _Progress:
-    """Counts on a terminal with a bar, elsewhere with a line every ten seconds."""
+    """Shows how far a split is: a bar on a terminal, elsewhere a line every ten seconds."""
 
     def __init__(self, split: str, total: int | None, done: int):
         self.split, self.total, self.done = split, total, done
 
-    def __enter__(self) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    def of(self, records: Iterable) -> Iterable:
+        """Yields `records` and counts them."""
         if not sys.stderr.isatty():
-            return self._lines
+            return self._with_lines(records)
         from tqdm import tqdm
 
-        return lambda records: tqdm(
-            records, desc=self.split, total=self.total, initial=self.done, unit=" images"
-        )
+        return tqdm(records, desc=self.split, total=self.total, initial=self.done, unit=" images")
 
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def _lines(self, records: Iterable) -> Iterator:
+    def _with_lines(self, records: Iterable) -> Iterator:
         began = last = time.monotonic()
         done = self.done
         for record in records:

@@ -1,4 +1,4 @@
-"""Folders that hold a folder of images for each class, listed so that no image counts twice."""
+"""Lists the images in folders with a folder for each class; no image counts twice."""
 
 import collections
 import hashlib
@@ -20,7 +20,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of that name is taken for an image."""
+    """Whether a file of that name counts as an image."""
     return name.lower().endswith(SUFFIXES) and not is_junk(name)
 
 
@@ -32,7 +32,7 @@ def subfolders(folder: pathlib.Path) -> list[str]:
 
 @dataclass
 class _Some:
-    """How many there are, and the first of them."""
+    """Counts paths and remembers the first three."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -47,41 +47,44 @@ class _Some:
 
 
 def ascii_path(text: str) -> str:
-    """As it is, or with escapes where a terminal could not print it."""
+    """The text, with escapes if a terminal could not print it."""
     return text if text.isprintable() else ascii(text)
 
 
 class Tree:
     """A folder with one folder of images for each class.
 
-    names: of the classes, in Unicode NFC, sorted. counts: images of each.
-    stamp: changes with any of the images.
+    names: names of the classes, in Unicode NFC, sorted.
+    counts: number of images of each class.
+    stamp: changes if any image changes.
     """
 
     def __init__(self, folder: pathlib.Path, folders: Sequence[str] | None = None) -> None:
-        """folders: of the classes, "" for `folder` itself; None: all that could be one."""
+        """folders: the classes' folders, "" for `folder` itself; None: all that may be classes."""
         self.folder = folder
         given = folders is not None
         of_name = {"": ""} if given else _class_names(folder, subfolders(folder))
         self.names = sorted(of_name)
         self.folders = [of_name[name] for name in self.names]
         self.loose, self.others, self.special = _Some(), _Some(), _Some()
-        self.files: list[list[str]] = [[] for _ in self.names]  # those not yet in _packed
+        self.files: list[list[str]] = [[] for _ in self.names]  # images that are not yet in _packed
         self.counts: list[int] = []
         self.stamp: list[str] = []
-        self._packed = [""] * len(self.names)  # a million strings would take four times the memory
+        self._packed = [""] * len(
+            self.names
+        )  # a list of a million strings would take four times the memory
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def pack(self, i: int) -> None:
-        """Puts those of class i that are in `files` to the others."""
+        """Moves the images of class i from `files` to the packed ones."""
         if self.files[i]:
             self._packed[i] = "\0".join(sorted(self.paths(i) + self.files[i]))
             self.files[i] = []
 
     def end(self) -> None:
-        """All is listed."""
+        """Computes counts and stamp after all images are listed."""
         digest = hashlib.sha256()
         for i, name in enumerate(self.names):
             self.pack(i)
@@ -92,17 +95,17 @@ class Tree:
         self.stamp = [self.folder.name, digest.hexdigest()]
 
     def paths(self, i: int) -> list[str]:
-        """Of the images of class i, within its folder, sorted."""
+        """Paths of the images of class i within its folder, sorted."""
         return self._packed[i].split("\0") if self._packed[i] else []
 
     def labels(self) -> np.ndarray:
-        """int[N], positions in `names`."""
+        """int[N]: the class of each image, as its position in `names`."""
         return np.repeat(np.arange(len(self.names)), self.counts)
 
     def examples(
         self, label_of: dict[str, int], take: np.ndarray | None = None
     ) -> Iterator[Example]:
-        """Those that `take` (bool[N]) has, class by class."""
+        """Yields the images, class by class; only those in `take` (bool[N]) if it is given."""
         at = 0
         for i, name in enumerate(self.names):
             for image in self.paths(i):
@@ -112,10 +115,10 @@ class Tree:
                 at += 1
 
     def label_of(self, names: Sequence[str]) -> dict[str, int]:
-        """{class: label}.
+        """The label of each class in `names`, which is its position.
 
         Raises:
-          ConfigError: a class of this folder is not among `names`, the known ones.
+          ConfigError: a class of this folder is not in `names`.
         """
         unknown = sorted(set(self.names) - set(names))
         if unknown:
@@ -138,10 +141,10 @@ class Tree:
 
 
 def _class_names(folder: pathlib.Path, found: list[str]) -> dict[str, str]:
-    """{name in Unicode NFC: folder} of the classes whose folders were `found`.
+    """The classes whose folders were `found`: name in Unicode NFC -> folder.
 
     Raises:
-      ConfigError: a name begins or ends with a blank, or two look the same.
+      ConfigError: a name begins or ends with a blank, or two names look the same.
     """
     names: dict[str, str] = {}
     for raw in found:
@@ -162,25 +165,25 @@ def _class_names(folder: pathlib.Path, found: list[str]) -> dict[str, str]:
 
 
 def _update(digest: Any, folder: pathlib.Path, files: list[str]) -> None:
-    """Adds name, size and time of change of each of the `files` in a folder."""
+    """Adds the name, size and modification time of each file to a digest."""
     for name in files:
         try:
             status = os.stat(folder / name)
             facts = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:  # a dangling link, say: it is named when the image is read
+        except OSError:  # such as a dangling link: reading the image raises an error that names it
             facts = "?"
         digest.update(f"{name}\0{facts}\0".encode(errors="surrogateescape"))
 
 
 def list_trees(source: pathlib.Path, trees: Sequence[Tree]) -> list[str]:
-    """Lists the images of all trees of one source; returns what the user should know.
+    """Lists the images of all trees of one source; returns notes for the user.
 
-    Each folder is visited once, whatever leads to it, and a file that a link leads to counts only
-    if it does not count otherwise. What lies in the tree itself goes before what links lead to.
+    Each folder is visited once, however many links lead to it. A file behind a link counts only if
+    it is not counted elsewhere. Real files and folders take precedence over links.
 
     Raises:
-      OSError: a folder that cannot be listed.
-      ConfigError: a tree's folder is a link to another one's.
+      OSError: a folder cannot be listed.
+      ConfigError: the folder of a tree is a link to the folder of another.
     """
     walk = _Walk(source)
     for tree in trees:
@@ -198,22 +201,26 @@ def list_trees(source: pathlib.Path, trees: Sequence[Tree]) -> list[str]:
 
 
 class _Walk:
-    """visited, listed: (device, inode) of folders; those listed have images that count."""
+    """Walks the trees of one source.
+
+    visited: (device, inode) of the folders seen so far.
+    listed: those of them whose images count.
+    """
 
     def __init__(self, source: pathlib.Path):
         self.source = source
         real = pathlib.Path(os.path.realpath(source))
-        # A link to a folder that holds the source would bring all of it again.
+        # A link to a folder that holds the source would list the source again.
         self.visited = {_key(os.stat(folder)) for folder in (real, *real.parents)}
         self.listed: set[tuple[int, int]] = set()
         self.left_out = _Some()
-        # (tree, number of the class, path in its folder) of links.
+        # Links as (tree, index of the class, path in its folder).
         self.to_classes: collections.deque = collections.deque()
         self.to_folders: collections.deque = collections.deque()
         self.to_files: list[tuple[Tree, int, str]] = []
 
     def add(self, tree: Tree) -> None:
-        """Lists a tree but for what links in it lead to."""
+        """Lists a tree; notes its links for `follow_links`."""
         root = _key(os.stat(tree.folder))
         if tree.folder != self.source and root in self.visited:
             raise ConfigError(
@@ -235,9 +242,13 @@ class _Walk:
     def follow_links(self) -> None:
         while self.to_classes or self.to_folders:
             tree, c, path = (self.to_classes or self.to_folders).popleft()
-            self._list(tree, c, path, linked=True)
+            folder = tree.folder / tree.folders[c] / path
+            if _key(os.stat(folder)) in self.visited:
+                self.left_out.add(str(folder))
+            else:
+                self._list(tree, c, path)
         taken = set()
-        keys: dict[str, tuple[int, int]] = {}  # of folders, by path
+        keys: dict[str, tuple[int, int]] = {}  # key of each folder, by path
         for tree, c, path in self.to_files:
             link = tree.folder / tree.folders[c] / path
             target = os.path.realpath(link)
@@ -250,13 +261,10 @@ class _Walk:
                 taken.add(target)
                 tree.files[c].append(path)
 
-    def _list(self, tree: Tree, c: int, path: str, linked: bool = False) -> None:
-        """Lists a folder and those below it; notes their links for later."""
+    def _list(self, tree: Tree, c: int, path: str) -> None:
+        """Lists a folder and all folders below it; notes their links for later."""
         base = tree.folder / tree.folders[c]
-        root = base == tree.folder  # was visited by `add`
-        if linked and _key(os.stat(base / path)) in self.visited:
-            self.left_out.add(str(base / path))
-            return
+        root = base == tree.folder  # `add` has visited it
         waiting = [path]
         while waiting:
             path = waiting.pop()
@@ -281,7 +289,7 @@ class _Walk:
     def _note_link(self, tree: Tree, c: int, name: str, entry: os.DirEntry) -> None:
         try:
             mode = os.stat(entry.path).st_mode
-        except OSError:  # it leads nowhere: an error that names it when it is read
+        except OSError:  # the link leads nowhere: reading it raises an error that names it
             (tree.files[c].append if is_image(entry.name) else tree.others.add)(name)
             return
         if stat.S_ISDIR(mode):

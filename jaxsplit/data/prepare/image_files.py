@@ -1,4 +1,4 @@
-"""The reader of ImageNet 2012: its tars, or folders of images."""
+"""Reads ImageNet 2012 from its tar files or from folders of images."""
 
 import dataclasses
 import hashlib
@@ -34,11 +34,11 @@ _LOOKED_FOR = (
 
 
 def imagenet(source: pathlib.Path) -> Found:
-    """ImageNet 2012, each of train and val as its tar or as a folder.
+    """Reads ImageNet 2012; train and val are each a tar file or a folder.
 
-    Labels number the sorted wnids, as everywhere. Those of validation images that do not lie in
-    wnid folders come from the development kit where the source has it (its folder, its tar.gz, or
-    its two files), otherwise from the list that tensorflow_datasets brings.
+    A label is the position of a wnid among the sorted wnids, as is customary. If validation images
+    do not lie in wnid folders, their labels come from the development kit if the source has it (its
+    folder, its tar.gz, or its two files), otherwise from a list in tensorflow_datasets.
     """
     names = tuple(_tfds_list("labels.txt"))
     train, val = source / "train", source / "val"
@@ -81,7 +81,7 @@ def imagenet(source: pathlib.Path) -> Found:
 
 
 def _train_tar(path: pathlib.Path, label_of: dict[str, int]) -> Iterator[Example]:
-    """Images of a tar of tars, one for each class, read where they lie."""
+    """Yields the images of a tar of tars, one for each class; unpacks nothing to the disk."""
     with reading(path), tarfile.open(path, "r:") as outer:
         for member in outer:
             if not _is_file(member):
@@ -123,7 +123,7 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
 
 
 def _label(path: pathlib.PurePath, labels: list[int]) -> int:
-    """The label of a validation image, by the number in its name."""
+    """The label of a validation image, from the number in its name."""
     match = _VAL_NAME.fullmatch(path.name)
     number = int(match[1]) if match else 0
     if not 1 <= number <= len(labels):
@@ -135,7 +135,7 @@ def _label(path: pathlib.PurePath, labels: list[int]) -> int:
 
 
 def _tfds_list(name: str) -> list[str]:
-    """The lines of one of tensorflow_datasets' files on ImageNet."""
+    """The lines of a file about ImageNet in tensorflow_datasets."""
     import tensorflow_datasets as tfds
 
     path = pathlib.Path(tfds.__file__).parent / "datasets" / "imagenet2012" / name
@@ -144,7 +144,7 @@ def _tfds_list(name: str) -> list[str]:
 
 
 def _validation_labels(source: pathlib.Path, names: tuple[str, ...]) -> list[int]:
-    """Labels of the validation images 1, 2, ..."""
+    """The labels of validation images 1, 2, ..."""
     kit = source / f"{_DEVKIT}.tar.gz"
     for folder in (source, source / "data", source / _DEVKIT / "data"):
         if (folder / _TRUTH).is_file():
@@ -169,13 +169,13 @@ def _validation_labels(source: pathlib.Path, names: tuple[str, ...]) -> list[int
 
 
 def _wnids(meta: pathlib.Path | IO[bytes]) -> dict[int, str]:
-    """{ILSVRC2012_ID: wnid} of the development kit's meta.mat, a path or file."""
+    """ILSVRC2012_ID -> wnid, from the development kit's meta.mat (a path or an open file)."""
     from scipy.io import loadmat  # comes with jax
 
     try:
         synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
-    except Exception as error:  # SciPy's parser lets anything through on a damaged file
+    except Exception as error:  # SciPy's parser raises any kind of error on a damaged file
         line = str(error).partition("\n")[0]
         raise ConfigError(f"source: meta.mat cannot be read ({line})") from error
 

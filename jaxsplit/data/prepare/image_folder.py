@@ -1,4 +1,4 @@
-"""The reader of a folder of images: train/<class>/<image> with test/ or val/, or classes alone."""
+"""Reads folders of images: train/<class>/<image> with test/ or val/, or only <class>/<image>."""
 
 import os
 import pathlib
@@ -25,20 +25,20 @@ _ROLES = {
 
 
 def role(name: str) -> str | None:
-    """The split that a folder of that name holds, as people call it: Train, test-set, valid ..."""
+    """The split that a folder's name stands for, such as Train, test-set or valid; None: none."""
     plain = re.sub(r"[-\s]+", "_", name.strip().casefold())
     return _ROLES.get(plain.removesuffix("set").rstrip("_"))
 
 
 def image_folder(source: pathlib.Path, holdout: float = 0.0) -> Found:
-    """train/<class>/<image> with test/ or val/ beside it; or one level of classes and a holdout.
+    """Reads train/<class>/<image> with test/ or val/ beside it, or <class>/<image> with a holdout.
 
     Classes are numbered in the order of their names. `holdout` is the share of every class that
-    becomes the split `test` where the source has none.
+    becomes the split `test` if the source has none.
 
     Raises:
-      ConfigError: the folders are no such data set.
-      OSError: one of them cannot be listed.
+      ConfigError: the folders do not form such a data set.
+      OSError: a folder cannot be listed.
     """
     if not source.is_dir():
         raise not_found(source, "a folder train/<class>/<image>, with test/ or val/ beside it")
@@ -91,10 +91,11 @@ def image_folder(source: pathlib.Path, holdout: float = 0.0) -> Found:
 
 
 def _roots(source: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[str]]:
-    """({split: its folder}, notes); the training split is `source` itself where it has none.
+    """({split: its folder}, notes); without a split's folder `source` itself is the training split.
 
     Raises:
-      ConfigError: two folders of one split, no training folder, or a class named as a split.
+      ConfigError: two folders stand for one split, there is no training folder, or a class has the
+        name of a split.
     """
     folders = subfolders(source)
     found: dict[str, str] = {}
@@ -130,7 +131,7 @@ def _roots(source: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[str]]:
 def _inner(
     source: pathlib.Path, folder: pathlib.Path, split: str
 ) -> tuple[pathlib.Path, list[str]]:
-    """(`folder`, or the only folder in it if that has the same split's name; notes)."""
+    """(`folder`, or the only folder in it if its name stands for the same split; notes)."""
     named = [name for name in subfolders(folder) if role(name)]
     if not named:
         return folder, []
@@ -147,7 +148,7 @@ def _inner(
 
 
 def _check_filled(source: pathlib.Path, tree: Tree, notes: list[str]) -> None:
-    """Raise unless the tree has classes with images."""
+    """Raises ConfigError unless the tree has classes with images."""
     if len(tree):
         return
     if tree.loose.count:
@@ -161,7 +162,7 @@ def _check_filled(source: pathlib.Path, tree: Tree, notes: list[str]) -> None:
 
 
 def _one_class(source: pathlib.Path, train: Tree) -> ConfigError:
-    """The error that there is but one class; says where others may be."""
+    """The error that there is only one class; it says where others may be."""
     inside = sorted({path.split(os.sep)[0] for path in train.paths(0) if os.sep in path})
     folder, hint = train.folder / train.folders[0], ""
     if inside:

@@ -1,4 +1,4 @@
-"""Files that systems and archivers leave behind, beside all that begin with a dot."""
+"""Names of files that operating systems and archivers leave behind."""
 
 _NAMES = {
     "__macosx",
@@ -13,5 +13,5 @@ _NAMES = {
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder of that name is no part of any data set."""
+    """Whether a file or folder of that name never belongs to a data set."""
     return name.startswith(".") or name.casefold() in _NAMES

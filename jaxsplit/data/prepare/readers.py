@@ -1,6 +1,6 @@
 """Readers of data sets that come as arrays in a few files: CIFAR, SVHN and IDX.
 
-A reader looks into a folder and gives `Found`; `jaxsplit.data.prepare` writes that as tfds data.
+A reader looks into a folder and returns `Found`; `jaxsplit.data.prepare` writes it as tfds data.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from jaxsplit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Example:
-    """An image that has yet to be read.
+    """An image of the source that may not be read yet.
 
-    where: its file, and the place in it, for messages.
-    image: pixels uint8[H, W, 1 or 3]; or an encoded image: its file, or a function that reads it,
-      to be called before the next example is asked for.
+    where: its file and its place in the file, for messages.
+    image: pixels uint8[H, W, 1 or 3]; or an encoded image, as its file or as a function that reads
+      it. The function must be called before the next example is requested.
     """
 
     where: str
@@ -44,13 +44,13 @@ class Example:
 class Found:
     """What a reader found.
 
-    splits: {split: function that yields its examples, each time in the same order}.
-    names: of the classes, by label.
-    totals: {split: examples}, of those splits that can be counted without reading them.
-    stamp: a JSON value that changes when the source does.
-    notes: what the user should know.
-    train_counts: images of each class in the training part, a part held out included, where they
-      are known.
+    splits: split -> function that yields its examples, always in the same order.
+    names: class names, in the order of the labels.
+    totals: split -> number of examples, for splits that can be counted without reading them.
+    stamp: a JSON value that changes if the source changes.
+    notes: lines for the user.
+    train_counts: number of training images of each class, including a held-out part; () if they are
+      unknown.
     """
 
     splits: dict[str, Callable[[], Iterator[Example]]]
@@ -62,14 +62,14 @@ class Found:
 
 
 def not_found(source: pathlib.Path, looked_for: str) -> ConfigError:
-    """The error for a source without the files of its format."""
+    """The error that a source lacks the files of its format."""
     kind = "no such file or folder" if not source.exists() else "not found there"
     return ConfigError(f"source={source}: {kind}; looked for {looked_for}")
 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path | str) -> Iterator[None]:
-    """What goes wrong inside is an error of the file `path`."""
+    """Turns an error in the block into a ConfigError that names the file `path`."""
     try:
         yield
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -81,7 +81,7 @@ def reading(path: pathlib.Path | str) -> Iterator[None]:
 
 
 def extracted(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    """A regular file of a tar, open for reading.
+    """Opens a regular file of a tar for reading.
 
     Raises:
       ValueError: `info` is a folder or another entry without contents.
@@ -98,7 +98,7 @@ def _damaged(path: pathlib.Path | str, error: Exception) -> ConfigError:
 
 
 def file_stamp(*paths: pathlib.Path) -> list:
-    """[[name, bytes, time of change], ...]."""
+    """[name, size in bytes, modification time] of each file."""
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
@@ -106,7 +106,7 @@ def file_stamp(*paths: pathlib.Path) -> list:
 
 
 class _PickledArray:
-    """Takes the state of a pickled uint8 array, without NumPy's own unpickling."""
+    """Receives the state of a pickled uint8 array, without NumPy's own unpickling."""
 
     value: np.ndarray
 
@@ -123,7 +123,7 @@ class _PickledDtype:
         self.name = name
 
     def __setstate__(self, state: tuple) -> None:
-        pass  # byte order and the like: no matter for uint8
+        pass  # byte order and the like do not matter for uint8
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -140,7 +140,7 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes nothing but dicts, lists, tuples, strings, bytes, numbers and uint8 arrays."""
+    """Creates only dicts, lists, tuples, strings, bytes, numbers and uint8 arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -149,22 +149,22 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle(data: bytes) -> dict[str, Any]:
-    """The dict of a CIFAR batch; its keys become str, its uint8 arrays np.ndarray.
+    """Unpickles the dict of a CIFAR batch; keys become str, uint8 arrays np.ndarray.
 
     Raises:
-      pickle.UnpicklingError: not such a dict, or it holds something else.
+      pickle.UnpicklingError: the data is no such dict, or holds an object of another class.
     """
     try:
         batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         texts = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
         return {k: v.value if isinstance(v, _PickledArray) else v for k, v in texts.items()}
-    except Exception as error:  # pickle lets anything through on damaged data
+    except Exception as error:  # pickle raises any kind of error on damaged data
         raise pickle.UnpicklingError(str(error)) from error
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """The reader of a CIFAR set as its authors give it to Python users."""
+    """Reads a CIFAR data set in its authors' version for Python."""
 
     archive: str
     folder: str  # in the archive
@@ -199,7 +199,7 @@ class Cifar:
         return Found(splits, names, {}, file_stamp(*files))
 
     def _open(self, source: pathlib.Path) -> tuple[Callable[[str], bytes], str, list[pathlib.Path]]:
-        """(member -> bytes, what stands before a member in messages, the files it comes from)."""
+        """(function from member to bytes, prefix of a member in messages, files of the source)."""
         members = (self.meta, *(m for split in self.batches.values() for m in split))
         for base in (source, source / self.folder):
             missing = [m for m in members if not (base / m).is_file()]
@@ -248,7 +248,7 @@ CIFAR100 = Cifar(
 
 
 def svhn(source: pathlib.Path) -> Found:
-    """SVHN's cropped digits; `extra`, where it is there, takes 1.6 GB of memory."""
+    """Reads SVHN's cropped digits; the split `extra`, if it exists, takes 1.6 GB of memory."""
     paths = {split: source / f"{split}_32x32.mat" for split in ("train", "test", "extra")}
     missing = [paths[split].name for split in ("train", "test") if not paths[split].is_file()]
     if missing:
@@ -258,7 +258,7 @@ def svhn(source: pathlib.Path) -> Found:
     def examples(path: pathlib.Path) -> Iterator[Example]:
         images, labels = _read_svhn(path)
         for i, label in enumerate(labels):
-            # The file has the digit 0 as class 10.
+            # In the file the digit 0 is class 10.
             yield Example(f"{path}, image {i}", 0 if label == 10 else int(label), images[..., i])
 
     splits = {split: functools.partial(examples, path) for split, path in paths.items()}
@@ -266,13 +266,13 @@ def svhn(source: pathlib.Path) -> Found:
 
 
 def _read_svhn(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """uint8[32, 32, 3, N] and the labels as they stand in the file, int[N] of 1..10."""
+    """(images uint8[32, 32, 3, N], labels int[N] from 1 to 10), as in the file."""
     from scipy.io import loadmat  # comes with jax
 
     try:
         arrays = loadmat(path, variable_names=["X", "y"])
         images, labels = arrays["X"], arrays["y"].ravel()
-    except Exception as error:  # SciPy's parser lets anything through on a damaged file
+    except Exception as error:  # SciPy's parser raises any kind of error on a damaged file
         raise _damaged(path, error) from error
     with reading(path):
         if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
@@ -282,7 +282,7 @@ def _read_svhn(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-# IDX: the files of MNIST and of those made like it
+# IDX: the format of MNIST and similar data sets
 
 _IDX = re.compile(r"(?:.*[-_.])?(train|t10k|test)[-_.](images|labels)[-_.]idx(\d)[-_.]ubyte(\.gz)?")
 
@@ -292,11 +292,11 @@ def has_idx(source: pathlib.Path) -> bool:
 
 
 def _idx_match(name: str) -> re.Match | None:
-    return None if is_junk(name) else _IDX.fullmatch(name)  # ._train-images-idx3-ubyte, say
+    return None if is_junk(name) else _IDX.fullmatch(name)  # such as ._train-images-idx3-ubyte
 
 
 def idx(source: pathlib.Path, names: tuple[str, ...] | None = None) -> Found:
-    """IDX files, plain or gz; without `names` the classes are 0 to the largest training label."""
+    """Reads IDX files, plain or gz; without `names` the classes are 0 to the largest label."""
     wanted = {
         (part, kind): [] for part in ("train", "test") for kind in ("images", "labels")
     }  # paths; a plain file goes before a compressed one of the same name
@@ -358,7 +358,7 @@ def mnist(source: pathlib.Path) -> Found:
 
 @contextlib.contextmanager
 def _open_idx(path: pathlib.Path) -> Iterator[tuple[io.BufferedIOBase, tuple[int, ...]]]:
-    """(file behind the header, its dimensions); what is inside are bytes."""
+    """(the file after its header, its dimensions); the values are bytes."""
     with open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)

@@ -1,8 +1,8 @@
-"""Writes a tfds data set of images as array_record shards, so that a broken run can go on.
+"""Writes a tfds data set of images as array_record shards; an interrupted run can resume.
 
-tensorflow_datasets' own writer keeps a split's examples in a second copy until it ends, needs
-TensorFlow for more than 1 GB of them, and begins anew after an interruption. Here a shard is
-final when it is closed; features, examples and metadata are made by tensorflow_datasets.
+The writer of tensorflow_datasets keeps a second copy of a split's examples until it ends, needs
+TensorFlow for more than 1 GB of them, and starts again after an interruption. Here a closed shard
+is final. tensorflow_datasets still makes features, examples and metadata.
 """
 
 import fcntl
@@ -21,10 +21,10 @@ import numpy as np
 from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files
 
-# Of a full shard; an interrupted run loses at most one. array_record reads a record the slower the
-# more its shard has: 0.06 ms each from 10,000, 0.26 ms from 60,000.
+# The size of a full shard; an interrupted run loses at most one. The more records a shard has, the
+# slower array_record reads one of them: 0.06 ms from 10,000, 0.26 ms from 60,000.
 SHARD_BYTES, SHARD_RECORDS = 256 << 20, 8192
-EVALUATED = ("test", "validation")  # of the splits; the others are trained on
+EVALUATED = ("test", "validation")  # the splits for evaluation; all others are for training
 _DIGEST_BYTES = 8
 
 
@@ -32,7 +32,9 @@ _DIGEST_BYTES = 8
 class Record:
     """An example to be written.
 
-    shape: (H, W, C) of the image as it is decoded, C = 1 for gray. turned: by its EXIF orientation.
+    image: an encoded image.
+    shape: (H, W, C) of the decoded image; C = 1 for gray.
+    turned: whether its EXIF orientation turns the image.
     """
 
     image: bytes
@@ -43,12 +45,16 @@ class Record:
 
 @dataclass
 class SplitState:
-    """What is on disk of a split, as JSON can hold it.
+    """What the disk holds of a split; all fields are JSON values.
 
-    shards: [records, bytes of records, size of the file] of each. consumed: examples of the source
-    that are done with. per_class: records of each class. height, width: of all images, 0 before the
-    first, None where they differ. channels: the largest number. left_out: broken images.
-    turned: images that EXIF turns.
+    shards: [records, bytes of the records, size of the file] of each shard.
+    consumed: number of examples of the source that are written or left out.
+    per_class: number of records of each class.
+    height, width: of all images; 0 before the first image, None if images differ.
+    channels: the largest number of channels.
+    left_out: names of the broken images.
+    done: whether the split is complete.
+    turned: number of images that EXIF turns.
     """
 
     shards: list[list[int]] = field(default_factory=list)
@@ -73,9 +79,9 @@ class SplitState:
 
 
 class Unfinished:
-    """The folder `incomplete.<version>` beside `final`, its lock and its progress file.
+    """The folder `incomplete.<version>` beside `final`, with its lock and its progress file.
 
-    It belongs to a source and options by `stamp`; with another stamp the work begins anew.
+    `stamp` identifies the source and the options; with another stamp the work starts again.
     """
 
     def __init__(self, final: pathlib.Path, stamp: Any, num_classes: int) -> None:
@@ -101,7 +107,7 @@ class Unfinished:
             if saved["stamp"] == self._stamp:
                 self.splits = {name: SplitState(**state) for name, state in saved["splits"].items()}
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # none, or not ours
+            pass  # no progress file, or one of another program
         if not self.splits:
             self.clear()
         return self
@@ -114,7 +120,7 @@ class Unfinished:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def state(self, split: str) -> SplitState:
-        """Of a split; a fresh one where its files are not what the progress file says."""
+        """The state of a split; a fresh one if its files differ from the progress file."""
         state = self.splits.get(split)
         if state is not None:
             sizes = [self._size(self._shard(split, i)) for i in range(len(state.shards))]
@@ -125,7 +131,7 @@ class Unfinished:
         return self.restart(split)
 
     def restart(self, split: str) -> SplitState:
-        """A fresh state; files of the split are deleted."""
+        """Deletes the files of a split; returns a fresh state."""
         for pattern in (f"{split}.[0-9]*", f"*-{split}.array_record-*"):
             for path in self.folder.glob(pattern):
                 path.unlink()
@@ -133,9 +139,9 @@ class Unfinished:
         return self.splits[split]
 
     def write(self, split: str, records: Iterable[Record | str], shard_bytes: int) -> None:
-        """Append `records` to a split and mark it as done; a str is an image that was left out.
+        """Appends `records` to a split and marks it as done; a str names a left-out image.
 
-        `records` begin behind the `consumed` examples of the split's state.
+        `records` must begin after the `consumed` examples of the split's state.
         """
         state = self.state(split)
         serialize = _serializer(self.num_classes)
@@ -166,9 +172,9 @@ class Unfinished:
                 self._close_shard(writer, path, shard, state)
                 writer = None
         finally:
-            if writer is not None:  # interrupted: what the progress file says still holds
+            if writer is not None:  # interrupted: the progress file is still right
                 writer.close()
-        state.done = bool(state.records)  # a split without images is refused, every time
+        state.done = bool(state.records)  # every run refuses a split without images
         self._save()
 
     def _close_shard(self, writer: Any, path: pathlib.Path, shard: list, state: SplitState) -> None:
@@ -192,7 +198,7 @@ class Unfinished:
         files.write_text(self.progress, json.dumps(saved))
 
     def _shard(self, split: str, i: int) -> pathlib.Path:
-        """A shard's file; `finish` gives it its final name, which holds their number."""
+        """The file of a shard; `finish` gives it its final name, with the number of shards."""
         final = self.folder / self._final_name(split, i)
         return final if final.exists() else self.folder / f"{split}.{i:05}"
 
@@ -208,9 +214,9 @@ class Unfinished:
         files.write_bytes(self._digests(split, i), bytes(digests))
 
     def in_both(self) -> list[str]:
-        """A line for each split to evaluate on that has images of the training splits.
+        """A line for each evaluation split that holds images of the training splits.
 
-        Same images are those of the same bytes, as files or, of arrays, as pixels.
+        Two images are the same if their files, or for arrays their pixels, have the same bytes.
         """
         found = {
             split: np.concatenate(
@@ -235,7 +241,7 @@ class Unfinished:
         return path.stat().st_size if path.is_file() else -1
 
     def finish(self, names: tuple[str, ...], description: str) -> None:
-        """Write the metadata and give the folder its final name, the last thing that happens."""
+        """Writes the metadata; at last gives the folder its final name."""
         for split, state in self.splits.items():
             for i in range(len(state.shards)):
                 os.replace(self._shard(split, i), self.folder / self._final_name(split, i))
@@ -254,7 +260,7 @@ def _digest(image: bytes) -> bytes:
 
 
 def _serializer(num_classes: int):
-    """Record -> bytes of a tf.train.Example."""
+    """A function that turns a Record into the bytes of a tf.train.Example."""
     from tensorflow_datasets.core import example_serializer
 
     features = _features((None, None, 3), tuple(map(str, range(num_classes))))
@@ -282,11 +288,11 @@ def _open_shard(path: pathlib.Path):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path.unlink(missing_ok=True)
-    return ArrayRecordWriter(str(path), "group_size:1")  # as tfds: every record by itself
+    return ArrayRecordWriter(str(path), "group_size:1")  # as in tfds: each record in its own group
 
 
 def image_shape(splits: dict[str, SplitState]) -> tuple[int | None, int | None, int]:
-    """(H, W, C) of all images; H and W None unless both are the same everywhere."""
+    """(H, W, C) of all images; H and W are None unless all images have the same."""
     sizes = {(state.height, state.width) for state in splits.values()}
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)
     if height is None or width is None:

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: what is a data set, what is refused, what counts once."""
+"""Folders of images as users have them: what is accepted, what is refused, what counts once."""
 
 import gzip
 import os
@@ -35,13 +35,13 @@ def found(source, holdout=0.0):
 
 
 def where(source, holdout=0.0):
-    """{split: its images' paths}, notes."""
+    """({split: paths of its images}, notes)."""
     read, notes = found(source, holdout)
     return {split: [path for path, _ in part] for split, part in read.items()}, notes
 
 
 def refused(tmp_path, source, **options):
-    """The one line of `prepare`, the same each time; nothing is written."""
+    """The one-line error of `prepare`; it is the same each time, and nothing is written."""
     lines = {
         message_of(lambda: prepare.prepare("birds", source, tmp_path / "d", **options))
         for _ in range(2)
@@ -173,7 +173,7 @@ def test_two_folders_of_one_split(tmp_path):
 
 @pytest.mark.parametrize("name", ["test", "Validation"])
 def test_a_test_folder_without_a_training_folder(tmp_path, name):
-    """Also a flat source with a class of that name."""
+    """The same error for a flat source with a class of that name."""
     s = tmp_path / "s"
     make_tree(s, {name: 2, "car": 2})
     assert refused(tmp_path, s, holdout=0.5) == (
@@ -240,7 +240,7 @@ def test_a_link_to_a_parent_folder_changes_nothing(tmp_path):
 
 
 def test_links_to_what_lies_elsewhere_count(tmp_path):
-    """A tree of links, as a split of one's own often is; and a class or a split that is one."""
+    """A split made of links, as users often make it; also a class or split that is a link."""
     raw = tmp_path / "raw"
     make_tree(raw, {"a": 4, "b": 4, "deep": 2})
     s = tmp_path / "s"
@@ -409,7 +409,7 @@ def test_images_of_train_in_test_are_told(tmp_path, capsys, monkeypatch):
         (s / "test" / f"{name}.JPEG").write_bytes((s / "train" / f"{other}.JPEG").read_bytes())
     size = 3 * len(made[0])
     finish = shards.Unfinished.finish
-    for _ in range(2):  # the second run goes on from what the first one has written
+    for _ in range(2):  # the second run resumes from what the first has written
         with monkeypatch.context() as patch:
             patch.setattr(shards.Unfinished, "finish", lambda *_: (_ for _ in ()).throw(OSError()))
             message_of(lambda: prepare.prepare("birds", s, tmp_path / "d", shard_bytes=size))
@@ -475,7 +475,7 @@ def test_idx_files_that_lack_a_class_are_refused_before_anything_is_written(tmp_
 
 
 def test_unfinished_work_follows_no_links(tmp_path):
-    """Files that lie there beforehand are replaced, not written through."""
+    """Links that lie in the folder are replaced; nothing is written through them."""
     make_idx(tmp_path)
     left = tmp_path / "d" / "my_digits" / "incomplete.1.0.0"
     left.mkdir(parents=True)

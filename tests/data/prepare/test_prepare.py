@@ -1,4 +1,4 @@
-"""`python -m jaxsplit.data.prepare`: every source format made small, damaged ones, resuming."""
+"""`python -m jaxsplit.data.prepare`: small sources of every format, damaged sources, resuming."""
 
 import gzip
 import json
@@ -256,8 +256,8 @@ def test_imagenet_trees(tmp_path, flat):
 # Resuming
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
-    """Broken off in the middle of the second shard; the result is as if it never was."""
+def test_an_interrupted_run_resumes(tmp_path, monkeypatch, capsys):
+    """A run interrupted within the second shard gives the same result as an undisturbed one."""
     make_tree(tmp_path / "s" / "train", {"a": 12, "b": 12})
     make_tree(tmp_path / "s" / "test", {"a": 2, "b": 2})
     size = 5 * (tmp_path / "s" / "train" / "a" / "000.JPEG").stat().st_size
@@ -291,7 +291,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     )
     capsys.readouterr()
     folder = prepare.prepare("birds", tmp_path / "s", tmp_path / "d", **kwargs)
-    assert f"train: goes on after {done} images" in capsys.readouterr().out
+    assert f"train: resumes after {done} images" in capsys.readouterr().out
     assert len(again) == 24 - done + 4
     assert contents(folder) == contents(whole)
     assert [path.name for path in root.iterdir()] == ["1.0.0"]
@@ -387,7 +387,7 @@ def test_a_run_with_partial_does_not_count_without_it(tmp_path, monkeypatch, cap
 
 
 def broken_off(monkeypatch, *args, **kwargs):
-    """A run that is complete but for its last step."""
+    """Runs `prepare` and stops it before its last step."""
     with monkeypatch.context() as patch:
         patch.setattr(shards.Unfinished, "finish", lambda *_: (_ for _ in ()).throw(OSError("x")))
         with pytest.raises(ConfigError, match="cannot be written"):
@@ -396,7 +396,7 @@ def broken_off(monkeypatch, *args, **kwargs):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_an_image_that_was_mended_is_taken(tmp_path, monkeypatch, capsys, flat):
-    """Names stay as they are: size and time of change tell."""
+    """Names stay the same; size and modification time show the change."""
     if flat:
         make_tree(tmp_path / "train", dict.fromkeys(WNIDS, 2))
         (tmp_path / "val").mkdir()
@@ -417,10 +417,10 @@ def test_an_image_that_was_mended_is_taken(tmp_path, monkeypatch, capsys, flat):
     capsys.readouterr()
     found = contents(prepare.prepare(*args, partial=True))
     assert [image for image, _ in found[split]] == made
-    assert "goes on after" not in capsys.readouterr().out
+    assert "resumes after" not in capsys.readouterr().out
 
 
-def test_a_full_check_does_not_go_on_from_headers(tmp_path, monkeypatch):
+def test_a_full_check_does_not_resume_a_check_of_headers(tmp_path, monkeypatch):
     made = make_tree(tmp_path / "train", {"a": 1, "b": 1}, size=(200, 300))
     make_tree(tmp_path / "test", {"a": 1, "b": 1})
     path = tmp_path / "train" / "b" / "000.JPEG"
@@ -448,7 +448,7 @@ def test_interrupted_by_the_user(tmp_path, monkeypatch, capsys):
     status, _, err = run(
         "my_digits", "--source", tmp_path, "--data_dir", tmp_path / "d", capsys=capsys
     )
-    assert status == 130 and err.startswith("interrupted; the same command goes on")
+    assert status == 130 and err.startswith("interrupted; the same command resumes")
 
 
 def test_two_runs_at_once(tmp_path):
@@ -530,7 +530,7 @@ def test_wrong_arguments(tmp_path, capsys, args, message):
 
 
 def test_numbers_of_a_known_set(tmp_path, monkeypatch):
-    """Those known beforehand stop it at once, the others before it is final."""
+    """Numbers known in advance stop it at once, the others before the set is final."""
     make_idx(tmp_path)
     with pytest.raises(ConfigError, match="30 train images of mnist, must be 60,000"):
         prepare.prepare("mnist", tmp_path, tmp_path / "d")
@@ -720,6 +720,6 @@ def test_command_without_tensorflow(tmp_path):
 
 def test_lines_without_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(prepare, "_LINE_EVERY_S", 0.0)
-    with prepare._Progress("train", 4000, 1000) as tick:
-        assert list(tick(range(2))) == [0, 1]
+    progress = prepare._Progress("train", 4000, 1000)
+    assert list(progress.of(range(2))) == [0, 1]
     assert capsys.readouterr().out.startswith("train: 1,001 of 4,000 images, ")
