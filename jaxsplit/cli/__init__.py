@@ -15,7 +15,7 @@ VERBS = {
     "predict": "predict the classes of a folder of images",
     "export": "write networks of a run as a file that other programs load",
     "latency": "measure how long networks take to answer",
-    "summary": "print parameters, multiply-adds and schedules of a config, or of architectures",
+    "summary": "print costs, schedules and memory of a config, or costs of architectures",
     "report": "write a page on one run, or on several side by side",
     "views": "draw what the networks see: a picture of augmented images",
     "export-leader": "write one network of a run into a workdir of its own",

@@ -117,7 +117,7 @@ def _parse(argv: list[str], page: pages.Page, parsed: _Parsed) -> list[str]:
 def _of_config(arguments: list[str]) -> list[str]:
     """Those among the arguments that make the config, each with its value."""
     found = []
-    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=False):
         name, equals, _ = argument.partition("=")
         if argument == "--":
             break

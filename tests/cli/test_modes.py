@@ -127,7 +127,8 @@ def test_bad_init_from(trained, refused, tmp_path):
 def test_summary(run, capsys):
     run("--mode=summary", DIGITS, "--config.split=2")
     table, *curves = capsys.readouterr().out.split("\n\n")
-    assert [c.splitlines()[0].split()[0] for c in curves] == ["learning", "weight"]
+    begins = [c.splitlines()[0].split()[0] for c in curves]
+    assert begins == ["learning", "weight", "memory,", "next:"]
     said = table.splitlines()
     assert said[0] == "wide_resnet16_4 divided in 2, one network"
     assert [line.split()[0] for line in said[-4:]] == ["one", "all", "undivided", "ratio"]
