@@ -49,6 +49,9 @@ def get_config() -> ConfigDict:
     # schedule, augmentation or loss; config.json records each change and its step.
     config.resume_with = ""
     config.log_every = "50 steps"  # duration between two lines of training metrics
+    # Where metrics go beside metrics.jsonl: any of tensorboard, csv, wandb and names in
+    # jaxsplit.trackers.TRACKERS; () for none.
+    config.trackers = ("tensorboard",)
     config.checkpoint = _checkpoint()
     _methods(config)
     return config

@@ -17,6 +17,7 @@ RUNTIME = (
     "eval.ood",
     "eval.corruptions",
     "log_every",
+    "trackers",
     "checkpoint",
     "data.dir",
     "data.download",

@@ -570,6 +570,7 @@ def test_every_field_is_runtime_or_identity():
         "eval.batch_size",
         "eval.every",
         "log_every",
+        "trackers",
         "checkpoint.every",
         "checkpoint.keep",
         "checkpoint.on_corrupt",

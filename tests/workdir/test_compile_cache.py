@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsplit import loop, metrics
+from jaxsplit import loop
 from jaxsplit.errors import Stopped
 from jaxsplit.hosts import signals
 from jaxsplit.workdir import compile_cache
@@ -111,7 +111,6 @@ def test_a_folder_of_another_user_is_not_used(cache, monkeypatch):
 
 def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path, monkeypatch):
     """Of another run in another workdir; nothing that can be run lies in a workdir."""
-    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
 
     class StopsAfterTwo(signals.Stop):
         def after(self, step):
