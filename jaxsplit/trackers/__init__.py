@@ -22,9 +22,11 @@ TRACKERS: dict[str, Entry] = {
     "wandb": Entry(wandb_run.WandbRun, module="wandb", install="'jaxsplit[wandb]'"),
 }
 
+_BUILT_IN = frozenset(TRACKERS)
+
 
 def register(name: str, make: Make, *, module: str = "", install: str = "") -> None:
-    """Adds a tracker under a name that `config.trackers` may contain.
+    """Adds a tracker under a name that `config.trackers` may contain; replaces one of one's own.
 
     Args:
       name: letters, digits and other characters without a comma.
@@ -33,12 +35,12 @@ def register(name: str, make: Make, *, module: str = "", install: str = "") -> N
       install: what to give to `pip install` for this module; '': its name.
 
     Raises:
-      ValueError: the name is empty, contains a comma or spaces, or has another tracker.
+      ValueError: the name is empty, contains a comma or spaces, or is one of jaxsplit's own.
     """
     if not name or "," in name or name.split() != [name]:
         raise ValueError(f"tracker {name!r}: must have a name without commas and spaces")
-    if name in TRACKERS and TRACKERS[name].make is not make:
-        raise ValueError(f"tracker {name!r}: must have another name; there is one of this name")
+    if name in _BUILT_IN:
+        raise ValueError(f"tracker {name!r}: must have another name; jaxsplit has one of this name")
     TRACKERS[name] = Entry(make, module, install)
 
 

@@ -569,6 +569,8 @@ def test_every_field_is_runtime_or_identity():
         "mesh.net",
         "eval.batch_size",
         "eval.every",
+        "eval.ood",
+        "eval.corruptions",
         "log_every",
         "trackers",
         "checkpoint.every",

@@ -159,4 +159,3 @@ def test_names_that_cannot_be_registered(made):
             trackers.register(name, Recorder)
     with pytest.raises(ValueError, match="tracker 'csv': must have another name"):
         trackers.register("csv", Recorder)
-    trackers.register("csv", csv_file.CsvFile)  # a config file that is read twice
