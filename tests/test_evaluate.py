@@ -169,9 +169,15 @@ def test_it_ends_with_what_it_wrote_and_the_next_command(run):
 # ---- Without one thing or the other
 
 
+def test_no_event_files_without_the_tracker(run, copy, capsys):
+    loop.evaluate_checkpoint(run.config, copy)
+    assert not list(copy.glob("events.*")) and (copy / record.FILE).exists()
+    assert "TensorBoard" not in capsys.readouterr().out
+
+
 def test_a_run_at_work_keeps_its_event_files(run, copy, capsys):
     (copy / lock.FILE).write_text("{}")
-    loop.evaluate_checkpoint(run.config, copy)
+    loop.evaluate_checkpoint(tiny(data__validation=0.1, trackers=("tensorboard",)), copy)
     assert not list(copy.glob("events.*")) and (copy / record.FILE).exists()
     assert f"not in TensorBoard, as a run may be at work: {copy / lock.FILE}" in (
         capsys.readouterr().out
@@ -215,4 +221,4 @@ def test_an_old_workdir_of_one_network_without_a_held_out_part(tmp_path, capsys)
     folds = scored["temperature"]["answers"]["net0"]["folds"]
     assert np.sqrt(np.prod(folds)) == pytest.approx(results["test/net0/temperature"])
     assert list(scored["splits"]) == ["test", "train"] and scored["diversity_gap"] == {}
-    assert said.splitlines()[-1] == f"logits and labels: {workdir / predictions.FILE}"
+    assert said.splitlines()[-2] == f"logits and labels: {workdir / predictions.FILE}"

@@ -112,7 +112,7 @@ def test_a_run_without_it_writes_nothing(tmp_path, monkeypatch):
 
 
 OFFLINE = """
-import pathlib, sys
+import pathlib, sys, time
 from jaxsplit import trackers
 from tests.support.runs import tiny
 
@@ -123,6 +123,7 @@ for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
     for step in steps:
         group.write(step, {"a": float(step)})
     group.close()
+    time.sleep(1.1)  # wandb names its folders by the second
 """
 if importlib.util.find_spec("wandb"):  # not a skip: where the reference's numbers are, none may
 
