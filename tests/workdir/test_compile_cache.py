@@ -109,7 +109,7 @@ def test_a_folder_of_another_user_is_not_used(cache, monkeypatch):
     assert said == [f"compiled programs are not kept: {cache} (jaxsplit) belongs to another user"]
 
 
-def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path, monkeypatch):
+def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path):
     """Of another run in another workdir; nothing that can be run lies in a workdir."""
 
     class StopsAfterTwo(signals.Stop):
@@ -125,7 +125,9 @@ def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path, monkeypatch)
         found.append({path.name for path in cache.iterdir() if "_step-" in path.name})
         assert {path.name for path in workdir.iterdir()} == {
             "config.json",
+            "dataset.json",
             "metrics.jsonl",
+            "versions.json",
             "checkpoints",
         }
     names = {name.split("-")[0] for name in found[0]}
