@@ -51,6 +51,9 @@ def get_config() -> ConfigDict:
     config.log_every = "50 steps"  # duration between two lines of training metrics
     # Steps that jax's profiler traces for TensorBoard: from:to, as '20 steps:25 steps'; '': none.
     config.profile = ""
+    # Where metrics go beside metrics.jsonl: any of tensorboard, csv, wandb and names in
+    # jaxsplit.trackers.TRACKERS; () for none.
+    config.trackers = ("tensorboard",)
     config.checkpoint = _checkpoint()
     _methods(config)
     return config

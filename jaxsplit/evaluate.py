@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 import jaxsplit
-from jaxsplit import compiler, data, evaluation, experiment, metrics, rating
+from jaxsplit import compiler, data, evaluation, experiment, rating
 from jaxsplit import config as config_lib
 from jaxsplit.checkpoints import read, store
 from jaxsplit.config import history, limits
@@ -20,6 +20,7 @@ from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
 from jaxsplit.experiment import Experiment
 from jaxsplit.hosts import processes
 from jaxsplit.report import evaluated, following, progress, shifted, tables
+from jaxsplit.trackers import tensorboard
 from jaxsplit.workdir import files, lock
 
 
@@ -258,9 +259,11 @@ def _write(
         print(f"\nnot written: {path} ({reason})", flush=True)
         return
     lines = [f"scores: {scores}", f"logits and labels: {logits}"]
-    if (workdir / lock.FILE).exists():
+    if "tensorboard" not in chosen.exp.config.trackers:
+        pass
+    elif (workdir / lock.FILE).exists():
         lines.append(f"not in TensorBoard, as a run may be at work: {workdir / lock.FILE}")
     else:
-        metrics.write_board(workdir, chosen.step, {f"eval/{k}": v for k, v in flat.items()})
+        tensorboard.write_board(workdir, chosen.step, {f"eval/{k}": v for k, v in flat.items()})
     lines.append(following.of_workdir(workdir, "report"))
     print("\n" + "\n".join(lines), flush=True)

@@ -25,6 +25,7 @@ from jaxsplit import (
     stack,
     state,
     step,
+    trackers,
 )
 from jaxsplit import config as config_lib
 from jaxsplit.config import limits
@@ -87,6 +88,8 @@ def build(
       ConfigError: a field has a wrong value, or the batch does not fit the devices.
     """
     config = config_lib.check(config)
+    if devices is None and jax.process_index() == 0:  # it alone has trackers
+        trackers.check(config.trackers)
     resolved = config_lib.resolve(config)
     mesh = _mesh(config, config.batch_size, devices)
     step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)

@@ -1,13 +1,10 @@
-"""Training metrics: their sums on the devices, and the files that they are written to."""
+"""Training metrics: their sums on the devices, and metrics.jsonl."""
 
 import json
 import math
-import os
 import pathlib
-import struct
-import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +13,7 @@ from jax import Array
 from jaxsplit.workdir import files
 
 if TYPE_CHECKING:
-    from clu import metric_writers
+    from jaxsplit.trackers.base import Tracker
 
 JSONL = "metrics.jsonl"
 
@@ -80,22 +77,16 @@ def means(totals: Totals) -> dict[str, float]:
     return out
 
 
-class _Board(NamedTuple):
-    """The writer of TensorBoard files."""
-
-    writer: "metric_writers.MetricWriter"
-    events: Any  # the TensorFlow writer that it wraps
-
-
 class Writer:
-    """Writes scalars to `metrics.jsonl` and, if TensorFlow is installed, to TensorBoard files.
+    """Writes scalars to `metrics.jsonl`, and gives them to the trackers beside it.
 
     Args:
       workdir: the folder of the files.
       start: the step that the run starts or resumes from. Later steps, which an interrupted run
-        wrote, are dropped from both.
+        wrote, are dropped.
       active: whether this process writes; only one may.
       say: gets a line if a damaged file is moved to `metrics.jsonl.damaged`.
+      beside: gets the same values and is closed with the file; `trackers.Group`.
     """
 
     def __init__(
@@ -105,9 +96,10 @@ class Writer:
         start: int = 0,
         active: bool = True,
         say: Callable[[str], None] = print,
+        beside: "Tracker | None" = None,
     ) -> None:
         self._file: TextIO | None = None
-        self._board: _Board | None = None
+        self._beside = beside
         self._active, self._path, self._start = active, workdir / JSONL, start
         self._lines: list[str] = []
         self._known: set[str] = set()  # the metrics that the file has for step `start`
@@ -119,9 +111,6 @@ class Writer:
         files.write_text(self._path, "".join(self._lines))
         if not files.is_remote(workdir):
             self._file = files.open_to_append(self._path)
-        self._board = open_tensorboard(workdir)
-        if self._board is not None:
-            drop_later_events(workdir, self._board, start)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the values of one step; a number that is not finite becomes null in the file."""
@@ -135,8 +124,8 @@ class Writer:
         else:  # an object in a bucket cannot be appended to
             self._lines.append(text)
             files.write_text(self._path, "".join(self._lines))
-        if self._board is not None:
-            self._board.writer.write_scalars(step, dict(scalars))
+        if self._beside is not None:
+            self._beside.write(step, scalars)
 
     def has(self, step: int, scalars: Mapping[str, float]) -> bool:
         """Whether the file had all of these metrics of `step` when the run started or resumed."""
@@ -145,9 +134,8 @@ class Writer:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.writer.flush()
-            self._board.writer.close()
+        if self._beside is not None:
+            self._beside.close()
 
 
 def _kept(path: pathlib.Path, step: int, say: Callable[[str], None]) -> list[tuple[str, dict]]:
@@ -170,11 +158,7 @@ def _kept(path: pathlib.Path, step: int, say: Callable[[str], None]) -> list[tup
         elif text:
             reason = reason or f"such as {text[:40]!r}"
     if reason:
-        to, number = path.with_name(f"{JSONL}.damaged"), 1
-        while to.exists():
-            number += 1
-            to = path.with_name(f"{JSONL}.damaged{number}")
-        path.rename(to)
+        to = files.aside(path)
         say(
             f"{path} is damaged ({reason}); moved to {to.name}, and the {len(lines)} lines "
             "that can be read are kept"
@@ -190,70 +174,3 @@ def _parsed(text: bytes) -> dict | None:
         return None
     step = line.get("step") if isinstance(line, dict) else None
     return line if isinstance(step, int) and not isinstance(step, bool) else None
-
-
-def drop_later_events(workdir: pathlib.Path, board: _Board, step: int) -> None:
-    """Removes steps after `step` from the event files of earlier starts.
-
-    It also writes an event that makes a running TensorBoard forget these steps.
-    """
-    import tensorflow as tf
-
-    event_type = tf.compat.v1.Event
-    for path in workdir.glob("events.out.tfevents.*"):
-        try:
-            data = path.read_bytes()
-            if kept := _up_to(step, data, event_type):
-                files.write_bytes(path, kept)
-        except (OSError, ValueError, struct.error):
-            continue  # a damaged log must not stop the run
-    log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-    event = event_type(wall_time=time.time(), step=step + 1, session_log=log)
-    for _ in range(2):  # TensorBoard takes the first such event for a new run, and drops nothing
-        # No public function writes an event of this kind.
-        tf.raw_ops.ImportEvent(writer=board.events._resource, event=event.SerializeToString())
-
-
-def _up_to(step: int, data: bytes, event_type: Any) -> bytes | None:
-    """The records of an event file without those of later steps; None: there is nothing to drop."""
-    kept, at = [], 0
-    while at + 12 <= len(data):  # a record: length, its checksum, an event, its checksum
-        end = at + 16 + struct.unpack_from("<Q", data, at)[0]
-        if end > len(data):
-            break  # cut short by a kill
-        try:
-            event = event_type.FromString(data[at + 12 : end - 4])
-        except Exception as error:  # protobuf's own
-            raise ValueError("no event file") from error
-        if not (event.step > step and event.HasField("summary")):
-            kept.append(data[at:end])
-        at = end
-    whole = b"".join(kept)
-    return None if len(whole) == at else whole
-
-
-def open_tensorboard(workdir: pathlib.Path) -> _Board | None:
-    """The writer of TensorBoard files; None, after a printed line, if TensorFlow is missing."""
-    # Must be set before the import, which prints notices otherwise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    try:
-        import tensorflow as tf
-        from clu import metric_writers
-    except ImportError as error:
-        print(f"no TensorBoard files ({error}); metrics go to {workdir / JSONL}", flush=True)
-        return None
-    tf.config.set_visible_devices([], "GPU")  # else TensorFlow takes the memory that jax needs
-    summaries = metric_writers.SummaryWriter(str(workdir))
-    return _Board(metric_writers.AsyncWriter(summaries), summaries._summary_writer)
-
-
-def write_board(workdir: pathlib.Path, step: int, scalars: Mapping[str, float]) -> bool:
-    """Writes the values of one step to TensorBoard alone; whether TensorFlow is there to do so."""
-    board = open_tensorboard(workdir)
-    if board is None:
-        return False
-    board.writer.write_scalars(step, dict(scalars))
-    board.writer.flush()
-    board.writer.close()
-    return True

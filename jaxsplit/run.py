@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from jaxsplit import config as config_lib
-from jaxsplit import early_stop, metrics, origin, rating
+from jaxsplit import early_stop, metrics, origin, rating, trackers
 from jaxsplit.checkpoints import folder as checkpoint_folder
 from jaxsplit.checkpoints import store
 from jaxsplit.config import history
@@ -137,7 +137,10 @@ def open_run(
     resident = _resident(exp)
     batches = exp.feed.batches(start)
     at_end.callback(batches.close)
-    writer = metrics.Writer(workdir, start=start, active=chief, say=say)
+    chosen = config.trackers if chief else ()
+    beside = trackers.Group(chosen, workdir, start=start, config=config, say=say)
+    at_end.callback(beside.close)
+    writer = metrics.Writer(workdir, start=start, active=chief, say=say, beside=beside)
     at_end.callback(writer.close)
     progress = Progress(
         total=exp.plan.total_steps, start=start, active=chief, num_networks=config.split

@@ -20,7 +20,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from jaxsplit import compiler, metrics  # noqa: E402
+from jaxsplit import compiler  # noqa: E402
 
 if compiler.races():  # the programs of the tests themselves; XLA reads this when it starts
     os.environ["XLA_FLAGS"] += " " + compiler.NO_RACE_FLAG
@@ -30,12 +30,6 @@ if compiler.races():  # the programs of the tests themselves; XLA reads this whe
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 PARITY = os.environ.get("JAXSPLIT_PARITY")
-
-
-@pytest.fixture
-def no_board(monkeypatch):
-    """Without TensorBoard files, which take time to write."""
-    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
 
 
 @pytest.fixture(scope="session")

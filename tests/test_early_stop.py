@@ -121,7 +121,7 @@ def stopping(**fields):
 
 
 @pytest.fixture
-def scripted(monkeypatch, no_board):
+def scripted(monkeypatch):
     """Evaluations give VALUES."""
     evaluate, steps = rating.evaluate_split, []
     after = Stop.after

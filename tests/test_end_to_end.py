@@ -58,7 +58,7 @@ class Run:
 def whole(tmp_path_factory):
     """A run of `tiny` from its start to its end, never stopped."""
     workdir = tmp_path_factory.mktemp("whole")
-    config = tiny()
+    config = tiny(trackers=("tensorboard", "csv"))
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *args, **_: said.append(" ".join(map(str, args))))
@@ -166,7 +166,7 @@ def test_every_value_is_written_once(whole):
 
 def test_without_tensorflow(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    results = loop.train_and_evaluate(tiny(), tmp_path)
+    results = loop.train_and_evaluate(tiny(trackers=("tensorboard",)), tmp_path)
     said = capsys.readouterr().out
     assert said.count("no TensorBoard files") == 1
     assert not list(tmp_path.glob("events.*"))
@@ -270,7 +270,7 @@ def run_until(done: int, config, workdir, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys, no_board):
+def test_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys):
     run_until(4, whole.config, tmp_path, monkeypatch)
     assert steps_in(tmp_path) == [2]
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 2, 3]  # 3 is done, not saved
@@ -298,14 +298,14 @@ def test_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys, no
 
 
 @pytest.mark.slow
-def test_stopped_before_the_first_checkpoint(whole, tmp_path, monkeypatch, no_board):
+def test_stopped_before_the_first_checkpoint(whole, tmp_path, monkeypatch):
     run_until(2, whole.config, tmp_path, monkeypatch)
     assert steps_in(tmp_path) == []
     assert loop.train_and_evaluate(tiny(), tmp_path) == whole.results
     assert_same_bits(state_at(tiny(), tmp_path, 4), state_at(tiny(), whole.workdir, 4))
 
 
-def test_finished_run_is_left_as_it_is(whole, tmp_path, capsys, no_board):
+def test_finished_run_is_left_as_it_is(whole, tmp_path, capsys):
     workdir = whole.copy(tmp_path)
     before = files_of(workdir / store.FOLDER)
     config = tiny(
@@ -318,7 +318,7 @@ def test_finished_run_is_left_as_it_is(whole, tmp_path, capsys, no_board):
     assert lines_of(workdir) == lines_of(whole.workdir)
 
 
-def test_finished_run_is_extended(whole, tmp_path, no_board):
+def test_finished_run_is_extended(whole, tmp_path):
     workdir = whole.copy(tmp_path)
     config = tiny(
         duration="7 steps",
@@ -360,7 +360,7 @@ def test_another_experiment_is_refused(whole):
 
 
 @pytest.mark.slow
-def test_nothing_of_the_metrics_is_lost_by_a_stop(tmp_path, monkeypatch, no_board):
+def test_nothing_of_the_metrics_is_lost_by_a_stop(tmp_path, monkeypatch):
     """Neither the sums since the last log point, nor the evaluation at the end."""
     config = tiny(log_every="3 steps", data__validation=0.1)
     whole = loop.train_and_evaluate(config, tmp_path / "whole")
@@ -390,7 +390,7 @@ def test_nothing_of_the_metrics_is_lost_by_a_stop(tmp_path, monkeypatch, no_boar
 
 
 @pytest.mark.slow
-def test_validation_on_two_devices(tmp_path, capsys, no_board):
+def test_validation_on_two_devices(tmp_path, capsys):
     config = tiny(mesh__data=2, data__validation=0.1, duration="2 steps", eval__every="1 steps")
     results = loop.train_and_evaluate(config, tmp_path)
     assert results["validation/count"] == 205 and results["test/count"] == 512
@@ -408,7 +408,7 @@ def test_validation_on_two_devices(tmp_path, capsys, no_board):
 # ---- A loss that is not finite
 
 
-def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch, no_board):
+def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch):
     """The rate jumps at the fifth step: the loss of the next is huge, that of the one after NaN."""
 
     def jumping(**_):
@@ -452,6 +452,7 @@ def small_run(name: str, folder) -> ConfigDict:
     config.mesh.data = 1
     config.data.threads = 2
     config.lowering = "dense"
+    config.trackers = ()
     if config.data.name == "imagenet2012":
         config.data.image_size = 32
     return config
@@ -473,7 +474,7 @@ def make_shallow(name: str, monkeypatch) -> None:
         for n in DATA
     ],
 )
-def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys, no_board):
+def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys):
     make_shallow(name, monkeypatch)
     config = small_run(name, prepared)
     config.duration, config.log_every = "2 steps", "1 steps"

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
-from jaxsplit import evaluate, loop, metrics
+from jaxsplit import evaluate, loop
 from jaxsplit.evaluation import predictions, record, scores, temperature
 from jaxsplit.workdir import lock
 from tests.support.paths import GOLDEN
@@ -38,13 +38,12 @@ def run(tmp_path_factory):
     """An evaluated run that held a part of the training set out."""
     workdir = tmp_path_factory.mktemp("run")
     config, said = tiny(data__validation=0.1), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
-        trained = loop.train_and_evaluate(config, workdir)
+    trained = loop.train_and_evaluate(config, workdir)
     before = files_of(workdir)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *args, **_: said.append(" ".join(map(str, args))))
-        results = loop.evaluate_checkpoint(config, workdir)
+        board = tiny(data__validation=0.1, trackers=("tensorboard",))
+        results = loop.evaluate_checkpoint(board, workdir)
     return Run(config, workdir, trained, results, "\n".join(said), before)
 
 
@@ -170,9 +169,15 @@ def test_it_ends_with_what_it_wrote_and_the_next_command(run):
 # ---- Without one thing or the other
 
 
+def test_no_event_files_without_the_tracker(run, copy, capsys):
+    loop.evaluate_checkpoint(run.config, copy)
+    assert not list(copy.glob("events.*")) and (copy / record.FILE).exists()
+    assert "TensorBoard" not in capsys.readouterr().out
+
+
 def test_a_run_at_work_keeps_its_event_files(run, copy, capsys):
     (copy / lock.FILE).write_text("{}")
-    loop.evaluate_checkpoint(run.config, copy)
+    loop.evaluate_checkpoint(tiny(data__validation=0.1, trackers=("tensorboard",)), copy)
     assert not list(copy.glob("events.*")) and (copy / record.FILE).exists()
     assert f"not in TensorBoard, as a run may be at work: {copy / lock.FILE}" in (
         capsys.readouterr().out
@@ -201,11 +206,13 @@ def test_logits_that_do_not_fit_into_memory(run, copy, capsys, monkeypatch):
     assert "ECE" not in said and files_of(copy) == run.before
 
 
-def test_an_old_workdir_of_one_network_without_a_held_out_part(tmp_path, capsys, no_board):
+def test_an_old_workdir_of_one_network_without_a_held_out_part(tmp_path, capsys):
     with tarfile.open(GOLDEN / "workdir_before_rooms.tar.xz") as archive:
         archive.extractall(tmp_path / "run", filter="data")
     workdir = tmp_path / "run"
-    results = loop.evaluate_checkpoint(config_lib.load(workdir), workdir)
+    config = config_lib.load(workdir)
+    config.trackers = ()
+    results = loop.evaluate_checkpoint(config, workdir)
     said = capsys.readouterr().out
     assert "temperature fitted on one half of test, scored on the other, both ways" in said
     assert "diversity" not in said
@@ -214,4 +221,4 @@ def test_an_old_workdir_of_one_network_without_a_held_out_part(tmp_path, capsys,
     folds = scored["temperature"]["answers"]["net0"]["folds"]
     assert np.sqrt(np.prod(folds)) == pytest.approx(results["test/net0/temperature"])
     assert list(scored["splits"]) == ["test", "train"] and scored["diversity_gap"] == {}
-    assert said.splitlines()[-1] == f"logits and labels: {workdir / predictions.FILE}"
+    assert said.splitlines()[-2] == f"logits and labels: {workdir / predictions.FILE}"

@@ -10,8 +10,6 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.hooks import STOP, Hooks
 from tests.support.runs import lines_of, steps_in, tiny
 
-pytestmark = pytest.mark.usefixtures("no_board")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -19,20 +17,16 @@ def run(tmp_path_factory):
 
     Steps 3 and 4 are profiled. It logs every step, evaluates and saves every two.
     """
-    from jaxsplit import metrics
-
     workdir, events = tmp_path_factory.mktemp("hooks") / "run", []
 
     def stop_at_2(event):
         return STOP if event.step == 2 and event.kind == "log" else None
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
-        config = tiny(profile="2 steps:100%")
-        first = loop.train_and_evaluate(config, workdir, hooks=[events.append, stop_at_2])
-        assert first["step"] == 2 and steps_in(workdir) == [2]
-        assert not list(workdir.rglob("*.xplane.pb"))
-        results = loop.train_and_evaluate(config, workdir, hooks=(events.append,))
+    config = tiny(profile="2 steps:100%")
+    first = loop.train_and_evaluate(config, workdir, hooks=[events.append, stop_at_2])
+    assert first["step"] == 2 and steps_in(workdir) == [2]
+    assert not list(workdir.rglob("*.xplane.pb"))
+    results = loop.train_and_evaluate(config, workdir, hooks=(events.append,))
     return workdir, results, events
 
 

@@ -1,16 +1,12 @@
-"""jaxsplit.metrics: sums between two log points, metrics.jsonl and TensorBoard files."""
+"""jaxsplit.metrics: sums between two log points, and metrics.jsonl."""
 
 import json
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxsplit import metrics
-from tests.support.runs import events
 
 
 def read(path) -> list[dict]:
@@ -51,45 +47,14 @@ def test_the_first_step_with_a_bad_loss_is_remembered(bad):
     assert int(add_all(values, [1.0] * 5).bad_step) == -1
 
 
-def test_tensorboard_opens_the_same_values(tmp_path):
-    writer = metrics.Writer(tmp_path)
-    for step in (1, 2, 3):
-        writer.write(step, {"train/loss": 1 / step, "test/net0/top1": step / 7})
-    writer.close()
-    assert read(tmp_path) == [
-        {"step": s, "train/loss": 1 / s, "test/net0/top1": s / 7} for s in (1, 2, 3)
-    ]
-    found = events(tmp_path)
-    for tag, value in (("train/loss", lambda s: 1 / s), ("test/net0/top1", lambda s: s / 7)):
-        assert [step for step, _ in found[tag]] == [1, 2, 3]
-        np.testing.assert_array_equal(
-            np.float32([v for _, v in found[tag]]), np.float32([value(s) for s in (1, 2, 3)])
-        )
-
-
-def test_without_tensorflow_it_goes_on_and_says_so_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    writer = metrics.Writer(tmp_path)
-    for step in range(3):
-        writer.write(step, {"a": 0.5})
-    writer.close()
-    assert [path.name for path in tmp_path.iterdir()] == [metrics.JSONL]
-    assert len(read(tmp_path)) == 3
-    said = capsys.readouterr()
-    (line,) = said.out.splitlines()
-    assert line.startswith("no TensorBoard files (") and "tensorflow" in line
-    assert line.endswith(f"metrics go to {tmp_path / metrics.JSONL}")
-    assert said.err == ""
-
-
-def test_each_line_is_on_disk_at_once(tmp_path, no_board):
+def test_each_line_is_on_disk_at_once(tmp_path):
     writer = metrics.Writer(tmp_path)
     writer.write(1, {"a": 1.0})
     assert read(tmp_path) == [{"step": 1, "a": 1.0}]
     writer.close()
 
 
-def test_numbers_that_are_not_finite_are_null(tmp_path, no_board):
+def test_numbers_that_are_not_finite_are_null(tmp_path):
     writer = metrics.Writer(tmp_path)
     writer.write(1, {"a": float("nan"), "b": float("inf"), "c": 2.0})
     writer.close()
@@ -101,7 +66,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path, no_board):
     assert json.loads(text, parse_constant=refuse) == {"step": 1, "a": None, "b": None, "c": 2.0}
 
 
-def test_lines_after_the_restored_step_are_dropped(tmp_path, no_board):
+def test_lines_after_the_restored_step_are_dropped(tmp_path):
     writer = metrics.Writer(tmp_path)
     for step in (1, 2, 2, 3, 4):
         writer.write(step, {"a": float(step)})
@@ -118,14 +83,14 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path, no_board):
     assert [path.name for path in tmp_path.iterdir()] == [metrics.JSONL]
 
 
-def test_a_new_run_drops_all_lines(tmp_path, no_board):
+def test_a_new_run_drops_all_lines(tmp_path):
     (tmp_path / metrics.JSONL).write_text('{"step": 1, "a": 1.0}\n')
     metrics.Writer(tmp_path, start=0).close()
     assert read(tmp_path) == []
 
 
 @pytest.mark.parametrize("cut", ['{"step": 3, "a": 0.', '{"step', "{", "", '{"a": 1.0}'])
-def test_a_last_line_that_was_cut_short(tmp_path, no_board, cut):
+def test_a_last_line_that_was_cut_short(tmp_path, cut):
     whole = '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n'
     (tmp_path / metrics.JSONL).write_text(whole + cut)
     writer = metrics.Writer(tmp_path, start=2)
@@ -160,7 +125,7 @@ WHOLE = '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n'
     ],
     ids=range(10),
 )
-def test_a_log_that_is_damaged_blocks_nothing(tmp_path, no_board, damage, reason):
+def test_a_log_that_is_damaged_blocks_nothing(tmp_path, damage, reason):
     (tmp_path / metrics.JSONL).write_bytes(WHOLE.encode() + damage)
     said = []
     writer = metrics.Writer(tmp_path, start=1, say=said.append)
@@ -174,7 +139,7 @@ def test_a_log_that_is_damaged_blocks_nothing(tmp_path, no_board, damage, reason
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == WHOLE.encode() + damage
 
 
-def test_a_folder_in_the_place_of_the_log(tmp_path, no_board):
+def test_a_folder_in_the_place_of_the_log(tmp_path):
     """Earlier damaged files stay."""
     for name in ("", ".damaged", ".damaged2"):
         (tmp_path / f"{metrics.JSONL}{name}").mkdir()
@@ -186,7 +151,7 @@ def test_a_folder_in_the_place_of_the_log(tmp_path, no_board):
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_links_are_not_followed(tmp_path, no_board, exists):
+def test_links_are_not_followed(tmp_path, exists):
     """What somebody has placed there before leads to nobody else's file."""
     workdir, other = tmp_path / "run", tmp_path / "precious"
     workdir.mkdir()
@@ -199,25 +164,3 @@ def test_links_are_not_followed(tmp_path, no_board, exists):
     writer.close()
     assert not (workdir / metrics.JSONL).is_symlink() and read(workdir) == [{"step": 1, "a": 1.0}]
     assert other.read_text() == WHOLE if exists else not other.exists()
-
-
-@pytest.mark.parametrize("old", [False, True], ids=["", "without a session before"])
-def test_tensorboard_drops_what_came_after_the_step_resumed_at(tmp_path, monkeypatch, old):
-    """`old`: the files are of a version that did not tell TensorBoard of its start."""
-    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
-
-    if old:
-        monkeypatch.setattr(metrics, "drop_later_events", lambda *_: None)
-    for start, steps in ((0, (1, 2, 3, 4)), (2, (3, 4)), (3, (4, 5))):
-        if start == 2:
-            monkeypatch.undo()
-        time.sleep(1.1)  # files are in the order of the seconds in their names
-        writer = metrics.Writer(tmp_path, start=start)
-        for step in steps:
-            writer.write(step, {"a": 10.0 * start + step})
-        writer.close()
-    want = [(1, 1.0), (2, 2.0), (3, 23.0), (4, 34.0), (5, 35.0)]
-    assert events(tmp_path) == {"a": want}
-    served = EventAccumulator(str(tmp_path), tensor_size_guidance={"scalars": 0})
-    served.Reload()
-    assert [event.step for event in served.Tensors("a")] == [step for step, _ in want]

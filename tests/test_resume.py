@@ -7,7 +7,7 @@ import time
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxsplit import loop, metrics
+from jaxsplit import loop
 from jaxsplit.checkpoints import integrity, store
 from jaxsplit.errors import DamagedError, SaveError, Stopped
 from jaxsplit.hosts import signals
@@ -15,7 +15,6 @@ from tests.support.runs import AskedAt, assert_same_bits, lines_of, state_at, st
 
 # Where one of its reads or writes fails, orbax leaves the others alone, to end as they may.
 pytestmark = [
-    pytest.mark.usefixtures("no_board"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
@@ -25,9 +24,7 @@ pytestmark = [
 def whole(tmp_path_factory):
     """(workdir, final metrics, final state) of a run that nobody stops."""
     workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
-        results = loop.train_and_evaluate(tiny(), workdir)
+    results = loop.train_and_evaluate(tiny(), workdir)
     return workdir, results, state_at(tiny(), workdir, 4)
 
 

@@ -16,7 +16,6 @@ from tests.support.runs import assert_same_bits, state_at
 from tests.support.runs import one_network as tiny
 from tests.support.xla import USUAL
 
-pytestmark = pytest.mark.usefixtures("no_board")
 DECAY = 0.75
 
 
@@ -33,9 +32,7 @@ def usual_compiler():
 def whole(tmp_path_factory):
     """(workdir, final metrics) of a run with an average, never stopped."""
     workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
-        return workdir, loop.train_and_evaluate(tiny(ema=DECAY), workdir)
+    return workdir, loop.train_and_evaluate(tiny(ema=DECAY), workdir)
 
 
 def toy_step(ema: float, warmup: bool):

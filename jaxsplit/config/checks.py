@@ -20,6 +20,7 @@ from jaxsplit import (
     optim,
     schedules,
     stack,
+    trackers,
     values,
 )
 from jaxsplit.config import limits, renamed
@@ -86,6 +87,7 @@ def check(config: ConfigDict) -> ConfigDict:
       ConfigError: names the field, its value and what is allowed.
     """
     config = check_types(config)
+    config.trackers = trackers.names(config.trackers)  # a run checks that they exist
     section = Section(config)
     for of_section in (
         _names,

@@ -18,6 +18,7 @@ RUNTIME = (
     "eval.corruptions",
     "log_every",
     "profile",
+    "trackers",
     "checkpoint",
     "data.dir",
     "data.download",

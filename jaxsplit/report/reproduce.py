@@ -12,8 +12,9 @@ from jaxsplit.recipes import experiments
 from jaxsplit.report.runs import Run, differing
 from jaxsplit.workdir import versions as trained_with
 
-# Where data lies and what a run starts from are said by those who train it again, or below.
-_NOT_GIVEN = ("data.dir", "init_from", "resume_with")
+# Where data lies, where metrics go and what a run starts from are said by those who train it again,
+# or below.
+_NOT_GIVEN = ("data.dir", "init_from", "resume_with", "trackers")
 
 
 def command(run: Run) -> str:

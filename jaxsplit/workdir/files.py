@@ -142,6 +142,16 @@ def move(path: pathlib.Path, to: pathlib.Path) -> None:
     path.rename(to)
 
 
+def aside(path: pathlib.Path) -> pathlib.Path:
+    """Renames a damaged file to `<name>.damaged`, or `.damaged2` ...; returns the new path."""
+    to, number = path.with_name(f"{path.name}.damaged"), 1
+    while to.exists():
+        number += 1
+        to = path.with_name(f"{path.name}.damaged{number}")
+    path.rename(to)
+    return to
+
+
 def remove(path: pathlib.Path) -> None:
     """Removes a file or folder, if there is one."""
     if is_remote(path):

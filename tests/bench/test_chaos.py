@@ -29,7 +29,6 @@ def test_five_kills_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_difference_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
     config, a, b = tiny(), tmp_path / "a", tmp_path / "b"
     loop.train_and_evaluate(config, a)
     shutil.copytree(a, b)

@@ -573,6 +573,7 @@ def test_every_field_is_runtime_or_identity():
         "eval.corruptions",
         "log_every",
         "profile",
+        "trackers",
         "checkpoint.every",
         "checkpoint.keep",
         "checkpoint.on_corrupt",

@@ -26,11 +26,11 @@ def birds(tmp_path_factory):
     return where / "data"
 
 
-def test_two_steps(birds, no_board, tmp_path, capsys):
+def test_two_steps(birds, tmp_path, capsys):
     config = folder.get_config("name=birds,arch=wide_resnet10_1,split=2,epochs=2")
     config.divide_anyway = True  # one that is tiny already
     config.data.dir, config.mesh.data, config.data.threads = str(birds), 1, 2
-    config.batch_size = 16  # of 27 images
+    config.batch_size, config.trackers = 16, ()  # of 27 images
     results = loop.train_and_evaluate(config, tmp_path)
     assert results["step"] == 2 and results["test/count"] == 9
     losses = [line["train/loss"] for line in lines_of(tmp_path) if "train/loss" in line]

@@ -137,7 +137,7 @@ def test_the_record_grows(tmp_path):
     ]
 
 
-def test_a_change_is_recorded_and_the_run_goes_on(no_board, tmp_path, capsys):
+def test_a_change_is_recorded_and_the_run_goes_on(tmp_path, capsys):
     with pytest.raises(Stopped):
         loop.train_and_evaluate(tiny(), tmp_path, AskedAt(2))
     changed = dict(optim__lr=0.2, augment__flip=False)
@@ -172,7 +172,7 @@ def test_a_change_is_recorded_and_the_run_goes_on(no_board, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_begun_without_a_warmup_goes_on_so(no_board, tmp_path, capsys):
+def test_a_run_that_was_begun_without_a_warmup_goes_on_so(tmp_path, capsys):
     """Its config.json lacks the field, whose default is another now."""
     constant = one_network(ema=DECAY, ema_warmup=False)
     loop.train_and_evaluate(constant, tmp_path / "whole")

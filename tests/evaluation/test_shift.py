@@ -18,9 +18,7 @@ def trained(tmp_path_factory):
     """(config, workdir) of a run on the synthetic images, 8x8."""
     workdir = tmp_path_factory.mktemp("run")
     config = tiny()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxsplit.metrics.open_tensorboard", lambda workdir: None)
-        loop.train_and_evaluate(config, workdir)
+    loop.train_and_evaluate(config, workdir)
     return config, workdir
 
 

@@ -88,7 +88,7 @@ def test_a_handler_of_somebody_else_stays():
 
 
 @pytest.fixture
-def at_step_3(monkeypatch, no_board):
+def at_step_3(monkeypatch):
     """Returns a function that does something once, when step 3 is logged."""
     write, todo = metrics.Writer.write, []
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import common, digits_wrn16_4_x4
 from jaxsplit import config as config_lib
-from jaxsplit import experiment, loop, methods, metrics, models, sharding, stack, state
+from jaxsplit import experiment, loop, methods, models, sharding, stack, state
 from jaxsplit.errors import ConfigError
 from jaxsplit.losses import distill
 from jaxsplit.methods import cl_ilr, codistill, cotrain, dml, kdcl, okddip, one
@@ -495,9 +495,8 @@ def test_two_devices_agree_with_one(tiny_arch, name):
     [pytest.param(n, marks=() if n in ("dml", "one") else pytest.mark.slow) for n in RELATIVES],
 )
 def test_two_epochs_of_digits(tiny_arch, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
     config = digits(name, tiny_arch, duration="2 epochs", schedule__warmup="0 steps")
-    config.batch_size, config.optim.lr = 32, 0.8
+    config.batch_size, config.optim.lr, config.trackers = 32, 0.8, ()
     config.eval.every = config.checkpoint.every = "2 epochs"
     results = loop.train_and_evaluate(config, tmp_path)
     answer = methods_answer(name)

@@ -58,6 +58,8 @@ NOT_RUN = (
     (r"jaxsplit predict", "needs a run: cli/test_predict.py"),
     (rf"{_RUN} .*--config=my_backbone\.py", "test_own_backbone.py runs it"),
     (rf"{_RUN} .*--config=my_method\.py", "test_own_method.py runs it"),
+    (rf"{_RUN} .*--config=my_tracker\.py", "trackers/test_own_tracker.py runs it"),
+    (rf"WANDB_MODE=offline {_TRAIN}", "needs wandb; trackers/test_wandb_run.py"),
     (rf"{_PREPARE} (?!my_birds)", "needs a download; test_prepare.py"),
     (rf"{_IMPORT} \S+\.pth", "needs a download; test_torch_import.py"),
     (r"jaxsplit summary --a", "takes long; test_summary.py runs it small"),

@@ -36,6 +36,7 @@ BLOCKED = (
     "tensorflow",
     "tensorflow_datasets",
     "tqdm",
+    "wandb",
 )
 CORE = ("conv", "stack", "losses", "models", "methods", "augment", "optim", "step", "sharding")
 

@@ -27,13 +27,14 @@ def test_the_sample_is_of_recipes():
 
 
 @pytest.mark.parametrize(("dataset", "arch", "split"), [marked(r) for r in RECIPES])
-def test_two_steps(dataset, arch, split, prepared, tmp_path, monkeypatch, no_board):
+def test_two_steps(dataset, arch, split, prepared, tmp_path, monkeypatch):
     family, spec = models.known(arch)
     monkeypatch.setitem(family.specs, arch, shallow(spec))
     config = config_of(f"{CONFIGS.get(dataset, dataset)}:arch={arch},split={split}")
     config.data.dir = str(prepared)
     config.batch_size = config.eval.batch_size = 4
     config.mesh.data, config.data.threads, config.lowering = 1, 2, "dense"
+    config.trackers = ()
     config.duration, config.log_every = "2 steps", "1 steps"
     config.schedule.warmup = config.cotrain.warmup = "1 steps"
     classes = {"cifar100": 100, "imagenet2012": 1000}.get(dataset, 10)

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from jaxsplit import metrics
 from jaxsplit.cli import modes
 from jaxsplit.evaluation import predictions
 from jaxsplit.loop import train_and_evaluate
@@ -16,9 +15,7 @@ from tests.support import reports
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "digits"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
-        train_and_evaluate(reports.digits(), folder)
+    train_and_evaluate(reports.digits(), folder)
     return folder
 
 

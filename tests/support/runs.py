@@ -32,6 +32,7 @@ def tiny(**fields) -> ConfigDict:
     config = common.get_config()
     config.arch, config.split = "wide_resnet10_1", 2
     config.divide_anyway = True  # so narrow a network does not divide
+    config.trackers = ()  # TensorBoard files take time to write
     config.data.name, config.data.image_size = "synthetic", 8
     config.batch_size, config.eval.batch_size, config.mesh.data = 16, 256, 1
     config.duration = "4 steps"
@@ -47,6 +48,7 @@ def one_network(**fields) -> ConfigDict:
     config = common.get_config()
     config.arch, config.split, config.method = "wide_resnet10_1", 1, "single"
     config.divide_anyway = True
+    config.trackers = ()  # TensorBoard files take time to write
     config.data.name, config.data.image_size = "synthetic", 8
     config.batch_size, config.eval.batch_size, config.mesh.data = 16, 256, 1
     config.duration = "4 steps"

@@ -98,7 +98,6 @@ def test_lock(bucket, monkeypatch):
 
 
 def test_metrics(bucket, monkeypatch):
-    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
     folder = config_lib.prepare_workdir(RUN)
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         writer = metrics.Writer(folder, start=start)
@@ -142,7 +141,6 @@ def test_checkpoints(bucket):
 @pytest.mark.slow
 def test_a_run(bucket, tmp_path, monkeypatch):
     """A run is stopped, resumed and evaluated as on a disk."""
-    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
 
     class StopsAfterTwo(signals.Stop):
         def after(self, step):

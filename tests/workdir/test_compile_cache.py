@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsplit import loop, metrics
+from jaxsplit import loop
 from jaxsplit.errors import Stopped
 from jaxsplit.hosts import signals
 from jaxsplit.workdir import compile_cache
@@ -109,9 +109,8 @@ def test_a_folder_of_another_user_is_not_used(cache, monkeypatch):
     assert said == [f"compiled programs are not kept: {cache} (jaxsplit) belongs to another user"]
 
 
-def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path, monkeypatch):
+def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path):
     """Another run in another workdir reads them; no workdir holds compiled programs."""
-    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
 
     class StopsAfterTwo(signals.Stop):
         def after(self, step):
@@ -127,8 +126,8 @@ def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path, monkeypatch)
         assert {path.name for path in workdir.iterdir()} == {
             "config.json",
             "dataset.json",
-            "versions.json",
             "metrics.jsonl",
+            "versions.json",
             "checkpoints",
         }
     names = {name.split("-")[0] for name in found[0]}

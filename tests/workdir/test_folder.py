@@ -15,17 +15,9 @@ from tests.support.runs import assert_same_bits, files_of, state_at, steps_in, t
 def whole(tmp_path_factory):
     """(workdir, final metrics, final state) of an undisturbed run."""
     workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "open_tensorboard", lambda workdir: None)
-        results = loop.train_and_evaluate(tiny(), workdir)
+    results = loop.train_and_evaluate(tiny(), workdir)
     assert not (workdir / lock.FILE).exists()
     return workdir, results, state_at(tiny(), workdir, 4)
-
-
-@pytest.fixture(autouse=True)
-def no_board(monkeypatch):
-    """Without TensorBoard files, which take time to write."""
-    monkeypatch.setattr(metrics, "open_tensorboard", lambda workdir: None)
 
 
 @pytest.fixture
