@@ -56,7 +56,7 @@ class Predictor:
     """The networks of a checkpoint, which predict; `load` makes one.
 
     predictor = jaxsplit.load("runs/digits")
-    probabilities = predictor(["one.png", "two.jpg"])  # float32[2, K]
+    probabilities = predictor(["a.png", "b.jpg"])  # float32[2, K]
     predictor.class_names[probabilities[0].argmax()]
     """
 

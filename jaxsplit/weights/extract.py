@@ -53,20 +53,20 @@ def alone(
     to: str | pathlib.Path | None = None,
     which: str | int = "latest",
 ) -> str:
-    """Makes a workdir that holds one network, for evaluation and as a start of other runs.
+    """Makes a workdir that holds only one network, to evaluate it or to start other runs from it.
 
     Args:
-      config: of the run.
-      workdir: of the run.
-      name: of the network: 'leader' or 'net0' ...
-      to: the new workdir; None: a folder of that name in that of the run.
-      which: checkpoint, 'latest', 'best' or a step.
+      config: config of the run.
+      workdir: workdir of the run.
+      name: name of the network: 'leader' or 'net0' ...
+      to: the new workdir; None: a folder with this name in the run's workdir.
+      which: the checkpoint: 'latest', 'best' or a step.
 
     Returns:
-      What was done, in words.
+      Lines of text that say what was done.
 
     Raises:
-      ConfigError: the method has no such network, no such checkpoint, or `to` holds checkpoints.
+      ConfigError: there is no such network or checkpoint, or `to` holds checkpoints.
     """
     to = to or files.path_of(workdir) / name
     if store.exists(to):
@@ -91,12 +91,12 @@ def leader(
     to: str | pathlib.Path | None = None,
     which: str | int = "latest",
 ) -> str:
-    """`alone` of the leader."""
+    """Makes a workdir that holds only the leader: see `alone`."""
     return alone(config, workdir, FOLDER, to, which)
 
 
 def _as_only(metrics: dict | None, name: str) -> dict:
-    """The metrics of one network of a run, under the name that it has as the only one."""
+    """The metrics of one network of a run, as those of net0: alone, the network has this name."""
     return {
         key.replace(f"/{name}/", "/net0/"): value
         for key, value in (metrics or {}).items()
@@ -133,7 +133,7 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def single(config: ConfigDict, name: str) -> methods.Single:
-    """Where a network of a run lies.
+    """Where the variables of one network of a run are.
 
     Raises:
       ConfigError: the method has no such network.

@@ -1,16 +1,17 @@
-"""Weights in `.safetensors` files with this project's own names; `docs/export.md` describes them.
+"""Weights in `.safetensors` files with jaxsplit's own names; `docs/export.md` describes the format.
 
-A tensor's name is the network or part, the collection and its path in the network, with dots
-between: `net0.params.stage1_block0.conv1.kernel`. The networks of a stack are net0, net1, ...; what
-they share is `trunk`; other parts (`leader`, auxiliary modules) have the names of the method.
-Layouts are those of the checkpoints: HWIO kernels, [inputs, outputs] of a dense layer. All values
-of the header are text:
+A tensor's name joins the network or part, the collection and the path in the network by dots:
+`net0.params.stage1_block1.conv1.kernel`. The networks of a stack are net0, net1, ...; their shared
+layers are `trunk`; other parts (`leader`, auxiliary modules) have the method's names. Layouts are
+the same as in checkpoints: HWIO for convolutions, [inputs, outputs] for dense layers. All values of
+the header are text:
 
-  format       jaxsplit
-  version      1
-  arch, method of the run, step   that of the checkpoint
-  split        number of networks net0, net1, ...
-  dataset      JSON: what `dataset.json` of a workdir says
+  format         jaxsplit
+  version        1
+  arch, method   of the run
+  step           of the checkpoint
+  split          number of networks net0, net1, ...
+  dataset        JSON: the contents of the workdir's `dataset.json`
 """
 
 import json
@@ -30,10 +31,10 @@ _COLLECTIONS = ("params", "batch_stats")
 
 
 class Weights(NamedTuple):
-    """What a file holds.
+    """The contents of a file.
 
-    variables: {'params', 'batch_stats'} of {part: tree}, as those of a method.
-    header: its metadata.
+    variables: {'params', 'batch_stats'} of {part: tree}, as in `Method`.
+    header: the file's metadata.
     """
 
     variables: dict
@@ -41,7 +42,7 @@ class Weights(NamedTuple):
 
 
 def to_bytes(variables: Mapping[str, Mapping[str, Any]], header: Mapping[str, str]) -> bytes:
-    """The file; `variables` as of `Weights`, of numpy arrays.
+    """The file's bytes; `variables` are numpy arrays, as in `Weights`.
 
     Raises:
       ConfigError: the library safetensors is missing.
@@ -60,10 +61,10 @@ def to_bytes(variables: Mapping[str, Mapping[str, Any]], header: Mapping[str, st
 
 
 def read(path: pathlib.Path) -> Weights | None:
-    """What a file holds; None: it is no `.safetensors` file, or its names are others.
+    """Reads a file; None: it is no `.safetensors` file, or it has other names.
 
     Raises:
-      ConfigError: the file is damaged, of a newer version, or networks are missing.
+      ConfigError: the file is damaged, has another version of the format or lacks networks.
     """
     if path.suffix != ".safetensors" or not path.is_file():
         return None
@@ -75,13 +76,13 @@ def read(path: pathlib.Path) -> Weights | None:
         raise ConfigError(f"{path}: version={version!r} of its names: must be {VERSION}")
     try:
         tensors = _library(f"read {path}").load(path.read_bytes())
-    except Exception as error:  # the library raises its own kinds for damaged files
+    except Exception as error:  # the library raises its own kinds of errors for damaged files
         raise ConfigError(f"{path}: cannot be read ({_short(error)})") from None
     return Weights(_variables(path, tensors), header)
 
 
 def _header(path: pathlib.Path) -> dict[str, str]:
-    """The metadata of a file; {} where it has none or is damaged, which other readers report."""
+    """The metadata of a file; {}: it has none or is damaged, an error that other readers report."""
     try:
         with path.open("rb") as file:
             count = int.from_bytes(file.read(8), "little")

@@ -255,10 +255,10 @@ def to_variables(
 
 
 def check_native(config: ConfigDict, own: native.Weights) -> None:
-    """Refuses weights of another architecture or S than the config's.
+    """Checks that a file in jaxsplit's own format has the config's architecture and S.
 
     Raises:
-      ConfigError: names both.
+      ConfigError: one of them differs; the message names both.
     """
     arch, split = own.header.get("arch", ""), own.header.get("split", "")
     if (arch, split) != (config.arch, str(config.split)):
@@ -269,10 +269,10 @@ def check_native(config: ConfigDict, own: native.Weights) -> None:
 
 
 def _of_native(config: ConfigDict, own: native.Weights, path: str) -> dict:
-    """The variables of a file with our own names, checked against the networks of the config.
+    """The variables of a file in jaxsplit's own format, checked against the networks of the config.
 
     Raises:
-      ConfigError: as `to_variables`.
+      ConfigError: as in `to_variables`.
     """
     try:
         check_native(config, own)
@@ -289,7 +289,7 @@ def _of_native(config: ConfigDict, own: native.Weights, path: str) -> dict:
             if have.get(name) != need.get(name):
                 raise ConfigError(
                     f"{name} has shape {have.get(name)}, should be {need.get(name)}: another "
-                    "architecture, or images or classes of another number"
+                    "architecture, or another number of image channels or classes"
                 )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -114,7 +114,7 @@ def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: 
         notes = weights.notes
     else:
         if ema:
-            raise ConfigError(f":ema is of PyTorch files; this one is of {native.FORMAT}")
+            raise ConfigError(f":ema is for PyTorch files only; this file is of {native.FORMAT}")
         torch_import.check_native(config, own)
         variables, notes = own.variables, ()
     fit = _fitting(integrity.shapes(variables), like)
