@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxsplit import stack
 from jaxsplit.errors import ConfigError
 from jaxsplit.inference import latency
 from jaxsplit.inference.latency import Cell, Found
@@ -12,6 +13,8 @@ from jaxsplit.report.charts import Chart
 from jaxsplit.report.html import Raw
 from jaxsplit.report.runs import Run, printable
 
+_COLOURED = (latency.ONE, *stack.LOWERINGS)
+_SIZE = (5.0, 4.0)  # inches, with room for a legend of three rows
 _TICKS = 10  # batch sizes that are named below the axis
 
 
@@ -69,7 +72,7 @@ def _compared(found: Found, batch: int) -> str:
     ratio = its.median / whole.median
     text += f", {ratio:.2f} times the {_duration(whole)} of the undivided network"
     if its.lower <= whole.upper and whole.lower <= its.upper:
-        text += " (their quartiles overlap)"
+        text += " (their quartile ranges overlap)"
     for one in several:
         if one.devices > 1 and (over := at[one.name, batch].times):
             ratio = over.median / whole.median
@@ -110,12 +113,12 @@ def _cells(found: Found) -> dict[tuple[str, int], Cell]:
 
 
 def table(run: Run, found: Found) -> Raw:
-    """Median, quartiles and images a second at the smallest batch size and the largest."""
+    """Median time and images a second at the smallest batch size and the largest."""
     about, at = found.facts, _cells(found)
     ends = dict.fromkeys((found.batches[0], found.batches[-1]))
     heads = ["networks"]
     for batch in ends:
-        heads += [f"batch {batch:,}: ms", "quartiles", "images/s"]
+        heads += [f"batch {batch:,}: ms", "images/s"]
     rows = []
     for candidate in found.candidates:
         row = [printable(candidate.name)]
@@ -136,9 +139,8 @@ def table(run: Run, found: Found) -> Raw:
 
 def _row(cell: Cell) -> list[str]:
     if (its := cell.times) is None:
-        return ["left out", "-", "-"]
-    spread = f"{1e3 * its.lower:,.2f} - {1e3 * its.upper:,.2f}"
-    return [f"{1e3 * its.median:,.2f}", spread, f"{cell.batch / its.median:,.0f}"]
+        return ["left out", "-"]
+    return [f"{1e3 * its.median:,.2f}", f"{cell.batch / its.median:,.0f}"]
 
 
 def chart(run: Run, number: int, found: Found) -> Chart | None:
@@ -150,19 +152,17 @@ def chart(run: Run, number: int, found: Found) -> Chart | None:
             lines[candidate.name] = sorted(cells, key=lambda cell: cell.batch)
     if not lines:
         return None
-    looks = figures.looks([n for n in lines if n == latency.UNDIVIDED])  # in the text's colour
-    others = [name for name in lines if name not in looks]
-    looks |= dict(zip(others, figures.series(len(others)), strict=True))
+    look_of = looks(list(lines))
 
     def draw(axes: Any) -> None:
         axes.grid(True)
         for name, cells in lines.items():
             batches = [cell.batch for cell in cells]
             lower, middle, upper = _quartiles(cells)
-            figures.line(axes, batches, middle, printable(name), looks[name])
+            figures.line(axes, batches, middle, printable(name), look_of[name])
             off = [[m - a for m, a in zip(middle, lower, strict=True)]]
             off += [[b - m for m, b in zip(middle, upper, strict=True)]]
-            look = dict(ecolor=looks[name]["color"], elinewidth=1, capsize=2.5)
+            look = dict(ecolor=look_of[name]["color"], elinewidth=1, capsize=2.5)
             axes.errorbar(batches, middle, yerr=off, fmt="none", **look)
         figures.log_axis(axes)
         _batch_axis(axes, found.batches)
@@ -177,9 +177,19 @@ def chart(run: Run, number: int, found: Found) -> Chart | None:
     )
     title = f"{run.name}: time of a batch by its size"
     text = printable(f"Median time from images to probabilities, by batch size. {ends}.")
-    svg = figures.svg(f"r{number}-latency", title, text, draw)
+    svg = figures.svg(f"r{number}-latency", title, text, draw, _SIZE)
     where = printable(f"{title}, on {_machine(found)}")
     return Chart(svg, f"{where}; less is better. Bars: the quartiles.")
+
+
+def looks(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Candidate -> colour and dashes: one network and the lowerings each their own colour.
+
+    The others take the text's colour: of more colours some would look alike.
+    """
+    coloured = [name for name in names if name in _COLOURED]
+    found = figures.looks([name for name in names if name not in coloured])
+    return found | dict(zip(coloured, figures.series(len(coloured)), strict=True))
 
 
 def _quartiles(cells: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
