@@ -81,10 +81,10 @@ def _compared(found: Found, batch: int) -> str:
 
 
 def _machine(found: Found) -> str:
-    """'a CPU with 2 cores', or the name of another device."""
+    """'a CPU with 2 cores', or the device's name."""
     about = found.facts
     if about["platform"] != "cpu":
-        return f"one {about['device']}"
+        return str(about["device"])
     cores = about["cores"]
     return f"a CPU with {cores} core{'s' * (cores != 1)}" if cores else "a CPU"
 

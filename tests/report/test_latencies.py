@@ -74,7 +74,7 @@ EVERY = of(
                 platform="gpu",
                 device="Fast\x00 9",
             ),
-            "on one Fast\N{REPLACEMENT CHARACTER} 9, a batch of 2 takes the 4 networks together "
+            "on Fast\N{REPLACEMENT CHARACTER} 9, a batch of 2 takes the 4 networks together "
             "4.40 ms at best (packed), 1.10 times the 4.00 ms of the undivided network (their "
             "quartile ranges overlap); over 2 devices 2.00 ms, 0.50 times.",
         ),
