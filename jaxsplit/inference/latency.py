@@ -6,6 +6,7 @@ size take turns, after a call of each that compiles and warms up.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -28,6 +29,9 @@ from jaxsplit.workdir import files
 NAME = "latency.json"
 FORMAT = 1
 UNDIVIDED, ONE, CASCADE = "undivided", "one network", "cascade"
+# Of the networks, then of the machine; `_facts` has their values.
+_FACTS = ("arch", "split", "method", "dtype", "image_shape", "num_classes")
+_FACTS += ("platform", "device", "cores", "devices", "seconds", "jax", "jaxsplit")
 _PATIENCE = 5  # a call that would take so many budgets is left out
 
 
@@ -254,6 +258,71 @@ def write(found: Found, workdir: str | pathlib.Path) -> pathlib.Path:
     }
     files.write_text(path, json.dumps(record, indent=1) + "\n")
     return path
+
+
+def read(workdir: str | pathlib.Path) -> Found | None:
+    """What `write` has written to a workdir; None: nothing.
+
+    Raises:
+      ConfigError: the file is broken, or another version of jaxsplit has written it.
+    """
+    path = files.path_of(workdir) / NAME
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("must hold an object of JSON")
+        if record.get("format") != FORMAT:
+            raise ValueError(f"format={record.get('format')!r}: must be {FORMAT}")
+        return _of_record(record)
+    except KeyError as error:
+        why = f"{error.args[0]} is missing"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        why = str(error)
+    raise ConfigError(f"{path}: cannot be read ({why}); `jaxsplit latency` writes it anew")
+
+
+def _of_record(record: dict[str, Any]) -> Found:
+    """Raises KeyError, TypeError or ValueError where a key or its value is wrong."""
+    about = {name: record[name] for name in _FACTS}
+    if not isinstance(about["image_shape"], list):
+        raise ValueError(f"image_shape={about['image_shape']!r}: must be a list")
+    fields = [field.name for field in dataclasses.fields(Candidate)]
+    made = [Candidate(**{name: row[name] for name in fields}) for row in record["candidates"]]
+    for one in made:
+        if not isinstance(one.name, str):
+            raise ValueError(f"name={one.name!r}: must be text")
+        for name in ("networks", "devices"):
+            _at_least_one(name, getattr(one, name))
+    cells = []
+    for row in record["cells"]:
+        times = None if "left_out" in row else _times(row["seconds"])
+        reason = str(row.get("left_out", ""))
+        cells.append(Cell(row["candidate"], _at_least_one("batch", row["batch"]), times, reason))
+    batches = tuple(_at_least_one("batches", batch) for batch in record["batches"])
+    wanted = {(one.name, batch) for one in made for batch in batches}
+    if UNDIVIDED not in {one.name for one in made} or not batches:
+        raise ValueError("must hold the undivided network at one batch size or more")
+    if wanted != {(cell.candidate, cell.batch) for cell in cells}:
+        raise ValueError("cells: must be those of all candidates at all batch sizes")
+    return Found(tuple(made), tuple(sorted(batches)), tuple(cells), about)
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name}={value!r}: must be a whole number of 1 or more")
+    return value
+
+
+def _times(row: Any) -> timing.Times:
+    found = {field.name: row[field.name] for field in dataclasses.fields(timing.Times)}
+    for name, value in found.items():
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r}: must be a number above 0")
+    if not found["lower"] <= found["median"] <= found["upper"]:
+        raise ValueError(f"median={found['median']!r}: must lie between the quartiles")
+    return timing.Times(**found)
 
 
 def table(found: Found) -> str:

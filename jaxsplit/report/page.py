@@ -7,7 +7,7 @@ from jaxsplit.checkpoints import folder as checkpoints
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import predictions
 from jaxsplit.evaluation.predictions import SplitPredictions
-from jaxsplit.report import figures, html, results, runs, sections, shift, style
+from jaxsplit.report import figures, html, latencies, results, runs, sections, shift, style
 from jaxsplit.report.runs import Run
 
 FILE = "report.html"
@@ -85,6 +85,7 @@ def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
         sections.errors(found, kept),
         sections.diversity(found),
         sections.cost(found, kept),
+        latencies.section(found),
         sections.wrong(found, kept, most),
         shift.section(found),
         sections.configs(found),

@@ -93,7 +93,7 @@ class Run:
         """Of dataset.json, else of eval.json; empty where neither has them."""
         names = self.dataset.class_names if self.dataset else ()
         names = names or self.evaluation.get("classes") or ()
-        return [_printable(str(name)) for name in names]
+        return [printable(str(name)) for name in names]
 
     def class_name(self, label: int) -> str:
         """A class by its name, else its number; 'none' of -1, which logits of NaN answer."""
@@ -190,13 +190,13 @@ def _read(path: pathlib.Path, name: str) -> Run:
     raw = json.loads((path / config_lib.CONFIG_FILE).read_text())
     return Run(
         path=path,
-        name=_printable(name),
+        name=printable(name),
         config=config,
         lines=list(_lines(path / metrics.JSONL)),
         evaluation=_json(path / EVAL),
         dataset=facts.read(path),
         changes=raw.get(history.KEY) or (),
-        written_by=_printable(str(raw.get("written_by", ""))),
+        written_by=printable(str(raw.get("written_by", ""))),
     )
 
 
@@ -245,7 +245,7 @@ def _real(path: pathlib.Path) -> str:
     return os.fspath(path) if files.is_remote(path) else os.path.realpath(path)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text without control characters, which no page can hold."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 

@@ -1,5 +1,6 @@
 """The timing of programs, and what `jaxsplit latency` measures and writes."""
 
+import dataclasses
 import json
 import time
 
@@ -76,6 +77,48 @@ def test_what_is_written_and_printed(found, tmp_path):
     assert set(cell["seconds"]) == {"median", "lower", "upper", "least", "calls"}
     text = latency.table(found)
     assert "wide_resnet10_1 in 2, images 8x8x3" in text and text.count("cascade") == 1
+
+
+def test_what_is_written_can_be_read(found, tmp_path):
+    assert latency.read(tmp_path) is None
+    cells = found.cells[:1] + (latency.Cell(found.cells[1].candidate, 3, None, "too long"),)
+    found = dataclasses.replace(found, cells=cells + found.cells[2:])
+    latency.write(found, tmp_path)
+    assert latency.read(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda record: record.clear(), "format=None: must be 1"),
+        (lambda record: record.update(format=2), "format=2: must be 1"),
+        (lambda record: record.pop("device"), "device is missing"),
+        (lambda record: record.update(image_shape=8), "image_shape=8: must be a list"),
+        (lambda record: record.update(cells=3), "not iterable"),
+        (lambda record: record["candidates"].pop(0), "must hold the undivided network"),
+        (lambda record: record["candidates"][1].update(name=1), "name=1: must be text"),
+        (lambda record: record["candidates"][1].update(networks="2"), "networks='2': must be"),
+        (lambda record: record["candidates"].pop(), "cells: must be those of all candidates"),
+        (lambda record: record["cells"][0].update(batch=True), "batch=True: must be"),
+        (lambda record: record["cells"][0]["seconds"].update(least=None), "least=None: must be"),
+        (lambda record: record["cells"][0]["seconds"].update(upper=1e-9), "median=.*: must lie"),
+        (lambda record: record["cells"][0]["seconds"].pop("lower"), "lower is missing"),
+    ],
+)
+def test_a_broken_file_says_what_is_wrong(change, why, found, tmp_path):
+    path = latency.write(found, tmp_path)
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=f"latency.json: cannot be read .*{why}"):
+        latency.read(tmp_path)
+
+
+def test_a_file_that_is_not_json(tmp_path):
+    for broken in (b'{"format": 1', b"[]", b"\xff\xfe"):
+        (tmp_path / latency.NAME).write_bytes(broken)
+        with pytest.raises(ConfigError, match="cannot be read .*`jaxsplit latency` writes it anew"):
+            latency.read(tmp_path)
 
 
 def test_what_would_take_too_long_is_left_out(found, monkeypatch):
