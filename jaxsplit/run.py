@@ -130,22 +130,11 @@ def open_run(
     at_end.callback(checkpoints.close)
     start, state, position = origin.restore_or_init(exp, checkpoints, warm, say)
     if chief:  # only now is the step known at which a change begins
-        more = history.more(workdir / config_lib.CONFIG_FILE, start, found.changes)
-        config_lib.save(config, workdir, more)
-        versions.record(workdir, start, versions.now(jax.devices()[0].device_kind))
-        facts.write(workdir, facts.of_dataset(exp.dataset))
+        _describe(exp, workdir, start, found.changes)
     resident = _resident(exp)
     batches = exp.feed.batches(start)
     at_end.callback(batches.close)
-    chosen = config.trackers if chief else ()
-    beside = trackers.Group(chosen, workdir, start=start, config=config, say=say)
-    at_end.callback(beside.close)
-    writer = metrics.Writer(workdir, start=start, active=chief, say=say, beside=beside)
-    at_end.callback(writer.close)
-    progress = Progress(
-        total=exp.plan.total_steps, start=start, active=chief, num_networks=config.split
-    )
-    at_end.callback(progress.close)
+    writer, progress = _open_logs(exp, workdir, start, at_end)
     progress.line(f"{'resumed at step ' + str(start) if start else 'new run'} in {workdir}")
     for note in origin.notes(exp, found, start):
         progress.line(note)
@@ -169,6 +158,31 @@ def open_run(
         profile=profile,
     )
     return run, Now(start, state, Clock())
+
+
+def _describe(exp: Experiment, workdir: pathlib.Path, start: int, changes: history.Changes) -> None:
+    """Writes what the run is: its config, the versions of this start, facts of the data set."""
+    more = history.more(workdir / config_lib.CONFIG_FILE, start, changes)
+    config_lib.save(exp.config, workdir, more)
+    versions.record(workdir, start, versions.now(jax.devices()[0].device_kind))
+    facts.write(workdir, facts.of_dataset(exp.dataset))
+
+
+def _open_logs(
+    exp: Experiment, workdir: pathlib.Path, start: int, at_end: contextlib.ExitStack
+) -> tuple[metrics.Writer, Progress]:
+    """The metrics with their trackers, and the progress on the terminal, of process 0 alone."""
+    config, chief = exp.config, jax.process_index() == 0
+    chosen = config.trackers if chief else ()
+    beside = trackers.Group(chosen, workdir, start=start, config=config, say=say)
+    at_end.callback(beside.close)
+    writer = metrics.Writer(workdir, start=start, active=chief, say=say, beside=beside)
+    at_end.callback(writer.close)
+    progress = Progress(
+        total=exp.plan.total_steps, start=start, active=chief, num_networks=config.split
+    )
+    at_end.callback(progress.close)
+    return writer, progress
 
 
 def _resident(exp: Experiment) -> dict[str, jax.Array]:

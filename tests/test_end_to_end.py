@@ -318,6 +318,7 @@ def test_finished_run_is_left_as_it_is(whole, tmp_path, capsys):
     assert lines_of(workdir) == lines_of(whole.workdir)
 
 
+@pytest.mark.slow
 def test_finished_run_is_extended(whole, tmp_path):
     workdir = whole.copy(tmp_path)
     config = tiny(

@@ -173,6 +173,7 @@ def test_gradients_statistics_and_draws_are_the_same(spec):
         assert error < 1e-5, (jax.tree_util.keystr(path), error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", ["dense", slow("unrolled")])
 def test_memory_falls(lowering):
     """Eight blocks at one resolution: seven of eight keep their input only."""

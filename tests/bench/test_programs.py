@@ -111,6 +111,7 @@ def test_compiler_options(call):
     assert "| nothing | 1.00 (" in out and "| dots |" in out
 
 
+@pytest.mark.slow
 def test_device(call, tmp_path):
     """Every part leaves its figures, or a line that says why not."""
     parts = [part for part in device.PARTS if part not in ("step", "flags")]  # as lowering
@@ -213,6 +214,7 @@ if importlib.util.find_spec("libtpu"):
         assert len(tpu.devices_of(topology)) == 4
 
 
+@pytest.mark.slow
 def test_cascade(call, tmp_path):
     small = "--arch wide_resnet10_1 --split 2 --batch 8 --size 8 --rounds 1 --images 24".split()
     call(cascade.main, *small, "--out", tmp_path / "figures.md")
@@ -224,6 +226,7 @@ def test_cascade(call, tmp_path):
         assert share == pytest.approx(1 - float(name.rstrip("%")) / 200, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bench", [augment, remat, stack_overhead], ids=lambda m: m.__name__)
 def test_other_shares_of_a_step(call, tmp_path, bench):
     """Their tables have a row for each way, and the JSON lines the same figures."""

@@ -26,6 +26,7 @@ def birds(tmp_path_factory):
     return where / "data"
 
 
+@pytest.mark.slow
 def test_two_steps(birds, tmp_path, capsys):
     config = folder.get_config("name=birds,arch=wide_resnet10_1,split=2,epochs=2")
     config.divide_anyway = True  # one that is tiny already

@@ -104,6 +104,7 @@ def test_processes_do_what_one_does(mesh, start, alone, tmp_path):
         "config.json",
         "dataset.json",
         "metrics.jsonl",
+        "versions.json",
         store.FOLDER,
         *(path.name for path in workdir.glob("events.out.tfevents.*")),
     }

@@ -262,6 +262,7 @@ def test_main_in_the_shell(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_several_processes_stop_together(start, tmp_path):
     """All processes stop at the same step although only one gets the signal."""
     fields = {"duration": "20000 steps", "checkpoint.every": "1000 steps", "mesh.net": 2}

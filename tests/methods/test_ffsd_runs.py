@@ -70,7 +70,7 @@ def one_device():
 @pytest.mark.parametrize(
     "mesh",
     [
-        (2, 2),
+        pytest.param((2, 2), marks=pytest.mark.slow),
         pytest.param((4, 1), marks=pytest.mark.slow),
         pytest.param((1, 2), marks=pytest.mark.slow),
     ],

@@ -492,7 +492,7 @@ def test_two_devices_agree_with_one(tiny_arch, name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in ("dml", "one") else pytest.mark.slow) for n in RELATIVES],
+    [pytest.param(n, marks=() if n == "dml" else pytest.mark.slow) for n in RELATIVES],
 )
 def test_two_epochs_of_digits(tiny_arch, name, tmp_path, monkeypatch):
     config = digits(name, tiny_arch, duration="2 epochs", schedule__warmup="0 steps")

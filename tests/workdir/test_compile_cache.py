@@ -109,6 +109,7 @@ def test_a_folder_of_another_user_is_not_used(cache, monkeypatch):
     assert said == [f"compiled programs are not kept: {cache} (jaxsplit) belongs to another user"]
 
 
+@pytest.mark.slow
 def test_the_next_seed_finds_the_compiled_programs(cache, tmp_path):
     """Another run in another workdir reads them; no workdir holds compiled programs."""
 

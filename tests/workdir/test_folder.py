@@ -54,7 +54,13 @@ def test_a_run_that_was_taken_over_saves_nothing(tmp_path, monkeypatch):
     assert steps_in(tmp_path) == [] and not (tmp_path / lock.FILE).exists()
 
 
-@pytest.mark.parametrize("every", ["2 steps", "4 steps"], ids=["saved", "not to be saved"])
+@pytest.mark.parametrize(
+    "every",
+    [
+        pytest.param("2 steps", id="saved"),
+        pytest.param("4 steps", id="not to be saved", marks=pytest.mark.slow),
+    ],
+)
 def test_an_evaluation_that_fails_costs_no_checkpoint(whole, tmp_path, monkeypatch, every):
     """Whether or not the step is also saved; the rerun evaluates it first."""
     tries, calls = evaluation.try_first, []
