@@ -210,7 +210,6 @@ def _save_and_evaluate(run: Run, now: Now, due: Due) -> bool:
       Stopped: the run was asked to stop, and the step is saved.
     """
     exp, step = run.exp, now.step
-    lock.check(run.workdir)
     save = _saver(run, now)
     if due.saves:  # before it is evaluated, which may fail or take long
         save()
@@ -234,7 +233,12 @@ def _save_and_evaluate(run: Run, now: Now, due: Due) -> bool:
 
 
 def _saver(run: Run, now: Now) -> Callable[..., None]:
-    """A function that saves this step, unless it is saved; it takes the step's `metrics`."""
+    """A function that saves this step, unless it is saved; it takes the step's `metrics`.
+
+    Raises:
+      SaveError: another run has taken the workdir over.
+    """
+    lock.check(run.workdir)
     save = functools.partial(
         run.checkpoints.save,
         now.state,
