@@ -1,12 +1,9 @@
 """The program in this process, as the shell would run it."""
 
-import sys
-
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from jaxsplit.cli import modes
+from tests.support import shell
 
 
 @pytest.fixture
@@ -14,17 +11,7 @@ def run(monkeypatch):
     """A function that runs main.py with arguments, in this process, as the shell would."""
 
     def run_(*args: str) -> None:
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            # The flags of a config's fields are made from sys.argv, by ml_collections.
-            monkeypatch.setattr(sys, "argv", ["main.py", *args])
-            before = set(flags.FLAGS)
-            try:
-                modes.main(modes.parse(sys.argv))
-            finally:
-                for name in set(flags.FLAGS) - before:
-                    delattr(flags.FLAGS, name)
-        flags.FLAGS.mark_as_parsed()
+        shell.run(monkeypatch, lambda argv: modes.main(modes.parse(argv)), "main.py", *args)
 
     return run_
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 from safetensors.numpy import save_file
 
 import jaxsplit
@@ -29,6 +28,7 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion, resnet, senet
 from jaxsplit.report import summary
 from jaxsplit.weights import torch_files, torch_import, torch_wrappers
+from tests.support import shell
 from tests.support.paths import ROOT
 from tests.support.torch_states import numbered, random_variables, state_of
 
@@ -484,19 +484,12 @@ def trained(tmp_path_factory):
 def run(monkeypatch):
     """A function that runs the command with arguments, in this process, as the shell would."""
 
+    def program(argv: list[str]) -> None:
+        assert run_flags.CONFIG.name in flags.FLAGS
+        import_torch.command(import_torch.parse(argv))
+
     def run_(*args: str) -> None:
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            # The flags of a config's fields are made from sys.argv, by ml_collections.
-            monkeypatch.setattr(sys, "argv", ["torch_import.py", *args])
-            before = set(flags.FLAGS)
-            assert run_flags.CONFIG.name in before
-            try:
-                import_torch.command(import_torch.parse(sys.argv))
-            finally:
-                for name in set(flags.FLAGS) - before:
-                    delattr(flags.FLAGS, name)
-        flags.FLAGS.mark_as_parsed()
+        shell.run(monkeypatch, program, "torch_import.py", *args)
 
     return run_
 
