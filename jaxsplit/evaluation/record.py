@@ -1,9 +1,7 @@
 """What `eval.json` holds: every score of a checkpoint, in dicts, lists and numbers."""
 
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
@@ -14,6 +12,7 @@ from jaxsplit.evaluation import diversity, scores, temperature
 from jaxsplit.evaluation.metrics import METRICS
 from jaxsplit.evaluation.predictions import Predictions, SplitPredictions
 from jaxsplit.evaluation.results import EXAMPLES, NETWORKS, Results, SplitResults, answers
+from jaxsplit.workdir.versions import of_libraries
 
 T = TypeVar("T")
 FILE = "eval.json"
@@ -148,9 +147,7 @@ def gap(results: Results) -> dict[str, dict[str, float]]:
 
 def versions() -> dict[str, str]:
     """Of Python and the libraries that the numbers come from."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in _LIBRARIES
-    }
+    return of_libraries(_LIBRARIES)
 
 
 def text(record: Mapping[str, Any]) -> str:

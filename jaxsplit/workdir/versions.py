@@ -6,6 +6,7 @@ import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Iterable
 from typing import Any
 
 import jaxsplit
@@ -21,11 +22,16 @@ def now(device: str) -> dict[str, str]:
     found = {"jaxsplit": jaxsplit.__version__}
     if known := commit():
         found["commit"] = known
-    found["python"] = platform.python_version()
-    for name in _LIBRARIES:
+    return found | of_libraries(_LIBRARIES) | {"device": device}
+
+
+def of_libraries(names: Iterable[str]) -> dict[str, str]:
+    """The versions of Python and of those of the libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-    return found | {"device": device}
+    return found
 
 
 def commit(folder: pathlib.Path | None = None) -> str:
