@@ -8,12 +8,14 @@ rest of the step's wall-clock time on all cores counts as convolutions and waiti
 """
 
 import argparse
+import gzip
 import os
 import pathlib
 import re
 import sys
 import tempfile
 from collections import Counter
+from typing import NamedTuple
 
 import jax
 
@@ -28,7 +30,7 @@ def group(name: str, text: str) -> str:
     match = re.search(r'op_name="([^"]*)"', text)
     path = match[1] if match else ""
     backwards = "transpose(" in path
-    if re.search(r"\bconvolution\(", text):
+    if re.search(r"\bconvolution\(|__cudnn\$conv", text):
         return "convolutions, their calls"
     if re.match(r"(transpose_copy|copy|transpose)", name):
         return "copies and transposes, for kernels' gradients"
@@ -67,6 +69,75 @@ def measure(program: programs.Program) -> tuple[dict[str, float], float]:
                     groups[group(name, lines[name])] += event.duration_ns / 1e9
     groups[REST] = max(0.0, wall * (os.cpu_count() or 1) - sum(groups.values()))
     return dict(groups), wall
+
+
+class Kernels(NamedTuple):
+    """What a device did in a step; seconds are means over the profiled steps."""
+
+    seconds: Counter  # by kind of work
+    names: Counter  # by kernel
+    busy: float  # of all kernels
+    wall: float  # of a step, while profiled
+    count: int  # kernels of a step
+
+
+# Kernels of libraries, which the program's text does not name.
+LIBRARY = (
+    (r"memcpy|memset", "copies of memory"),
+    (r"nchwtonhwc|nhwctonchw|transpose|copy", "copies and transposes"),
+    (r"fprop|dgrad|wgrad|conv|implicit|cudnn|xmma|scudnn", "convolutions"),
+    (r"gemm|nvjet|cublas|cutlass|splitk", "1x1 convolutions and the head"),
+)
+
+
+def kind_of(kernel: str, lines: dict[str, str]) -> str:
+    """The kind of work of a GPU's kernel; `lines`: see `operations`."""
+    for name in (kernel, re.sub(r"_(\d+)$", r".\1", kernel), kernel.replace("_", ".")):
+        if name in lines:
+            return group(name, lines[name])
+    for pattern, kind in LIBRARY:
+        if re.search(pattern, kernel.lower()):
+            return kind
+    return "other kernels"
+
+
+def kernels(program: programs.Program, steps: int, keep: pathlib.Path | None = None) -> Kernels:
+    """Profiles steps of a program on its device; without a GPU, operations on the host.
+
+    `keep`: the program's text and the profile are kept as this path and `.hlo.txt.gz`,
+    `.xplane.pb.gz`.
+    """
+    text = program.compiled.as_text()
+    lines = operations(text)
+    program.seconds(2)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            wall = program.seconds(steps)
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        raw = path.read_bytes()
+        profile = jax.profiler.ProfileData.from_file(str(path))
+    if keep:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, what in ((".hlo.txt.gz", text.encode()), (".xplane.pb.gz", raw)):
+            keep.with_name(keep.name + suffix).write_bytes(gzip.compress(what))
+    on_gpu = any("/device:GPU" in plane.name for plane in profile.planes)
+    by_kind: Counter = Counter()
+    names: Counter = Counter()
+    count = 0
+    for plane in profile.planes:
+        if on_gpu and "/device:GPU" not in plane.name:
+            continue
+        for line in plane.lines:
+            if on_gpu and not line.name.startswith("Stream"):
+                continue  # lines derived from the streams
+            for event in line.events:
+                if not on_gpu and event.name not in lines:
+                    continue
+                seconds = event.duration_ns / 1e9 / steps
+                by_kind[kind_of(event.name, lines)] += seconds
+                names[event.name] += seconds
+                count += 1
+    return Kernels(by_kind, names, sum(names.values()), wall, count // steps)
 
 
 def main() -> None:
