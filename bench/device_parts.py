@@ -83,7 +83,11 @@ class Run:
             return self.made[key]
 
         with futures.ThreadPoolExecutor(len(asked) or 1) as pool:
-            waits = {name: pool.submit(make, *one) for name, one in asked.items()}
+            waits = {}
+            for name, one in asked.items():
+                waits[name] = pool.submit(make, *one)
+                if len(waits) == 1:  # the others find the convolutions that it has tuned
+                    futures.wait(waits.values())
         found = {}
         for name, wait in waits.items():
             if error := wait.exception():
@@ -282,8 +286,8 @@ def _guarded(run: Run, part: str, name: str, case: Case, options: dict | None = 
 def against_torch(run: Run) -> None:
     """The same networks in PyTorch on the same device, in turn: eager, compiled, stacked."""
     networks = [
-        (Case("wide_resnet28_10", 4, 128, **HALF), ""),
         (Case("wide_resnet28_10", 1, 128, **HALF), ""),
+        (Case("wide_resnet28_10", 4, 128, **HALF), ""),
         (Case("wide_resnet16_4", 4, 128, **HALF), ""),
         (Case("resnet110", 4, 128, **HALF), ""),
         (Case("se_resnet101", 1, 128, 224, 3, 1000, **HALF), "timm:seresnet101"),
@@ -361,6 +365,39 @@ def flags(run: Run) -> None:
                 compile_s=program.compile_s,
                 temporary_mib=program.temporary_mib,
             )
+
+
+def graphs(run: Run) -> None:
+    """Lowerings with CUDA graphs that hold convolutions, with jax's graphs, and without graphs."""
+    names = ("graphs with convolutions", "concurrent graphs with convolutions")
+    for arch in ("wide_resnet16_4", "wide_resnet28_10"):
+        case = run.sized(Case(arch, 4, 128, **HALF))
+        small = arch == "wide_resnet16_4"
+        asked = {}
+        plan = dict.fromkeys(("dense", "packed", "unrolled"), names)
+        if not small:
+            plan = dict.fromkeys(("dense", "unrolled"), names[:1])
+        if run.tiny:
+            plan = {"dense": ()}
+        for lowering, flags in plan.items():
+            one = changed(case, lowering=lowering)
+            asked[lowering] = (one, {})
+            asked |= {f"{lowering}, {name}": (one, FLAGS[name]) for name in flags}
+        if small and not run.tiny:
+            asked["dense, no graphs"] = (asked["dense"][0], FLAGS["no command buffers"])
+        if run.left < 0:
+            return
+        began = time.perf_counter()
+        found = run.programs(asked, "graphs")
+        took = time.perf_counter() - began
+        times = run.in_turn(found)
+        for name, program in found.items():
+            row = train_step.figures(asked[name][0], program, times[name])
+            base = times[next(iter(found))]
+            pairs = zip(times[name], base, strict=True)
+            ratio = statistics.median(a / b for a, b in pairs)
+            about = {"case": str(asked[name][0]), "name": name, "all_compile_s": took}
+            run.results.add("graphs", **(row | about | {"ratio_to_first": ratio}))
 
 
 def where_time_goes(run: Run) -> None:
