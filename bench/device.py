@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[float, Callable[[Run], None]]] = {
     "lowering": (0.30, parts.lowering),
     "peers": (0.30, parts.against_torch),
     "where": (0.05, parts.where_time_goes),
-    "graphs": (0.30, parts.graphs),
+    "graphs": (0.15, parts.graphs),
     "flags": (0.13, parts.flags),
     "step": (0.08, parts.step_parts),
     "shapes": (0.03, parts.shapes),

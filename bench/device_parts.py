@@ -1,6 +1,7 @@
 """The parts of `bench.device`: each measures one thing and writes its figures one by one."""
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -79,7 +80,6 @@ class Run:
             key = (case, str(options))
             if key not in self.made:
                 self.made[key] = programs.compile_case(case, self.options | options)
-                self.made[key].seconds(self.steps)
             return self.made[key]
 
         with futures.ThreadPoolExecutor(len(asked) or 1) as pool:
@@ -96,6 +96,7 @@ class Run:
                 self.results.add(part, case=str(asked[name][0]), name=name, error=text)
             else:
                 found[name] = wait.result()
+                found[name].seconds(self.steps)
         return found
 
     def in_turn(self, found: dict) -> dict[str, list[float]]:
@@ -340,64 +341,79 @@ def against_torch(run: Run) -> None:
 
 
 def flags(run: Run) -> None:
-    """Time of a step with each of XLA's options, as a ratio to the time without."""
+    """Time of a step with each of XLA's options, as a ratio to the time without.
+
+    Each runs in a process of its own, because some options end it.
+    """
     if jax.default_backend() != "gpu" and not run.tiny:
         run.results.add("flags", note="options of GPUs: not tried here")
         return
+    case = run.sized(Case("wide_resnet16_4", 4, 128, lowering="dense", **HALF))
     on_cpu = {"fast compilation": {"xla_backend_optimization_level": 0}}
-    options = on_cpu if jax.default_backend() == "cpu" else FLAGS
-    for arch, only in (("resnet110", 3), ("wide_resnet28_10", None)):
+    tried = on_cpu if jax.default_backend() == "cpu" else FLAGS
+    base = math.nan
+    for name, options in ({"none": {}} | tried).items():
         if run.left < 0:
             return
-        case = run.sized(Case(arch, 4, 128, lowering="dense", **HALF))
-        asked = {"none": (case, {})}
-        asked |= {name: (case, one) for name, one in list(options.items())[:only]}
-        found = run.programs(asked, "flags")
-        times = run.in_turn(found)
-        for name, program in found.items():
-            pairs = zip(times[name], times.get("none", []), strict=False)
-            run.results.add(
-                "flags",
-                case=str(case),
-                name=name,
-                ratio=statistics.median(a / b for a, b in pairs),
-                seconds=statistics.median(times[name]),
-                compile_s=program.compile_s,
-                temporary_mib=program.temporary_mib,
-            )
+        row = _in_own_process(run, case, options)
+        if name == "none":
+            base = row.get("seconds", math.nan)
+        ratio = row.get("seconds", math.nan) / base
+        run.results.add("flags", **({"case": str(case), "name": name, "ratio": ratio} | row))
+
+
+def _in_own_process(run: Run, case: Case, options: dict) -> dict:
+    """Seconds of a step and of its compilation, or {'error': text}, from another process."""
+    code = (
+        "import json, sys\n"
+        "from bench import programs\n"
+        "case, options, rounds, steps = json.loads(sys.argv[1])\n"
+        "program = programs.compile_case(programs.Case(**case), options)\n"
+        "program.seconds(steps)\n"
+        "times = sorted(program.seconds(steps) for _ in range(rounds))\n"
+        "row = dict(seconds=times[len(times) // 2], compile_s=program.compile_s)\n"
+        "print(json.dumps(row | dict(loss=program.loss())))\n"
+    )
+    asked = [dataclasses.asdict(case), run.options | options, run.rounds, run.steps]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(asked)],
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": "more than 150 s"}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [""])[-1][:200]
+        return {"error": f"status {done.returncode}: {last}"}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def graphs(run: Run) -> None:
-    """Lowerings with CUDA graphs that hold convolutions, with jax's graphs, and without graphs."""
-    names = ("graphs with convolutions", "concurrent graphs with convolutions")
-    for arch in ("wide_resnet16_4", "wide_resnet28_10"):
-        case = run.sized(Case(arch, 4, 128, **HALF))
-        small = arch == "wide_resnet16_4"
-        asked = {}
-        plan = dict.fromkeys(("dense", "packed", "unrolled"), names)
-        if not small:
-            plan = dict.fromkeys(("dense", "unrolled"), names[:1])
-        if run.tiny:
-            plan = {"dense": ()}
-        for lowering, flags in plan.items():
-            one = changed(case, lowering=lowering)
-            asked[lowering] = (one, {})
-            asked |= {f"{lowering}, {name}": (one, FLAGS[name]) for name in flags}
-        if small and not run.tiny:
-            asked["dense, no graphs"] = (asked["dense"][0], FLAGS["no command buffers"])
+    """Lowerings with CUDA graphs, which jax uses by default, and without."""
+    for arch, lowerings in (
+        ("wide_resnet16_4", ("dense", "packed", "unrolled")),
+        ("wide_resnet28_10", ("dense", "unrolled")),
+    ):
         if run.left < 0:
             return
-        began = time.perf_counter()
+        case = run.sized(Case(arch, 4, 128, **HALF))
+        asked = {}
+        for lowering in lowerings[: 1 if run.tiny else None]:
+            one = changed(case, lowering=lowering)
+            asked[lowering] = (one, {})
+            if jax.default_backend() == "gpu":
+                asked[f"{lowering}, no graphs"] = (one, {"xla_gpu_enable_command_buffer": ""})
         found = run.programs(asked, "graphs")
-        took = time.perf_counter() - began
         times = run.in_turn(found)
         for name, program in found.items():
             row = train_step.figures(asked[name][0], program, times[name])
-            base = times[next(iter(found))]
-            pairs = zip(times[name], base, strict=True)
+            pairs = zip(times[name], times[next(iter(found))], strict=True)
             ratio = statistics.median(a / b for a, b in pairs)
-            about = {"case": str(asked[name][0]), "name": name, "all_compile_s": took}
-            run.results.add("graphs", **(row | about | {"ratio_to_first": ratio}))
+            about = {"case": str(asked[name][0]), "name": name, "ratio_to_first": ratio}
+            run.results.add("graphs", **(row | about))
 
 
 def where_time_goes(run: Run) -> None:
