@@ -15,6 +15,7 @@ from jaxsplit.methods import (
     entry,
     ffsd,
     independent,
+    joint,
     kdcl,
     okddip,
     one,
@@ -49,6 +50,7 @@ METHODS: dict[str, Entry] = {
     "okddip": okddip.ENTRY,
     "cl_ilr": cl_ilr.ENTRY,
     "codistill": codistill.ENTRY,
+    "joint": joint.ENTRY,
 }
 
 ALONE = "single"  # the method that trains one network alone
