@@ -18,15 +18,17 @@ from jaxsplit.methods import (
     joint,
     kdcl,
     okddip,
+    okdph,
     one,
     single,
 )
 from jaxsplit.methods.base import Method, Pass, over_stack
-from jaxsplit.methods.entry import Entry, Single, of_stack
+from jaxsplit.methods.entry import MEAN, Entry, Single, of_stack
 from jaxsplit.stack import Stack
 
 __all__ = [
     "ALONE",
+    "MEAN",
     "METHODS",
     "Entry",
     "Method",
@@ -51,6 +53,7 @@ METHODS: dict[str, Entry] = {
     "cl_ilr": cl_ilr.ENTRY,
     "codistill": codistill.ENTRY,
     "joint": joint.ENTRY,
+    "okdph": okdph.ENTRY,
 }
 
 ALONE = "single"  # the method that trains one network alone

@@ -15,6 +15,7 @@ from jaxsplit.stack import Stack
 
 VIEWS = ("different", "same")
 Curve = Callable[[np.ndarray], Any]  # steps int[N] -> float[N]
+MEAN = "mean"  # as a part of the variables: the mean over the networks of the stack
 TRUNKS = ("none", "all but the last", "needed")
 
 
@@ -23,7 +24,8 @@ class Single:
     """Where the variables of one network are, and the config that describes this network alone."""
 
     part: str = "stack"
-    """Part of the variables; 'stack' means network `index` of the stack, with the trunk."""
+    """Part of the variables; 'stack' means network `index` of the stack, with the trunk, and `MEAN`
+    the mean of the stack's variables, with the trunk."""
     index: int = 0
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Config field -> value for the network alone, besides the changes that all methods share."""

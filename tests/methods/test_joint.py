@@ -78,9 +78,7 @@ def test_by_hand(logits, of, weight):
     want = ((1 - weight) * (p - ONEHOT) + weight * S * slope) / B
     np.testing.assert_allclose(grad, want, atol=1e-14)
     np.testing.assert_allclose(metrics["ensemble/cross_entropy"], ce(together), rtol=1e-12)
-    np.testing.assert_allclose(
-        metrics["joint/diversity"], ce(p).mean() - ce(together), rtol=1e-10
-    )
+    np.testing.assert_allclose(metrics["joint/diversity"], ce(p).mean() - ce(together), rtol=1e-10)
 
 
 def test_smoothed_and_mixed_labels(logits):
