@@ -47,6 +47,7 @@ def resolve(config: ConfigDict) -> Resolved:
         names = ", ".join(methods.METHODS)
         raise ConfigError(f"method={config.method!r}: must be one of {names}")
     entry = methods.METHODS[config.method]
+    entry = dataclasses.replace(entry, answer=entry.answer_of(config.split))
     parts = (config.divide_in or config.split) if config.divide else 1
     of_one = models.divided(config.arch, parts)
     # An unchecked config may still have '', the old value that means PAPER.

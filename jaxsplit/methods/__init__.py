@@ -11,6 +11,7 @@ from jaxsplit.methods import (
     cl_ilr,
     codistill,
     cotrain,
+    distill_from,
     dml,
     entry,
     ffsd,
@@ -54,6 +55,7 @@ METHODS: dict[str, Entry] = {
     "codistill": codistill.ENTRY,
     "joint": joint.ENTRY,
     "okdph": okdph.ENTRY,
+    "distill_from": distill_from.ENTRY,
 }
 
 ALONE = "single"  # the method that trains one network alone
@@ -72,9 +74,9 @@ def make(config: Any, plan: Any, stack: Stack) -> Method:
     its = METHODS[config.method]
     fields = dict(label_smoothing=config.label_smoothing, ensemble=config.eval.ensemble)
     made = its.make(config, plan, stack, **fields)
-    if made.answer != its.answer:
+    if made.answer != (said := its.answer_of(config.split)):
         raise ValueError(
-            f"method={config.method!r}: must answer with {its.answer!r}, as its Entry says, but "
+            f"method={config.method!r}: must answer with {said!r}, as its Entry says, but "
             f"answers with {made.answer!r}"
         )
     return made

@@ -54,7 +54,9 @@ class Entry:
     """The stages that networks share with `config.trunk` 'paper': none | all but the last | needed
     (all but the last; the method cannot do without a trunk)."""
     answer: str = "ensemble"
-    """Equal to `Method.answer`, but known before a Method is made."""
+    """Equal to `Method.answer`, but known before a Method is made; see `answer_of`."""
+    teacher: tuple[str, ...] = ()
+    """Names of two of `fields`: the workdir of a fixed teacher, and its checkpoint; (): none."""
     optimizers: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda config: {}
     """config -> {label of `Method.group`: the fields of `config.optim` that differ there}."""
 
@@ -92,10 +94,14 @@ class Entry:
         for field, value, allowed in (("views", self.views, VIEWS), ("trunk", self.trunk, TRUNKS)):
             if value not in allowed:
                 raise ConfigError(f"Entry: {field}={value!r}: must be one of {', '.join(allowed)}")
-        for field in (*self.durations, *self.fixed):
+        for field in (*self.durations, *self.fixed, *self.teacher):
             if field not in self.fields:
                 has = ", ".join(self.fields) or "none"
                 raise ConfigError(f"Entry: {field!r}: must be one of its fields, which are {has}")
+
+    def answer_of(self, num_networks: int) -> str:
+        """`answer`, or, if that is the ensemble of one network, this network."""
+        return "net0" if num_networks == 1 and self.answer == "ensemble" else self.answer
 
 
 def distilling(

@@ -1,58 +1,17 @@
 """Joint training: the loss and its gradients by hand, and what both ends of the weight do."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxsplit import config as config_lib
-from jaxsplit import experiment, models, sharding, stack
+from jaxsplit import experiment, stack
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods import independent, joint
+from tests.support.by_hand import ONEHOT, B, K, S, ce, given, run, softmax
+from tests.support.nets import registered
 from tests.support.runs import tiny
-
-S, B, K = 3, 4, 5
-LABELS = np.array([0, 3, 4, 3])
-ONEHOT = np.eye(K)[LABELS]
-
-
-class Given(stack.Stack):
-    """A stack whose parameters are its logits."""
-
-    def apply(self, variables, images, *, train, key=None):
-        return variables["params"]["logits"], {}, {}
-
-
-def given() -> Given:
-    mesh = sharding.make(1, 1, num_networks=S, devices=jax.devices()[:1])
-    made = stack.make(models.divided("wide_resnet10_1", 1), S, K, mesh)
-    return Given(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
-
-
-def run(method, logits, **batch):
-    """(loss, metrics, gradient of the logits), in float64."""
-
-    def loss(logits):
-        variables = {"params": {"stack": {"logits": logits}}, "batch_stats": {"stack": {}}}
-        whole = {"views": jnp.zeros((1, B, 1, 1, 1)), "labels": LABELS, **batch}
-        value, (_, metrics) = method.loss(variables, whole, jax.random.key(0), 0)
-        return value, metrics
-
-    with jax.enable_x64(True):
-        out = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logits))
-    (value, metrics), grad = jax.device_get(out)
-    return value, metrics, grad
-
-
-def softmax(z):
-    e = np.exp(z - z.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def ce(p):
-    return -(ONEHOT * np.log(p)).sum(-1).mean(-1)
 
 
 @pytest.fixture
@@ -91,11 +50,15 @@ def test_smoothed_and_mixed_labels(logits):
 
 def test_weight_0_is_independent():
     """To the last bit of every gradient, in a real network."""
-    config = tiny(method="joint", joint__weight=0.0)
-    exp = experiment.build(config)
-    made = stack.make(exp.resolved.spec, 2, exp.dataset.num_classes, exp.sharding)
+    with registered("tiny_joint") as arch:
+        fields = dict(arch=arch, divide=False, lowering="dense")
+        exp = experiment.build(tiny(method="joint", joint__weight=0.0, **fields))
+        made = stack.make(
+            exp.resolved.spec, 2, exp.dataset.num_classes, exp.sharding, lowering="dense"
+        )
     alone = independent.make(made)
-    variables = exp.method.init(jax.random.key(1), exp.dataset.image_shape)
+    init = jax.jit(lambda key: exp.method.init(key, exp.dataset.image_shape))
+    variables = init(jax.random.key(1))
     images = jax.random.normal(jax.random.key(2), (1, 4, *exp.dataset.image_shape))
     batch = {"views": images, "labels": jnp.array([0, 1, 2, 3])}
 
