@@ -21,6 +21,7 @@ from jaxsplit.methods import (
     okddip,
     okdph,
     one,
+    packed,
     single,
 )
 from jaxsplit.methods.base import Method, Pass, over_stack
@@ -56,6 +57,7 @@ METHODS: dict[str, Entry] = {
     "joint": joint.ENTRY,
     "okdph": okdph.ENTRY,
     "distill_from": distill_from.ENTRY,
+    "packed": packed.ENTRY,
 }
 
 ALONE = "single"  # the method that trains one network alone

@@ -53,6 +53,9 @@ class Entry:
     trunk: str = "none"
     """The stages that networks share with `config.trunk` 'paper': none | all but the last | needed
     (all but the last; the method cannot do without a trunk)."""
+    spec: Callable[[Any, int], Any] | None = None
+    """(config, number of networks that replace `arch`) -> Spec of one network; None: the division
+    of `arch`."""
     answer: str = "ensemble"
     """Equal to `Method.answer`, but known before a Method is made; see `answer_of`."""
     teacher: tuple[str, ...] = ()

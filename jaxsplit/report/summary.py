@@ -36,7 +36,7 @@ def table(config: ConfigDict, **fields: Any) -> str:
     from jaxsplit import config as config_lib
 
     resolved = config_lib.resolve(config)
-    small, large = stack_cost(config.arch, resolved.divided_in, **fields)
+    small, large = stack_cost(config.arch, resolved.divided_in, spec=resolved.spec, **fields)
     costs = own_costs(config, resolved, small, **fields)
     params, macs = every = costs.pop(ALL)
     rows = {
