@@ -49,6 +49,7 @@ def register(
     build: Callable[..., nn.Module],
     *,
     num_stages: int = 0,
+    pack: Callable[[AnySpec, float], AnySpec] | None = None,
 ) -> None:
     """Adds a backbone of your own under `spec.arch`; see docs/extending.md for an example.
 
@@ -63,6 +64,7 @@ def register(
         `layers.classify` makes.
       num_stages: number of stages that `config.remat` and `config.trunk` can choose from. If it is
         not 0, `in_trunk` says how to name the layers, and `build` also takes remat=.
+      pack: see `family.Family`.
 
     Raises:
       ValueError: the name belongs to another architecture, or the spec lacks a field or split 1.
@@ -77,7 +79,8 @@ def register(
     # A notebook cell that runs again registers its architecture again.
     if key not in FAMILIES and _find(spec.arch) is not None:
         raise ValueError(f"arch={spec.arch!r}: another architecture has this name already")
-    FAMILIES[key] = Family({spec.arch: spec}, divide, build, num_stages=lambda _: num_stages)
+    its = Family({spec.arch: spec}, divide, build, num_stages=lambda _: num_stages, pack=pack)
+    FAMILIES[key] = its
 
 
 def names() -> list[str]:

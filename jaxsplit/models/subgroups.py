@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,9 +88,13 @@ def plain(spec: Any) -> Any:
 def _class_with(base: type[nn.Module]) -> type[nn.Module]:
     """A subclass whose convolutions have the subgroups of its field `subgroups`."""
 
+    # The function itself: a call of the base's method would be a second scope of that name.
+    inner = inspect.unwrap(base.__call__)
+
+    @nn.compact
     def call(self, *args, **kwargs):
         with _within(self.subgroups):
-            return base.__call__(self, *args, **kwargs)
+            return inner(self, *args, **kwargs)
 
     members = {
         "__annotations__": {"subgroups": Subgroups},

@@ -17,5 +17,8 @@ def registered(arch: str, **fields) -> Iterator[str]:
     spec = dataclasses.replace(models.divided("wide_resnet10_1", 1), arch=arch, **small)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "FAMILIES", dict(models.FAMILIES))
-        models.register(spec, lambda spec, s: spec, resnet.build, num_stages=len(spec.blocks))
+        stages = len(spec.blocks)
+        models.register(
+            spec, lambda spec, s: spec, resnet.build, num_stages=stages, pack=resnet.pack
+        )
         yield arch
