@@ -36,11 +36,13 @@ class Teacher:
 
     field: of the config that names it, such as 'distill_from.teacher'.
     variables: {'params', 'batch_stats'} of numpy arrays.
+    identity: what makes it this teacher, wherever its workdir lies; JSON values.
     """
 
     field: str
     restored: Restored
     variables: dict
+    identity: dict[str, Any]
 
     @property
     def answer(self) -> str:
@@ -70,21 +72,6 @@ class Teacher:
             return jax.lax.stop_gradient(jnp.stack(said, 1))
 
         return teach
-
-    def facts(self) -> dict[str, Any]:
-        """What identifies the teacher, wherever its workdir lies."""
-        config, known = self.restored.config, self.restored.facts
-        return {
-            "step": self.restored.step,
-            "arch": config.arch,
-            "split": config.split,
-            "method": config.method,
-            "answer": self.answer,
-            "ensemble": config.eval.ensemble,
-            "mean": list(known.mean),
-            "std": list(known.std),
-            "checksum": checksums.of_json(checksums.of_arrays(self.variables)),
-        }
 
 
 def field_of(config: ConfigDict) -> str:
@@ -116,9 +103,25 @@ def load(config: ConfigDict, dataset: data.Dataset) -> Teacher | None:
                 f"{field}={named!r}: has {there} {what}, must have {here} as the data"
             )
     variables = jax.device_get(restored.variables)
-    found = Teacher(field, restored, variables)
-    processes.check_same({f"{field}, its checksum": found.facts()["checksum"]})
-    return found
+    identity = _identity(restored, variables)
+    processes.check_same({f"{field}, its checksum": identity["checksum"]})
+    return Teacher(field, restored, variables, identity)
+
+
+def _identity(restored: Restored, variables: dict) -> dict[str, Any]:
+    """What identifies a teacher. Collective."""
+    config, known = restored.config, restored.facts
+    return {
+        "step": restored.step,
+        "arch": config.arch,
+        "split": config.split,
+        "method": config.method,
+        "answer": restored.method.answer,
+        "ensemble": config.eval.ensemble,
+        "mean": list(known.mean),
+        "std": list(known.std),
+        "checksum": checksums.of_json(checksums.of_arrays(variables)),
+    }
 
 
 def _names(config: ConfigDict) -> tuple[str, str]:
@@ -130,7 +133,7 @@ def _names(config: ConfigDict) -> tuple[str, str]:
 
 def write(workdir: pathlib.Path, teacher: Teacher) -> None:
     """Writes teacher.json."""
-    files.write_text(workdir / NAME, json.dumps(teacher.facts(), indent=2) + "\n")
+    files.write_text(workdir / NAME, json.dumps(teacher.identity, indent=2) + "\n")
 
 
 def check_same(workdir: pathlib.Path, teacher: Teacher) -> None:
@@ -143,7 +146,7 @@ def check_same(workdir: pathlib.Path, teacher: Teacher) -> None:
         before = json.loads((workdir / NAME).read_text())
     except (OSError, ValueError):
         before = None
-    before, now = processes.broadcast(before), teacher.facts()
+    before, now = processes.broadcast(before), teacher.identity
     given = f"{teacher.field}={str(teacher.restored.workdir)!r}"
     if not isinstance(before, dict):
         raise ConfigError(f"{given}: cannot be compared; {workdir / NAME} is missing or damaged")
