@@ -118,14 +118,20 @@ def _cost(spec: models.Spec, num_classes: int, image_shape: tuple[int, int, int]
 
 
 def stack_cost(
-    arch: str, divided_in: int, *, num_classes: int, image_shape: tuple[int, int, int]
+    arch: str,
+    divided_in: int,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    spec: models.Spec | None = None,
 ) -> tuple[Cost, Cost]:
-    """Costs of one of the `divided_in` networks that replace `arch`, and of `arch` itself."""
+    """Costs of one of the `divided_in` networks that replace `arch`, and of `arch` itself.
+
+    `spec`: of one network, where a method has a division of its own.
+    """
     height, width, channels = image_shape
-    one, whole = (
-        _cost(models.divided(arch, n), num_classes, (height, width, channels))
-        for n in (divided_in, 1)
-    )
+    specs = spec or models.divided(arch, divided_in), models.divided(arch, 1)
+    one, whole = (_cost(each, num_classes, (height, width, channels)) for each in specs)
     return one, whole
 
 

@@ -85,7 +85,7 @@ def _distill() -> Fields:
     config.loss = "kl"  # kl | dkd (arXiv 2203.08679) | dist (arXiv 2205.10536)
     config.standardize = False  # standardise the logits before the loss (arXiv 2403.01427)
     config.weight = 1.0  # loss weight; the losses already include temperature ** 2
-    # Divides the logits before the loss; above 0 | paper (as in the method's paper: 1, 2 or 3).
+    # Divides the logits before the loss; above 0 | paper (as in the method's paper: 1 to 4).
     config.temperature = number_or("paper")
     config.dkd_alpha = 1.0  # dkd only: weight of the target class
     config.dkd_beta = 8.0  # dkd only: weight of the other classes

@@ -28,6 +28,7 @@ from jaxsplit import (
     trackers,
 )
 from jaxsplit import config as config_lib
+from jaxsplit import teacher as teachers
 from jaxsplit.config import limits
 from jaxsplit.hosts import processes
 
@@ -46,6 +47,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     schedule: schedules.Schedule
     eval_step: Callable[[dict, dict], dict[str, dict[str, jax.Array]]]
+    teacher: teachers.Teacher | None = None  # that the method needs in training
 
     @property
     def eval_split(self) -> tuple[str, Any]:
@@ -102,7 +104,8 @@ def build(
     method, params = _method(config, resolved, dataset, plan, mesh)
     if devices is None:
         limits.check_weights(config, params, mesh)
-    return _assemble(config, resolved, dataset, feed, plan, mesh, method, params)
+    made = _assemble(config, resolved, dataset, feed, plan, mesh, method, params)
+    return dataclasses.replace(made, teacher=teachers.load(config, dataset))
 
 
 def build_for_evaluation(config: ConfigDict, *, dataset: data.Dataset | None = None) -> Experiment:
@@ -268,6 +271,12 @@ def lower_step(
 def step_arguments(exp: Experiment) -> tuple[state.TrainState, dict, dict]:
     """(state, resident, batch) of the training step as ShapeDtypeStructs with shardings."""
     mesh, split, rows = exp.sharding, exp.feed.resident, exp.config.batch_size
+    taught = exp.teacher.variables if exp.teacher else {}
+    everywhere = mesh.named(mesh.replicated)
+    fixed = {teachers.PART: taught} if taught else {}
+    fixed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), fixed
+    )
 
     def array(shape: tuple[int, ...], dtype: Any, spec: sharding.P) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh.named(spec))
@@ -276,6 +285,7 @@ def step_arguments(exp: Experiment) -> tuple[state.TrainState, dict, dict]:
         resident = {
             "images": array(split.images.shape, jnp.uint8, mesh.replicated),
             "labels": array(split.labels.shape, jnp.int32, mesh.replicated),
+            **fixed,
         }
         return exp.state_shapes(), resident, {"index": array((rows,), jnp.int32, mesh.batch)}
     shape = (exp.resolved.num_views, rows, *exp.dataset.image_shape)
@@ -284,11 +294,30 @@ def step_arguments(exp: Experiment) -> tuple[state.TrainState, dict, dict]:
         "images": array(shape, jnp.uint8, views),
         "labels": array((rows,), jnp.int32, mesh.batch),
     }
-    return exp.state_shapes(), {}, batch
+    return exp.state_shapes(), fixed, batch
+
+
+def constants(exp: Experiment) -> dict:
+    """What stays the same in all steps, on the devices; the argument `resident` of the step.
+
+    Returns:
+      The training set {'images', 'labels'} unless it is streamed, and the `teacher`'s variables if
+      there is one.
+    """
+    resident, mesh = exp.feed.resident, exp.sharding
+    fixed: dict[str, Any] = {}
+    if resident is not None:
+        fixed |= dict(images=resident.images, labels=resident.labels)
+    if exp.teacher is not None:
+        fixed[teachers.PART] = exp.teacher.variables
+    return mesh.put(fixed, mesh.replicated)
 
 
 def inputs(exp: Experiment) -> Callable:
-    """The function that makes views and targets from a batch; see `step.make_inputs`."""
+    """The function that makes views and targets from a batch; see `step.make_inputs`.
+
+    If there is a teacher, its logits are in the result, too.
+    """
     config = exp.config
     ops = augment.pipeline(
         config.augment,
@@ -297,7 +326,7 @@ def inputs(exp: Experiment) -> Callable:
         streamed=exp.feed.cropped,
         scale_min=config.data.scale_min,
     )
-    return step.make_inputs(
+    made = step.make_inputs(
         exp.sharding,
         ops,
         num_networks=config.split,
@@ -307,6 +336,16 @@ def inputs(exp: Experiment) -> Callable:
         cutmix=config.augment.cutmix,
         mix_switch=config.augment.mix_switch,
     )
+    if exp.teacher is None:
+        return made
+    teach = exp.teacher.logits(exp.sharding, exp.dataset.mean, exp.dataset.std)
+
+    def with_teacher(fixed: dict, batch: dict, key: jax.Array) -> dict:
+        resident = {name: x for name, x in fixed.items() if name != teachers.PART}
+        batch = made(resident, batch, key)
+        return batch | {teachers.PART: teach(fixed[teachers.PART], batch["views"])}
+
+    return with_teacher
 
 
 def put_batch(exp: Experiment, batch: dict) -> dict:

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
-from jaxsplit import durations, state
+from jaxsplit import durations, state, teacher
 from jaxsplit.checkpoints import resume, store
 from jaxsplit.config import division, history, limits
 from jaxsplit.errors import ConfigError
@@ -76,6 +76,8 @@ def of_workdir(exp: Experiment, workdir: pathlib.Path, warm: warm_start.Start | 
     history.adopt(exp.config, workdir / config_lib.CONFIG_FILE)
     changes = config_lib.check_identity(old, exp.config, workdir)
     _check_longer(old, exp, workdir)
+    if exp.teacher is not None:
+        teacher.check_same(workdir, exp.teacher)
     exp.config.init_from = old.init_from  # keep the weights that the run started from
     return Origin(warm, old, changes)
 

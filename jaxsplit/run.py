@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from jaxsplit import config as config_lib
-from jaxsplit import early_stop, metrics, origin, rating, trackers
+from jaxsplit import early_stop, experiment, metrics, origin, rating, teacher, trackers
 from jaxsplit.checkpoints import folder as checkpoint_folder
 from jaxsplit.checkpoints import store
 from jaxsplit.config import history
@@ -31,7 +31,7 @@ class Run:
     chief: whether this process prints, and writes everything except checkpoints.
     start: the step that the run starts or resumes from; 0: a new run.
     position: what the checkpoint of step `start` holds besides the arrays.
-    resident: the training set on the devices; {} if it is streamed.
+    resident: the constants of all steps on the devices; see `experiment.constants`.
     batches: the host batches of the steps after `start`.
     """
 
@@ -43,7 +43,7 @@ class Run:
     start: int
     position: dict
     checkpoints: store.Checkpoints
-    resident: dict[str, jax.Array]
+    resident: dict
     batches: Iterator[dict]
     writer: metrics.Writer
     progress: Progress
@@ -131,7 +131,7 @@ def open_run(
     start, state, position = origin.restore_or_init(exp, checkpoints, warm, say)
     if chief:  # only now is the step known at which a change begins
         _describe(exp, workdir, start, found.changes)
-    resident = _resident(exp)
+    resident = experiment.constants(exp)
     batches = exp.feed.batches(start)
     at_end.callback(batches.close)
     writer, progress = _open_logs(exp, workdir, start, at_end)
@@ -163,6 +163,8 @@ def open_run(
 def _describe(exp: Experiment, workdir: pathlib.Path, start: int, changes: history.Changes) -> None:
     """Writes what the run is: its config, the versions of this start, facts of the data set."""
     more = history.more(workdir / config_lib.CONFIG_FILE, start, changes)
+    if exp.teacher is not None:
+        teacher.write(workdir, exp.teacher)
     config_lib.save(exp.config, workdir, more)
     versions.record(workdir, start, versions.now(jax.devices()[0].device_kind))
     facts.write(workdir, facts.of_dataset(exp.dataset))
@@ -183,14 +185,6 @@ def _open_logs(
     )
     at_end.callback(progress.close)
     return writer, progress
-
-
-def _resident(exp: Experiment) -> dict[str, jax.Array]:
-    """The training set, put on the devices; {} if it is streamed."""
-    resident, sharding = exp.feed.resident, exp.sharding
-    if resident is None:
-        return {}
-    return sharding.put(dict(images=resident.images, labels=resident.labels), sharding.replicated)
 
 
 def say(text: str) -> None:

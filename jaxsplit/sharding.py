@@ -6,6 +6,7 @@ module is applied inside `shard_map`, on a single device too. Losses run outside
 and do not know the mesh.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ class Sharding:
     def named(self, spec: P) -> NamedSharding:
         """The sharding of an array with this spec on the mesh."""
         return NamedSharding(self.mesh, spec)
+
+    def whole_networks(self) -> "Sharding":
+        """The same mesh for other networks, all of which lie on every device."""
+        return dataclasses.replace(self, networks=P(), views=self.shared_view)
 
     def put(self, tree: PyTree, spec: P) -> PyTree:
         """Makes global arrays from a tree that every process holds whole, with equal values."""

@@ -166,6 +166,8 @@ def make_train_step(
             batch_stats=stats,
             opt_state=opt_state,
         )
+        if method.after is not None:
+            new = new.replace(**method.after(new.raw, network_key, new.step))
         if ema:
             share = averaging.replaced(ema, state.step, warmup=ema_warmup)
             new = new.replace(ema=optax.incremental_update(new.raw, state.ema, share))

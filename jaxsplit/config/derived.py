@@ -47,8 +47,10 @@ def resolve(config: ConfigDict) -> Resolved:
         names = ", ".join(methods.METHODS)
         raise ConfigError(f"method={config.method!r}: must be one of {names}")
     entry = methods.METHODS[config.method]
+    entry = dataclasses.replace(entry, answer=entry.answer_of(config.split))
     parts = (config.divide_in or config.split) if config.divide else 1
-    of_one = models.divided(config.arch, parts)
+    make = entry.spec or (lambda config, parts: models.divided(config.arch, parts))
+    of_one = make(config, parts)
     # An unchecked config may still have '', the old value that means PAPER.
     views = entry.views if config.views in ("", PAPER) else config.views
     text = "" if config.trunk == PAPER else config.trunk

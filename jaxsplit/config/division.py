@@ -1,5 +1,7 @@
 """Checks that the small networks together cost about as much as the network that they replace."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
@@ -11,13 +13,21 @@ MOST = 1.5  # a higher ratio needs `divide_anyway`; published divisions reach 1.
 
 
 def ratio(
-    arch: str, divided_in: int, *, num_classes: int, image_shape: tuple[int, int, int]
+    arch: str,
+    divided_in: int,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    spec: Any = None,
 ) -> float:
-    """Multiply-adds of all networks that replace `arch`, divided by those of `arch`."""
+    """Multiply-adds of all networks that replace `arch`, divided by those of `arch`.
+
+    `spec`: see `costs.stack_cost`.
+    """
     if divided_in == 1:
         return 1.0
     fields = dict(num_classes=num_classes, image_shape=image_shape)
-    small, whole = costs.stack_cost(arch, divided_in, **fields)
+    small, whole = costs.stack_cost(arch, divided_in, spec=spec, **fields)
     return divided_in * small.macs / whole.macs
 
 
@@ -27,8 +37,15 @@ def check(config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, 
     Raises:
       ConfigError: they cost over `MOST` times as much, and `config.divide_anyway` is False.
     """
-    divided_in = config_lib.resolve(config).divided_in
-    times = ratio(config.arch, divided_in, num_classes=num_classes, image_shape=image_shape)
+    resolved = config_lib.resolve(config)
+    divided_in = resolved.divided_in
+    times = ratio(
+        config.arch,
+        divided_in,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        spec=resolved.spec,
+    )
     field = "divide_in" if config.divide_in else "split"
     cost = f"{divided_in} networks cost {times:.2f} times the multiply-adds of {config.arch}"
     if times > MOST and not config.divide_anyway:

@@ -82,6 +82,10 @@ class Restored:
         single = self.singles[name]
         if single.part == "stack":
             return self.stack.take(self.take([single.index]), 0)
+        if single.part == methods.MEAN:
+            every = self.take(range(self.config.split))
+            own = jax.tree.map(lambda x: x.mean(0), self.stack.of_networks(every))
+            return stack.merge(own, self.stack.of_trunk(every))
         return {c: parts.get(single.part, {}) for c, parts in self.variables.items()}
 
     def take(self, indices: Sequence[int]) -> dict:

@@ -11,21 +11,26 @@ from jaxsplit.methods import (
     cl_ilr,
     codistill,
     cotrain,
+    distill_from,
     dml,
     entry,
     ffsd,
     independent,
+    joint,
     kdcl,
     okddip,
+    okdph,
     one,
+    packed,
     single,
 )
 from jaxsplit.methods.base import Method, Pass, over_stack
-from jaxsplit.methods.entry import Entry, Single, of_stack
+from jaxsplit.methods.entry import MEAN, Entry, Single, of_stack
 from jaxsplit.stack import Stack
 
 __all__ = [
     "ALONE",
+    "MEAN",
     "METHODS",
     "Entry",
     "Method",
@@ -49,6 +54,10 @@ METHODS: dict[str, Entry] = {
     "okddip": okddip.ENTRY,
     "cl_ilr": cl_ilr.ENTRY,
     "codistill": codistill.ENTRY,
+    "joint": joint.ENTRY,
+    "okdph": okdph.ENTRY,
+    "distill_from": distill_from.ENTRY,
+    "packed": packed.ENTRY,
 }
 
 ALONE = "single"  # the method that trains one network alone
@@ -67,9 +76,9 @@ def make(config: Any, plan: Any, stack: Stack) -> Method:
     its = METHODS[config.method]
     fields = dict(label_smoothing=config.label_smoothing, ensemble=config.eval.ensemble)
     made = its.make(config, plan, stack, **fields)
-    if made.answer != its.answer:
+    if made.answer != (said := its.answer_of(config.split)):
         raise ValueError(
-            f"method={config.method!r}: must answer with {its.answer!r}, as its Entry says, but "
+            f"method={config.method!r}: must answer with {said!r}, as its Entry says, but "
             f"answers with {made.answer!r}"
         )
     return made

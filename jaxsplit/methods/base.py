@@ -38,6 +38,9 @@ class Method(NamedTuple):
     """Path of a parameter -> label of the optimizer that trains it; '' is that of the config."""
     answer: str
     """The method's answer: a name in the result of `predict`. It selects the best checkpoint."""
+    after: Callable[[dict, Array, Array], dict] | None = None
+    """(new variables, key of the step, steps done) -> the variables that a step ends with; None:
+    as the optimizer leaves them."""
 
 
 @dataclass

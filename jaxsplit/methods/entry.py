@@ -15,6 +15,7 @@ from jaxsplit.stack import Stack
 
 VIEWS = ("different", "same")
 Curve = Callable[[np.ndarray], Any]  # steps int[N] -> float[N]
+MEAN = "mean"  # as a part of the variables: the mean over the networks of the stack
 TRUNKS = ("none", "all but the last", "needed")
 
 
@@ -23,7 +24,8 @@ class Single:
     """Where the variables of one network are, and the config that describes this network alone."""
 
     part: str = "stack"
-    """Part of the variables; 'stack' means network `index` of the stack, with the trunk."""
+    """Part of the variables; 'stack' means network `index` of the stack, with the trunk, and `MEAN`
+    the mean of the stack's variables, with the trunk."""
     index: int = 0
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Config field -> value for the network alone, besides the changes that all methods share."""
@@ -51,8 +53,13 @@ class Entry:
     trunk: str = "none"
     """The stages that networks share with `config.trunk` 'paper': none | all but the last | needed
     (all but the last; the method cannot do without a trunk)."""
+    spec: Callable[[Any, int], Any] | None = None
+    """(config, number of networks that replace `arch`) -> Spec of one network; None: the division
+    of `arch`."""
     answer: str = "ensemble"
-    """Equal to `Method.answer`, but known before a Method is made."""
+    """Equal to `Method.answer`, but known before a Method is made; see `answer_of`."""
+    teacher: tuple[str, ...] = ()
+    """Names of two of `fields`: the workdir of a fixed teacher, and its checkpoint; (): none."""
     optimizers: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda config: {}
     """config -> {label of `Method.group`: the fields of `config.optim` that differ there}."""
 
@@ -90,10 +97,14 @@ class Entry:
         for field, value, allowed in (("views", self.views, VIEWS), ("trunk", self.trunk, TRUNKS)):
             if value not in allowed:
                 raise ConfigError(f"Entry: {field}={value!r}: must be one of {', '.join(allowed)}")
-        for field in (*self.durations, *self.fixed):
+        for field in (*self.durations, *self.fixed, *self.teacher):
             if field not in self.fields:
                 has = ", ".join(self.fields) or "none"
                 raise ConfigError(f"Entry: {field!r}: must be one of its fields, which are {has}")
+
+    def answer_of(self, num_networks: int) -> str:
+        """`answer`, or, if that is the ensemble of one network, this network."""
+        return "net0" if num_networks == 1 and self.answer == "ensemble" else self.answer
 
 
 def distilling(

@@ -24,6 +24,7 @@ from jaxsplit.models import (
     resnexst,
     senet,
     shake_shake,
+    subgroups,
 )
 from jaxsplit.models.family import AnySpec, Family, ModuleFields, Spec
 
@@ -48,6 +49,7 @@ def register(
     build: Callable[..., nn.Module],
     *,
     num_stages: int = 0,
+    pack: Callable[[AnySpec, float], AnySpec] | None = None,
 ) -> None:
     """Adds a backbone of your own under `spec.arch`; see docs/extending.md for an example.
 
@@ -62,6 +64,7 @@ def register(
         `layers.classify` makes.
       num_stages: number of stages that `config.remat` and `config.trunk` can choose from. If it is
         not 0, `in_trunk` says how to name the layers, and `build` also takes remat=.
+      pack: see `family.Family`.
 
     Raises:
       ValueError: the name belongs to another architecture, or the spec lacks a field or split 1.
@@ -76,7 +79,8 @@ def register(
     # A notebook cell that runs again registers its architecture again.
     if key not in FAMILIES and _find(spec.arch) is not None:
         raise ValueError(f"arch={spec.arch!r}: another architecture has this name already")
-    FAMILIES[key] = Family({spec.arch: spec}, divide, build, num_stages=lambda _: num_stages)
+    its = Family({spec.arch: spec}, divide, build, num_stages=lambda _: num_stages, pack=pack)
+    FAMILIES[key] = its
 
 
 def names() -> list[str]:
@@ -99,6 +103,27 @@ def divided(arch: str, num_networks: int) -> Spec:
     return family.divide(spec, num_networks)
 
 
+def packed(arch: str, factor: float, *, gamma: int = 1, least: int = 64) -> Spec:
+    """The Spec of one member of a Packed-Ensemble (arXiv 2210.09184).
+
+    Args:
+      arch: the undivided network.
+      factor: channels of a member over those of `arch`: alpha / M in the paper.
+      gamma: groups of channels within a member's convolutions.
+      least: input channels of such a group at least; see `subgroups.Subgroups`.
+
+    Raises:
+      ConfigError: the architecture is unknown or cannot be packed.
+    """
+    family, spec = known(arch)
+    if family.pack is None:
+        raise ConfigError(f"arch={arch!r}: cannot be packed; its family has no rule for it")
+    member = family.pack(spec, factor)
+    if gamma == 1:
+        return member
+    return subgroups.Member(member, subgroups.Subgroups(gamma, least, family.whole(spec)))
+
+
 def build(
     spec: Spec,
     num_classes: int,
@@ -115,12 +140,15 @@ def build(
     fields: ModuleFields = {"axis_name": axis_name, "dtype": dtype}
     if remat:
         fields["remat"] = remat
-    return family.build(spec, num_classes, **fields)
+    module = family.build(subgroups.plain(spec), num_classes, **fields)
+    if isinstance(spec, subgroups.Member):
+        module = subgroups.applied(module, spec.subgroups)
+    return module
 
 
 def _stages(spec: Spec) -> tuple[str, ...]:
     family, _ = known(spec.arch)
-    return tuple(f"stage{i + 1}" for i in range(family.num_stages(spec)))
+    return tuple(f"stage{i + 1}" for i in range(family.num_stages(subgroups.plain(spec))))
 
 
 def remat_stages(spec: Spec, text: str) -> tuple[str, ...]:

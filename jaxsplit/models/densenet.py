@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family, ModuleFields
+from jaxsplit.models.family import Family, ModuleFields, scaled
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -85,6 +85,11 @@ def divide(spec: Spec, num_networks: int) -> Spec:
     root = num_networks**0.5
     growth = int(spec.growth / root * 2) // 2
     return dataclasses.replace(spec, growth=growth, shake_drop=spec.shake_drop / root)
+
+
+def pack(spec: Spec, factor: float) -> Spec:
+    """`spec` with its growth, and so all channels, times a factor."""
+    return dataclasses.replace(spec, growth=scaled(spec.growth, factor))
 
 
 class DenseLayer(nn.Module):
@@ -220,4 +225,5 @@ FAMILY = Family(
     divide=divide,
     build=build,
     torch_name=torch_name,
+    pack=pack,
 )

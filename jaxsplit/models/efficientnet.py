@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit.conv import Padding
-from jaxsplit.models.family import Family, ModuleFields
+from jaxsplit.models.family import Family, ModuleFields, scaled
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -161,6 +161,12 @@ def divide(spec: Spec, num_networks: int) -> Spec:
         dropout=spec.dropout / s**0.5,
         drop_path=spec.drop_path / s**0.5,
     )
+
+
+def pack(spec: Spec, factor: float) -> Spec:
+    """`spec` with all channels times a factor, in multiples of 4 as after dividing."""
+    channels = tuple(scaled(c, factor) for c in spec.base_channels)
+    return dataclasses.replace(spec, base_channels=channels, divisor=4)
 
 
 class ConvNorm(nn.Module):
@@ -332,4 +338,5 @@ FAMILY = Family(
     divide=divide,
     build=build,
     torch_name=torch_name,
+    pack=pack,
 )

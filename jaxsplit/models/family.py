@@ -1,5 +1,6 @@
 """What every family of backbones declares about itself."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
@@ -42,6 +43,12 @@ def _stages(spec: Any) -> int:
     return spec.num_stages
 
 
+def scaled(channels: int, factor: float, multiple: int = 1) -> int:
+    """channels * factor, rounded up to a multiple of a number."""
+    exact = channels * factor / multiple
+    return multiple * max(1, math.ceil(exact - 1e-9))  # a factor such as 0.6 is not exact
+
+
 @dataclass(frozen=True)
 class Family(Generic[AnySpec]):
     """A family of backbones; each architecture file of `jaxsplit/models` ends in one.
@@ -57,6 +64,9 @@ class Family(Generic[AnySpec]):
     torch_name: (spec, path of a module) -> its name in the reference's `state_dict`; None: PyTorch
       weights of the family cannot be imported.
     torch_dead: regular expressions of tensors in that `state_dict` that no computation reads.
+    pack: (spec, factor) -> Spec with all channels times a factor, rounded up; see `scaled`. None:
+      the family cannot be packed.
+    whole: Spec -> names of convolutions that have no subgroups in a member of a Packed-Ensemble.
     """
 
     specs: Mapping[str, AnySpec]
@@ -67,6 +77,8 @@ class Family(Generic[AnySpec]):
     num_stages: Callable[[AnySpec], int] = _stages
     torch_name: Callable[[AnySpec, tuple[str, ...]], str] | None = None
     torch_dead: tuple[str, ...] = ()
+    pack: Callable[[AnySpec, float], AnySpec] | None = None
+    whole: Callable[[AnySpec], tuple[str, ...]] = lambda spec: ("fc1", "fc2")  # channel attention
 
     def find(self, arch: str) -> AnySpec | None:
         """The undivided Spec of an architecture; None: the family has no such architecture."""

@@ -6,6 +6,7 @@ as shortcuts; the networks of `resnet.py` have three 3x3 convolutions and averag
 (2103.14473) does not divide its ResNets; here they take the widths of the other residual networks.
 """
 
+from jaxsplit.models import resnet
 from jaxsplit.models.family import Family
 from jaxsplit.models.layers import block_place
 from jaxsplit.models.resnet import Spec, build
@@ -54,4 +55,6 @@ FAMILY = Family(
     divide=divide,
     build=build,
     torch_name=torch_name,
+    pack=resnet.pack,
+    whole=resnet.whole,
 )

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit.models import resnet
-from jaxsplit.models.family import Family, ModuleFields
+from jaxsplit.models.family import Family, ModuleFields, scaled
 from jaxsplit.models.layers import BatchNorm, Conv, Dtype, block_class, block_place, classify
 from jaxsplit.models.stochastic import Dropout
 
@@ -24,7 +24,8 @@ class Spec:
 
     arch: str
     blocks: int
-    widening: int
+    widening: float
+    stem: int = 16  # channels of the first convolution
     dropout: float = 0.0  # rate between the convolutions of a block
     splits: tuple[int, ...] = (1, 2, 4)  # the values of S that `divide` accepts
     image_size: int = 32
@@ -53,8 +54,14 @@ def divide(spec: Spec, num_networks: int) -> Spec:
     if s == 1:
         return spec
     return dataclasses.replace(
-        spec, widening=resnet.widening(spec.widening, s), dropout=spec.dropout / s
+        spec, widening=resnet.widening(int(spec.widening), s), dropout=spec.dropout / s
     )
+
+
+def pack(spec: Spec, factor: float) -> Spec:
+    """`spec` with all channels times a factor."""
+    width = scaled(round(16 * spec.widening), factor)
+    return dataclasses.replace(spec, widening=width / 16, stem=scaled(spec.stem, factor))
 
 
 class Block(nn.Module):
@@ -99,13 +106,13 @@ class WideResNet(nn.Module):
         self, x: Array, train: bool = False, example_ids: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         spec = self.spec
-        x = Conv(16, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
+        x = Conv(spec.stem, use_bias=True, dtype=self.dtype, name="stem_conv")(x)
         features = {}
         for stage in range(1, spec.num_stages + 1):
             make = block_class(Block, stage, self.remat)
             for i in range(spec.blocks):
                 block = make(
-                    16 * spec.widening * 2 ** (stage - 1),
+                    int(16 * spec.widening) * 2 ** (stage - 1),
                     2 if stage > 1 and i == 0 else 1,
                     spec.dropout,
                     self.axis_name,
@@ -145,4 +152,5 @@ FAMILY = Family(
     pattern="ffsd_wide_resnet{6n+4}_{k}",
     parse=_named,
     torch_name=torch_name,
+    pack=pack,
 )

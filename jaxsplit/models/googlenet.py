@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family, ModuleFields
+from jaxsplit.models.family import Family, ModuleFields, scaled
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -90,6 +90,15 @@ def divide(spec: Spec, num_networks: int) -> Spec:
 
     stages = tuple(tuple(Widths(*map(narrow, block)) for block in blocks) for blocks in spec.stages)
     return dataclasses.replace(spec, stem=narrow(spec.stem), stages=stages)
+
+
+def pack(spec: Spec, factor: float) -> Spec:
+    """`spec` with all widths times a factor."""
+    stages = tuple(
+        tuple(Widths(*(scaled(width, factor) for width in block)) for block in blocks)
+        for blocks in spec.stages
+    )
+    return dataclasses.replace(spec, stem=scaled(spec.stem, factor), stages=stages)
 
 
 class Inception(nn.Module):
@@ -182,4 +191,5 @@ FAMILY = Family(
     divide=divide,
     build=build,
     torch_name=torch_name,
+    pack=pack,
 )

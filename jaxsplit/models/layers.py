@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from jaxsplit import compiler
 from jaxsplit.conv import Padding, conv
+from jaxsplit.models import subgroups
 from jaxsplit.models.stochastic import Dropout
 from jaxsplit.sharding import same_axes
 
@@ -52,7 +53,9 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         k = self.kernel_size
-        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        cut = subgroups.current().of(self.name, x.shape[-1], self.features, self.groups)
+        groups = self.groups * cut
+        shape = (k, k, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         padding = ((k - 1) // 2,) * 2
         y = conv(
@@ -60,7 +63,7 @@ class Conv(nn.Module):
             kernel.astype(self.dtype or kernel.dtype),
             strides=(self.stride, self.stride),
             padding=(padding, padding) if self.padding is None else self.padding,
-            groups=self.groups,
+            groups=groups,
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family, ModuleFields
+from jaxsplit.models.family import Family, ModuleFields, scaled
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -69,6 +69,12 @@ def divide(spec: Spec, num_networks: int) -> Spec:
     """One of the S networks that replace `spec`: alpha and ShakeDrop / sqrt(S), the same stem."""
     root = num_networks**0.5
     return dataclasses.replace(spec, alpha=spec.alpha / root, shake_drop=spec.shake_drop / root)
+
+
+def pack(spec: Spec, factor: float) -> Spec:
+    """`spec` with the stem and the growth, and so all channels, times a factor."""
+    stem = scaled(spec.stem, factor)
+    return dataclasses.replace(spec, alpha=spec.alpha * factor, stem=stem)
 
 
 class Block(nn.Module):
@@ -157,4 +163,5 @@ FAMILY = Family(
     divide=divide,
     build=build,
     torch_name=torch_name,
+    pack=pack,
 )

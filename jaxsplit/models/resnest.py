@@ -4,6 +4,7 @@ The blocks are bottlenecks of `resnet.py` with a split attention of radix 2 in p
 block with a stride applies it in a 3x3 mean after the attention.
 """
 
+import functools
 import re
 
 from jaxsplit.models import resnet
@@ -68,4 +69,6 @@ FAMILY = Family(
     divide=divide,
     build=build,
     torch_name=torch_name,
+    pack=functools.partial(resnet.pack, multiple=2),  # the attention has two splits
+    whole=resnet.whole,
 )

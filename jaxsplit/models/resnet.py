@@ -15,7 +15,8 @@ from typing import Any, Unpack
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family, ModuleFields
+from jaxsplit.errors import ConfigError
+from jaxsplit.models.family import Family, ModuleFields, scaled
 from jaxsplit.models.layers import (
     BatchNorm,
     Conv,
@@ -186,6 +187,24 @@ def narrow(spec: Spec, num_networks: int) -> Spec:
     return dataclasses.replace(spec, width=width, stem=stem)
 
 
+def pack(spec: Spec, factor: float, *, multiple: int = 1) -> Spec:
+    """`spec` with all channels times a factor; groups stay as many, so they become narrower."""
+    width = scaled(spec.width, factor, multiple)
+    stem = tuple(scaled(c, factor, multiple) for c in spec.stem)
+    inner = int(width * spec.base_width / 64)
+    if inner % multiple or not inner:
+        raise ConfigError(f"arch={spec.arch!r}: cannot be packed; its groups would be too narrow")
+    return dataclasses.replace(spec, width=width, stem=stem)
+
+
+def whole(spec: Spec) -> tuple[str, ...]:
+    """As in the code of Packed-Ensembles, a ResNet's first convolution of a block has no subgroups.
+
+    All of a Wide-ResNet have them.
+    """
+    return ("fc1", "fc2") if wide_name(spec.arch) else ("conv1", "fc1", "fc2")
+
+
 def drop_block_size(image_side: int) -> int:
     """Side of DropBlock's squares in stages 3 and 4: 3 for images of 224 pixels, in proportion."""
     return max(1, 3 * image_side // 224)
@@ -345,4 +364,6 @@ FAMILY = Family(
     pattern="wide_resnet{6n+4}_{k}",
     parse=_named,
     torch_name=torch_name,
+    pack=pack,
+    whole=whole,
 )

@@ -6,7 +6,9 @@ mean after the attention. `<groups>x<d>d` gives the cardinal groups and their ch
 """
 
 import dataclasses
+import functools
 
+from jaxsplit.models import resnet
 from jaxsplit.models.family import Family
 from jaxsplit.models.resnet import Spec, build
 from jaxsplit.models.senet import torch_name
@@ -58,4 +60,6 @@ FAMILY = Family(
     divide=divide,
     build=build,
     torch_name=torch_name,
+    pack=functools.partial(resnet.pack, multiple=2),  # the attention has two splits
+    whole=resnet.whole,
 )

@@ -95,4 +95,6 @@ FAMILY = Family(
     divide=divide,
     build=build,
     torch_name=torch_name,
+    pack=resnet.pack,
+    whole=resnet.whole,
 )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxsplit.models.family import Family, ModuleFields
+from jaxsplit.models.family import Family, ModuleFields, scaled
 from jaxsplit.models.layers import BatchNorm, Conv, Dtype, Norm, block_class, block_place, classify
 from jaxsplit.models.stochastic import ShakeShake
 
@@ -53,6 +53,12 @@ def divide(spec: Spec, num_networks: int) -> Spec:
     published 64, 48, 32 and 24 for S = 2, 4, 8 and 16. Nothing is published for other widths.
     """
     return dataclasses.replace(spec, width=8 * round(spec.width / 8 / num_networks**0.5))
+
+
+def pack(spec: Spec, factor: float) -> Spec:
+    """`spec` with all channels times a factor."""
+    width = scaled(spec.width, factor)
+    return dataclasses.replace(spec, width=width, stem=scaled(spec.stem, factor))
 
 
 class Branch(nn.Module):
@@ -177,4 +183,5 @@ FAMILY = Family(
     # too but never runs it.
     torch_dead=(r"stage_[123]\.[123]\.shortcut\..*",),
     torch_name=torch_name,
+    pack=pack,
 )

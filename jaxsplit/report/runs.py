@@ -111,7 +111,9 @@ class Run:
             num_classes, image_shape = _data_facts(self)
             resolved = config_lib.resolve(self.config)
             facts = dict(num_classes=num_classes, image_shape=image_shape)
-            one, whole = stack_cost(self.config.arch, resolved.divided_in, **facts)
+            one, whole = stack_cost(
+                self.config.arch, resolved.divided_in, spec=resolved.spec, **facts
+            )
             own = own_costs(self.config, resolved, one, **facts)
         except ConfigError:
             return {}

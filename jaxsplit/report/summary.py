@@ -36,7 +36,7 @@ def table(config: ConfigDict, **fields: Any) -> str:
     from jaxsplit import config as config_lib
 
     resolved = config_lib.resolve(config)
-    small, large = stack_cost(config.arch, resolved.divided_in, **fields)
+    small, large = stack_cost(config.arch, resolved.divided_in, spec=resolved.spec, **fields)
     costs = own_costs(config, resolved, small, **fields)
     params, macs = every = costs.pop(ALL)
     rows = {
@@ -62,7 +62,7 @@ def of_config(config: ConfigDict) -> str:
       ConfigError: a field has a wrong value.
     """
     from jaxsplit import config as config_lib
-    from jaxsplit import data
+    from jaxsplit import data, teacher
     from jaxsplit.report import curves
 
     config = config_lib.check(config)
@@ -70,6 +70,11 @@ def of_config(config: ConfigDict) -> str:
     height, width, channels = source.image_shape
     shape = (config.data.image_size or height, config.data.image_size or width, channels)
     costs = table(config, num_classes=source.num_classes, image_shape=shape)
+    if taught := teacher.cost(config):
+        costs += (
+            f"\nteacher, in training only: {taught.answer}, {taught.params:,} parameters, "
+            f"{taught.macs:,} mult-adds for each view"
+        )
     return f"{costs}\n\n{curves.of_config(config)}"
 
 

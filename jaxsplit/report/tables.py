@@ -90,6 +90,7 @@ def tables(exp: "Experiment", results: Results, which: str, best: str = "") -> s
     costs = stack_cost(
         config.arch,
         exp.resolved.divided_in,
+        spec=exp.resolved.spec,
         num_classes=classes,
         image_shape=exp.dataset.image_shape,
     )

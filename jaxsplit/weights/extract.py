@@ -158,7 +158,7 @@ def _read(
     parts = {integrity.part_of(path) for path in shapes}
     found_in = single(config, name)
     own = found_in.part
-    wanted = {"stack", "trunk"} & parts if own == "stack" else {own}
+    wanted = {"stack", "trunk"} & parts if own in ("stack", methods.MEAN) else {own}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = {
         path: jax.ShapeDtypeStruct(shape, np.float32, sharding=here)
@@ -172,5 +172,7 @@ def _read(
     found = {"params": {}, "batch_stats": {}}
     for path, value in arrays.items():
         collection, part, rest = path.split("/", 2)
-        found[collection][rest] = value[found_in.index] if part == "stack" else value
+        if part == "stack":
+            value = value.mean(0) if own == methods.MEAN else value[found_in.index]
+        found[collection][rest] = value
     return {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}, step, metrics
