@@ -88,7 +88,9 @@ class Restored:
         """The variables of some networks of the stack, with those that all share."""
         chosen = np.asarray(indices)
         return {
-            collection: jax.tree.map(lambda x: x[chosen], parts["stack"]) | parts.get("trunk", {})
+            collection: stack.merge(
+                jax.tree.map(lambda x: x[chosen], parts["stack"]), parts.get("trunk", {})
+            )
             for collection, parts in self.variables.items()
         }
 

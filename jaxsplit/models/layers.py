@@ -106,10 +106,11 @@ class BatchNorm(nn.Module):
 
     Like PyTorch, it normalises by the biased variance and keeps a running mean of the *unbiased*
     variance (Flax's own layer keeps the biased one). Statistics are computed in at least float32.
-    `axis_name`: mesh axis to synchronise over; None: each device has its own statistics.
+    `axis_name`: axes, of the mesh or of `vmap`, to take the statistics over; None: each device has
+    its own.
     """
 
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
     momentum: float = 0.9  # of the running average; PyTorch's momentum is 1 - this
     epsilon: float = 1e-5
     dtype: Dtype | None = None
@@ -180,7 +181,7 @@ def _statistics(x: Array) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _batch_norm(x, scale, bias, epsilon: float, axis_name: str | None, dtype: Dtype):
+def _batch_norm(x, scale, bias, epsilon: float, axis_name, dtype: Dtype):
     """(`x` normalised, float[..., C] of `dtype`; mean float[C]; biased variance float[C]).
 
     The gradient is written by hand (Ioffe & Szegedy 2015, section 3) with two sums and one pass;
