@@ -118,13 +118,21 @@ def _cost(spec: models.Spec, num_classes: int, image_shape: tuple[int, int, int]
 
 
 def stack_cost(
-    arch: str, divided_in: int, *, num_classes: int, image_shape: tuple[int, int, int]
+    arch: str,
+    divided_in: int,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    heads: int = 1,
 ) -> tuple[Cost, Cost]:
-    """Costs of one of the `divided_in` networks that replace `arch`, and of `arch` itself."""
+    """Costs of one of the `divided_in` networks that replace `arch`, and of `arch` itself.
+
+    The network has `heads` images side by side as its input, and as many outputs.
+    """
     height, width, channels = image_shape
     one, whole = (
-        _cost(models.divided(arch, n), num_classes, (height, width, channels))
-        for n in (divided_in, 1)
+        _cost(models.divided(arch, n), h * num_classes, (height, width, h * channels))
+        for n, h in ((divided_in, heads), (1, 1))
     )
     return one, whole
 
@@ -165,8 +173,9 @@ def own_costs(
       image_shape: (H, W, C).
 
     Returns:
-      name -> cost. `ALL` stands for all networks, with their trunk counted once. The other names
-      are answers that need further modules, or fewer networks; the method's Entry counts them.
+      name -> cost. `ALL` stands for all networks, with what they share counted once. The other
+      names are answers that need further modules, or fewer networks; the method's Entry counts
+      them, and `ALL` where networks share more than a trunk.
     """
     s, (params, macs) = resolved.num_networks, small.in_trunk(resolved.trunk)
     every = (s * small.params - (s - 1) * params, s * small.macs - (s - 1) * macs)

@@ -26,6 +26,7 @@ from jax import Array, lax
 from jaxsplit import conv, models
 from jaxsplit.errors import ConfigError
 from jaxsplit.features import Features
+from jaxsplit.models.layers import NETWORK
 from jaxsplit.sharding import (
     DATA,
     NET,
@@ -37,7 +38,6 @@ from jaxsplit.sharding import (
 
 LOWERINGS = ("auto", "dense", "unrolled", "packed", "grouped")
 BATCH_NORMS = ("local", "sync")
-NETWORK = "network"  # name of the axis that `vmap` maps over
 
 
 def choose_lowering(lowering: str, num_networks: int, platform: str) -> str:
@@ -69,7 +69,7 @@ class Tying:
     """
 
     shared: Callable[[tuple[str, ...], frozenset[str]], bool] = lambda path, names: False
-    draw: Callable[[nn.Module, dict, Array, Array], dict] = lambda module, variables, *_: variables
+    draw: Callable[[nn.Module, Any, Array, Array], dict] = lambda module, variables, *_: variables
     plain: Callable[[dict], dict] = lambda variables: variables
     joint_norm: bool = False
 

@@ -131,7 +131,8 @@ def restore(
     saved = read.model_shapes(checkpoints.path(step))
     known = facts.of_workdir(path, config.data, saved, say)
     devices = jax.local_devices()[:1] if devices is None else devices
-    mesh = sharding.make(len(devices), 1, num_networks=config.split, devices=devices)
+    count = config_lib.resolve(config).num_networks
+    mesh = sharding.make(len(devices), 1, num_networks=count, devices=devices)
     networks, method = _networks(config, known, mesh)
     # An average of the weights lies where those of other runs do.
     like = state.shapes(method, optax.identity(), known.image_shape, mesh)
@@ -155,12 +156,13 @@ def _networks(
     networks = stack.make(
         resolved.spec,
         resolved.num_networks,
-        known.num_classes,
+        resolved.heads * known.num_classes,
         mesh,
         lowering=config.lowering,
         batch_norm=config.batch_norm,
         dtype=config.dtype,
         trunk=resolved.trunk,
+        tying=resolved.tying,
     )
     # Lengths of training matter to the loss alone, and those in epochs follow from the data set.
     shortened = config.copy_and_resolve_references()

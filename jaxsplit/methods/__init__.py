@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods import (
+    batch_ensemble,
     cl_ilr,
     codistill,
     cotrain,
@@ -49,6 +50,7 @@ METHODS: dict[str, Entry] = {
     "okddip": okddip.ENTRY,
     "cl_ilr": cl_ilr.ENTRY,
     "codistill": codistill.ENTRY,
+    "batch_ensemble": batch_ensemble.ENTRY,
 }
 
 ALONE = "single"  # the method that trains one network alone

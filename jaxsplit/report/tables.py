@@ -92,6 +92,7 @@ def tables(exp: "Experiment", results: Results, which: str, best: str = "") -> s
         exp.resolved.divided_in,
         num_classes=classes,
         image_shape=exp.dataset.image_shape,
+        heads=exp.resolved.heads,
     )
     own = own_costs(
         config,

@@ -173,4 +173,8 @@ def _read(
     for path, value in arrays.items():
         collection, part, rest = path.split("/", 2)
         found[collection][rest] = value[found_in.index] if part == "stack" else value
-    return {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}, step, metrics
+    variables: dict[str, Any] = {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}
+    if own == "stack":
+        plain = config_lib.resolve(config).tying.plain(variables)
+        variables = jax.tree.map(np.asarray, jax.device_get(plain))
+    return variables, step, metrics
