@@ -48,6 +48,12 @@ class Restored:
         """Name -> where it lies, of the single networks."""
         return methods.METHODS[self.config.method].networks(self.config)
 
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """The single networks, or, where there are none, the outputs of the one network."""
+        outputs = tuple(f"net{i}" for i in range(self.config.split))
+        return tuple(self.singles) or outputs
+
     def answers(self) -> tuple[str, ...]:
         """The names that the method predicts: net0, ..., then ensemble, leader, fusion, ..."""
         shape = (self.sharding.data_devices, *self.facts.image_shape)

@@ -17,6 +17,7 @@ from jaxsplit.methods import (
     ffsd,
     independent,
     kdcl,
+    mimo,
     okddip,
     one,
     single,
@@ -51,6 +52,7 @@ METHODS: dict[str, Entry] = {
     "cl_ilr": cl_ilr.ENTRY,
     "codistill": codistill.ENTRY,
     "batch_ensemble": batch_ensemble.ENTRY,
+    "mimo": mimo.ENTRY,
 }
 
 ALONE = "single"  # the method that trains one network alone

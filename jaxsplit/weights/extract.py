@@ -140,7 +140,7 @@ def single(config: ConfigDict, name: str) -> methods.Single:
     """
     networks = methods.METHODS[config.method].networks(config)
     if name not in networks:
-        has = ", ".join(networks)
+        has = ", ".join(networks) or "none that can be taken out"
         raise ConfigError(f"method={config.method!r}: has no network {name!r}; there are {has}")
     return networks[name]
 
