@@ -200,10 +200,10 @@ class Stack:
             return logits, Features(features), new.get("batch_stats", {})
 
         lowering = choose_lowering(self.lowering, n, self.sharding.platform)
-        if self.trunk and lowering == "unrolled":
-            lowering = "dense"  # each copy of the network would compute the trunk again
-        if self.tying.joint_norm and lowering == "unrolled":
-            lowering = "dense"  # only `vmap` has an axis to take statistics over
+        if lowering == "unrolled" and (self.trunk or self.tying.joint_norm):
+            # Each copy of the network would compute the trunk again, and only `vmap` has an axis to
+            # take statistics over.
+            lowering = "dense"
         if lowering == "unrolled":
             outs = [
                 one(self._one(variables, i), images[0 if shared else i], keys[i]) for i in range(n)

@@ -45,13 +45,20 @@ NORMS = ("shared", "own")
 
 
 def make(stack: Stack, **fields: Any) -> Method:
-    """Mean of the networks' cross-entropies; `fields`: label_smoothing, ensemble.
+    """Mean of the networks' cross-entropies.
 
     Args:
       stack: S networks with the tying of `tie`. Kernels lie in the part `trunk`.
-      **fields: see `over_stack`.
+      **fields: label_smoothing, ensemble (see `over_stack`).
     """
-    return over_stack(stack, group=_group, label_weight=1 / stack.num_networks, **fields)
+    s = stack.num_networks
+    method = over_stack(stack, group=_group, label_weight=1 / s, **fields)
+
+    def loss(*args: Any):
+        total, (stats, metrics) = method.loss(*args)
+        return total, (stats, metrics | {"loss": s * total})  # as of other methods, the sum
+
+    return method._replace(loss=loss)
 
 
 def _group(path: tuple[str, ...]) -> str:
