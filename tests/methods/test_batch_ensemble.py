@@ -223,23 +223,34 @@ def test_own_norms_are_networks_that_share_kernels():
 @pytest.mark.parametrize("start", batch_ensemble.STARTS)
 def test_how_factors_start(start):
     """Networks differ; the kernel is network 0's, as without factors."""
-    spec = dataclasses.replace(TINY, width=128)
-    mesh = sharding.make(1, 1, num_networks=S, devices=jax.devices()[:1])
-    tying = batch_ensemble.tie(start=start, deviation=0.3)
-    got = stack.make(spec, S, K, mesh, tying=tying).init(jax.random.key(1), IMAGE)["params"]
-    without = stack.make(spec, S, K, mesh).init(jax.random.key(1), IMAGE)["params"]
+    networks = make()
+    networks = dataclasses.replace(networks, tying=batch_ensemble.tie(start=start, deviation=0.3))
+    apart = dataclasses.replace(networks, tying=stack.NOTHING)
+
+    def draw(key):
+        return [n.init(key, IMAGE)["params"] for n in (networks, apart)]
+
+    got, without = jax.jit(draw, compiler_options=FAST)(jax.random.key(1))
     layer = got["stage2_block1"]["conv2"]
     np.testing.assert_array_equal(layer["kernel"], without["stage2_block1"]["conv2"]["kernel"][0])
-    r = np.asarray(layer[IN])
-    assert r.shape == (S, 256)
-    assert (r[0] != r[1]).mean() > 0.3 and (r != np.asarray(layer[OUT])).mean() > 0.3
+    assert layer[IN].shape == layer[OUT].shape == (S, 16)
+    found = {path: x for path, x in jax.tree.leaves_with_path(got) if path[-1].key in (IN, OUT)}
+    r = np.concatenate(list(found.values()), 1)
+    assert (r[0] != r[1]).mean() > 0.3
+    assert len({x.tobytes() for x in map(np.asarray, found.values())}) == len(found)
     if start == "signs":
         assert set(r.ravel()) == {-1, 1} and abs(r.mean()) < 0.2
     else:
-        assert abs(r.mean() - 1) < 0.1 and abs(r.std() - 0.3) < 0.05
+        assert abs(r.mean() - 1) < 0.05 and abs(r.std() - 0.3) < 0.05
 
 
-@pytest.mark.parametrize("arch", FAMILIES)
+FAST_FAMILIES = ("efficientnetb0_cifar", "resnest101", "resnet20")  # depthwise, groups, plain
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [pytest.param(a, marks=() if a in FAST_FAMILIES else pytest.mark.slow) for a in FAMILIES],
+)
 def test_every_family(arch):
     """All kernels have factors of their inputs and outputs; `plain` gives back the network's."""
     spec = shallow(arch)
