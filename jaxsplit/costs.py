@@ -124,14 +124,25 @@ def stack_cost(
     num_classes: int,
     image_shape: tuple[int, int, int],
     spec: models.Spec | None = None,
+    heads: int = 1,
 ) -> tuple[Cost, Cost]:
     """Costs of one of the `divided_in` networks that replace `arch`, and of `arch` itself.
 
-    `spec`: of one network, where a method has a division of its own.
+    Args:
+      arch: the undivided network.
+      divided_in: number of networks that would replace it.
+      num_classes, image_shape: facts of the data set.
+      spec: of one network, where a method has a division of its own.
+      heads: images that the network sees side by side; it has as many outputs.
     """
     height, width, channels = image_shape
-    specs = spec or models.divided(arch, divided_in), models.divided(arch, 1)
-    one, whole = (_cost(each, num_classes, (height, width, channels)) for each in specs)
+    one, whole = (
+        _cost(each, h * num_classes, (height, width, h * channels))
+        for each, h in (
+            (spec or models.divided(arch, divided_in), heads),
+            (models.divided(arch, 1), 1),
+        )
+    )
     return one, whole
 
 
@@ -171,8 +182,9 @@ def own_costs(
       image_shape: (H, W, C).
 
     Returns:
-      name -> cost. `ALL` stands for all networks, with their trunk counted once. The other names
-      are answers that need further modules, or fewer networks; the method's Entry counts them.
+      name -> cost. `ALL` stands for all networks, with what they share counted once. The other
+      names are answers that need further modules, or fewer networks; the method's Entry counts
+      them, and `ALL` where networks share more than a trunk.
     """
     s, (params, macs) = resolved.num_networks, small.in_trunk(resolved.trunk)
     every = (s * small.params - (s - 1) * params, s * small.macs - (s - 1) * macs)

@@ -93,7 +93,7 @@ def build(
     if devices is None and jax.process_index() == 0:  # it alone has trackers
         trackers.check(config.trackers)
     resolved = config_lib.resolve(config)
-    mesh = _mesh(config, config.batch_size, devices)
+    mesh = _mesh(config, resolved, config.batch_size, devices)
     step.check_accumulate(config.optim.accumulate, config.batch_size, mesh)
     dataset = dataset or data.load(config.data)
     feed = _feed(config, resolved, dataset, mesh)
@@ -120,7 +120,7 @@ def build_for_evaluation(config: ConfigDict, *, dataset: data.Dataset | None = N
     """
     config = config_lib.check(config)
     resolved = config_lib.resolve(config)
-    mesh = _mesh(config, None, None)
+    mesh = _mesh(config, resolved, None, None)
     dataset = dataset or data.load(config.data)
     feed = _feed(config, resolved, dataset, mesh)
     limits.check_evaluation_memory(config, dataset.image_shape, mesh)
@@ -131,12 +131,15 @@ def build_for_evaluation(config: ConfigDict, *, dataset: data.Dataset | None = N
 
 
 def _mesh(
-    config: ConfigDict, batch_size: int | None, devices: Sequence[jax.Device] | None
+    config: ConfigDict,
+    resolved: config_lib.Resolved,
+    batch_size: int | None,
+    devices: Sequence[jax.Device] | None,
 ) -> sharding.Sharding:
     return sharding.make(
         config.mesh.data,
         config.mesh.net,
-        num_networks=config.split,
+        num_networks=resolved.num_networks,
         batch_size=batch_size,
         devices=devices,
     )
@@ -181,13 +184,14 @@ def _method(
     networks = stack.make(
         resolved.spec,
         resolved.num_networks,
-        dataset.num_classes,
+        resolved.heads * dataset.num_classes,
         mesh,
         lowering=config.lowering,
         batch_norm=config.batch_norm,
         dtype=config.dtype,
         remat=config.remat,
         trunk=resolved.trunk,
+        tying=resolved.tying,
     )
     method = methods.make(config, plan, networks)
     variables = jax.eval_shape(lambda key: method.init(key, dataset.image_shape), jax.random.key(0))
@@ -329,7 +333,7 @@ def inputs(exp: Experiment) -> Callable:
     made = step.make_inputs(
         exp.sharding,
         ops,
-        num_networks=config.split,
+        num_networks=exp.resolved.num_networks,
         shared_view=exp.resolved.shared_view,
         streamed=exp.feed.resident is None,
         mixup=config.augment.mixup,

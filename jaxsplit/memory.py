@@ -27,7 +27,7 @@ def of_config(config: ConfigDict) -> str:
       ConfigError: a field has a wrong value.
     """
     config = config_lib.check(config)
-    sharding.check_net(config.mesh.net, config.split)
+    sharding.check_net(config.mesh.net, config_lib.resolve(config).num_networks)
     exp = _on_one_device(config)
     rows = of_state(exp, config.mesh.net)
     split, notes = exp.feed.resident, []

@@ -33,7 +33,8 @@ def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) ->
         decay_bias: whether biases decay.
 
     Returns:
-        A tree of bool like `params`: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`.
+        A tree of bool like `params`: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`,
+        factors of a kernel, `factor_...`, False.
 
     Raises:
         ValueError: a leaf has another name.
@@ -43,6 +44,8 @@ def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) ->
     def decide(path: tuple, _: Any) -> bool:
         full = jax.tree_util.keystr(path, simple=True, separator="/")
         name = full.rsplit("/", 1)[-1]
+        if name.startswith("factor_"):
+            return False
         if name not in decays:
             raise ValueError(
                 f"decay_mask: parameter {full!r} is not named one of {', '.join(decays)}"

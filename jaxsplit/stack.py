@@ -10,9 +10,11 @@
 Networks may share a trunk: their first layers, up to the end of a stage. The trunk has one set of
 parameters and statistics without the network axis. If all networks see one view, the trunk is
 computed once, because `vmap` does not map over values that do not depend on the network.
+
+A method may tie single arrays of the networks, too; see `Tying`. They lie where the trunk's do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from jax import Array, lax
 from jaxsplit import conv, models
 from jaxsplit.errors import ConfigError
 from jaxsplit.features import Features
+from jaxsplit.models.layers import NETWORK
 from jaxsplit.sharding import (
     DATA,
     NET,
@@ -53,11 +56,33 @@ def choose_lowering(lowering: str, num_networks: int, platform: str) -> str:
 
 
 @dataclass(frozen=True)
+class Tying:
+    """What a method ties between the networks of a stack; the default ties nothing.
+
+    Attributes:
+      shared: (path (layer, ..., name) of an array, the names beside it, its own included)
+        -> whether all networks share the array.
+      draw: (module, its variables, an image [1, H, W, C], key) -> the variables of one network,
+        which may have further arrays.
+      plain: variables of one network -> those that its module takes.
+      joint_norm: whether BatchNorm's statistics are over the maps of all networks together.
+    """
+
+    shared: Callable[[tuple[str, ...], frozenset[str]], bool] = lambda path, names: False
+    draw: Callable[[nn.Module, Any, Array, Array], dict] = lambda module, variables, *_: variables
+    plain: Callable[[dict], dict] = lambda variables: variables
+    joint_norm: bool = False
+
+
+NOTHING = Tying()
+
+
+@dataclass(frozen=True)
 class Stack:
     """S networks of one Spec: `init`, `apply`, `take`.
 
-    Variables are {'params', 'batch_stats'} of {layer: tree of [S, ...] arrays}. Variables of the
-    trunk's layers have no network axis.
+    Variables are {'params', 'batch_stats'} of {layer: tree of [S, ...] arrays}. Arrays of the
+    trunk's layers, and those that `tying` shares, have no network axis.
     """
 
     module: nn.Module
@@ -67,6 +92,7 @@ class Stack:
     lowering: str = "auto"
     synced: bool = False  # whether BatchNorm computes its statistics over the whole batch
     trunk: str = ""  # the last stage that the networks share
+    tying: Tying = NOTHING
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict:
         """Variables of S independently initialised networks, for images of (H, W, C).
@@ -77,7 +103,11 @@ class Stack:
         # Initialisation computes no statistics, so the module needs no mesh axis.
         module = self.module.clone(axis_name=None)
         keys = _network_keys(key, 0, self.num_networks)
-        variables = jax.vmap(lambda k: module.init(k, image))(keys)
+
+        def draw(key: Array) -> dict:
+            return self.tying.draw(module, module.init(key, image), image, key)
+
+        variables = jax.vmap(draw)(keys)
         first = jax.tree.map(lambda x: x[0], self.of_trunk(variables))
         return merge(self.of_networks(variables), first)
 
@@ -98,7 +128,7 @@ class Stack:
           the networks.
         """
         s = self.sharding
-        specs = self._by_layer(variables, s.replicated, s.networks)
+        specs = self._by_array(variables, s.replicated, s.networks)
         in_specs = (specs, s.shared_view if images.shape[0] == 1 else s.views, s.replicated)
         local = s.map(
             lambda v, x, k: self._apply_local(v, x, k, train),
@@ -110,30 +140,47 @@ class Stack:
         return logits, dict(features), stats
 
     def take(self, variables: dict, i: int) -> dict:
-        """The variables of network `i` without the network axis, with those of the trunk."""
+        """The variables of network `i` as its module takes them, without the network axis."""
+        return self.tying.plain(self._one(variables, i))
+
+    @property
+    def shares(self) -> bool:
+        """Whether the networks may share arrays."""
+        return bool(self.trunk) or self.tying is not NOTHING
+
+    def of_trunk(self, variables: Mapping[str, Mapping[str, Any]]) -> dict:
+        """The part of variables {collection: {layer: tree}} that all networks share."""
+        return {c: self._part(layers, (), True) for c, layers in variables.items()}
+
+    def of_networks(self, variables: Mapping[str, Mapping[str, Any]]) -> dict:
+        """The part of variables {collection: {layer: tree}} that each network has for itself."""
+        return {c: self._part(layers, (), False) for c, layers in variables.items()}
+
+    def _is_shared(self, path: tuple[str, ...], names: frozenset[str]) -> bool:
+        return models.in_trunk(path[0], self.trunk) or self.tying.shared(path, names)
+
+    def _part(self, tree: Mapping[str, Any], path: tuple[str, ...], shared: bool) -> dict:
+        """The arrays of a tree {layer: ...} that are, or are not, shared."""
+        names, part = frozenset(tree), {}
+        for name, value in tree.items():
+            at = (*path, name)
+            if isinstance(value, Mapping):
+                if inside := self._part(value, at, shared):
+                    part[name] = inside
+            elif self._is_shared(at, names) == shared:
+                part[name] = value
+        return part
+
+    def _one(self, variables: dict, i: int) -> dict:
+        """What network `i` has for itself, without the network axis, and what all share."""
         own = jax.tree.map(lambda x: x[i], self.of_networks(variables))
         return merge(own, self.of_trunk(variables))
 
-    def of_trunk(self, variables: Mapping[str, Mapping[str, Any]]) -> dict:
-        """The trunk's part of variables {collection: {layer: tree}}."""
-        return {
-            c: {k: v for k, v in layers.items() if models.in_trunk(k, self.trunk)}
-            for c, layers in variables.items()
-        }
-
-    def of_networks(self, variables: Mapping[str, Mapping[str, Any]]) -> dict:
-        """The part of variables {collection: {layer: tree}} that lies after the trunk."""
-        return {
-            c: {k: v for k, v in layers.items() if not models.in_trunk(k, self.trunk)}
-            for c, layers in variables.items()
-        }
-
-    def _by_layer(self, variables: dict, trunk, other) -> dict:
-        """A prefix of the tree of variables: `trunk` for layers in the trunk, else `other`."""
-        return {
-            c: {k: trunk if models.in_trunk(k, self.trunk) else other for k in layers}
-            for c, layers in variables.items()
-        }
+    def _by_array(self, variables: dict, shared, other) -> dict:
+        """A tree like the variables: `shared` for arrays that all networks share, else `other`."""
+        return merge(
+            _like(self.of_trunk(variables), shared), _like(self.of_networks(variables), other)
+        )
 
     def _apply_local(self, variables, images, key, train):
         """Applies this device's networks to its part of the batch."""
@@ -144,6 +191,7 @@ class Stack:
         shared = images.shape[0] == 1
 
         def one(variables: dict, images: Array, key: Array) -> tuple[Array, Features, Any]:
+            variables = self.tying.plain(variables)
             mutable = ["batch_stats"] if train else False
             out = self.module.apply(
                 variables, images, train, example_ids, rngs={"dropout": key}, mutable=mutable
@@ -152,24 +200,26 @@ class Stack:
             return logits, Features(features), new.get("batch_stats", {})
 
         lowering = choose_lowering(self.lowering, n, self.sharding.platform)
-        if self.trunk and lowering == "unrolled":
-            lowering = "dense"  # each copy of the network would compute the trunk again
+        if lowering == "unrolled" and (self.trunk or self.tying.joint_norm):
+            # Each copy of the network would compute the trunk again, and only `vmap` has an axis to
+            # take statistics over.
+            lowering = "dense"
         if lowering == "unrolled":
             outs = [
-                one(self.take(variables, i), images[0 if shared else i], keys[i]) for i in range(n)
+                one(self._one(variables, i), images[0 if shared else i], keys[i]) for i in range(n)
             ]
             logits, features, stats = jax.tree.map(lambda *x: jnp.stack(x), *outs)
         else:
-            axes = self._by_layer(variables, None, 0)
-            mapped = jax.vmap(one, (axes, None if shared else 0, 0))
+            axes = self._by_array(variables, None, 0)
+            mapped = jax.vmap(one, (axes, None if shared else 0, 0), axis_name=NETWORK)
             images = images[0] if shared else images
             with conv.lowered(lowering):
                 logits, features, stats = mapped(variables, images, keys)
         if train and not self.synced:
             stats = mean_over_batch(stats)
-        if self.trunk:
-            shared_stats = self.of_trunk({"": stats})[""]
-            stats = stats | jax.tree.map(_mean_over_networks, shared_stats)
+        if self.shares:
+            own, common = self.of_networks({"": stats}), self.of_trunk({"": stats})
+            stats = merge(own, jax.tree.map(_mean_over_networks, common))[""]
         return logits, features, stats
 
 
@@ -184,6 +234,7 @@ def make(
     dtype: str | None = None,
     remat: str = "",
     trunk: str = "",
+    tying: Tying = NOTHING,
 ) -> Stack:
     """Makes a stack of S networks of the (divided) Spec.
 
@@ -198,6 +249,7 @@ def make(
       dtype: dtype of the computation, such as 'bfloat16'; None: the dtype of the images.
       remat: stages to recompute in the backward pass; see `models.remat_stages`.
       trunk: the last stage that the networks share; see `models.trunk_stage`; '': none.
+      tying: what else the networks share.
 
     Raises:
       ConfigError: lowering, batch_norm, a stage of `remat` or the stage of `trunk` is unknown.
@@ -215,13 +267,27 @@ def make(
         dtype=compute,
         remat=models.remat_stages(spec, remat),
     )
+    if tying.joint_norm:
+        module = module.clone(axis_name=(NETWORK, NET, *((DATA,) if synced else ())))
     trunk = models.trunk_stage(spec, trunk)
-    return Stack(module, spec, num_networks, sharding, lowering, synced, trunk)
+    return Stack(module, spec, num_networks, sharding, lowering, synced, trunk, tying)
 
 
-def merge(*parts: dict) -> dict:
-    """Joins several parts {collection: {layer: tree}}, which must have different layers."""
-    return {c: {k: v for part in parts for k, v in part[c].items()} for c in parts[0]}
+def merge(*parts: Mapping[str, Any]) -> dict:
+    """Joins several trees of dicts, which must have different arrays, such as the parts
+    `Stack.of_networks` and `Stack.of_trunk` of variables."""
+    joined: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            inside = joined.get(name)
+            both = isinstance(value, Mapping) and isinstance(inside, Mapping)
+            joined[name] = merge(inside, value) if both else value
+    return joined
+
+
+def _like(tree: Mapping[str, Any], value: Any) -> dict:
+    """A tree of dicts like `tree`, with one value for every array."""
+    return {k: _like(v, value) if isinstance(v, Mapping) else value for k, v in tree.items()}
 
 
 def _mean_over_networks(x: Array) -> Array:

@@ -94,6 +94,10 @@ def one_device():
     "method", (n for n, entry in methods.METHODS.items() if entry.most != 1 and not entry.teacher)
 )
 def test_every_method_on_every_mesh(one_device, method, mesh):
+    if method == "mimo" and mesh[1] > 1:
+        with pytest.raises(ConfigError, match="must divide the 1 networks"):
+            train(*mesh, method=method, seed=1)
+        return
     assert_agree(one_device(method), train(*mesh, method=method, seed=1))
 
 

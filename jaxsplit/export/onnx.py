@@ -61,6 +61,12 @@ def write(
     """
     predictor = load(workdir, which, **options)
     singles = tuple(predictor.restored.singles)
+    if not singles:
+        method = predictor.config.method
+        raise ConfigError(
+            f"format='onnx': method={method!r} has no networks with one input and one output; "
+            "export it as stablehlo"
+        )
     several = ("ensemble",) * ("ensemble" in predictor.forward.answers)
     of = target.answer(predictor, of, (*singles, *several))
     predictor = target.using(predictor, of, temperature)

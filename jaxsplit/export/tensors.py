@@ -8,6 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from jaxsplit import config as config_lib
 from jaxsplit.data import facts
 from jaxsplit.export import target
 from jaxsplit.inference.predictor import Predictor, load
@@ -42,7 +43,8 @@ def write(
     data = native.to_bytes(arrays, header)
     description["tensors"] = len(flatten_dict(arrays))
     target.write_with_description(path, data, description)
-    what = "1 network" if own.split == 1 else f"{own.split} networks"
+    count = config_lib.resolve(own).num_networks
+    what = "1 network" if count == 1 else f"{count} networks"
     return target.Written(
         path,
         (

@@ -156,34 +156,40 @@ def candidates(config: ConfigDict, known: facts.Facts) -> list[tuple[Candidate, 
     resolved, devices = config_lib.resolve(config), jax.local_devices()
     whole, small, count = models.divided(config.arch, 1), resolved.spec, resolved.num_networks
     wanted = [(UNDIVIDED, whole, 1, "auto", 1, "")]
-    if small != whole or count > 1:
+    if small != whole or count > 1 or resolved.heads > 1:
         wanted.append((ONE, small, 1, "auto", 1, ""))
     if count > 1:
         for lowering in stack.LOWERINGS[1:]:
-            if not (resolved.trunk and lowering == "unrolled"):  # it would be dense
+            if lowering != "unrolled" or resolved.unrolls:
                 wanted.append((lowering, small, count, lowering, 1, resolved.trunk))
         shared = max(n for n in range(1, len(devices) + 1) if count % n == 0)
         if shared > 1:
             name = f"{shared} devices"
             wanted.append((name, small, count, "auto", shared, resolved.trunk))
     found = []
+    classes, shape = known.num_classes, known.image_shape
     for name, spec, n, lowering, over, trunk in wanted:
+        heads = resolved.heads if name == ONE else 1
         mesh = sharding.make(1, over, num_networks=n, devices=devices[:over])
         networks = stack.make(
             spec,
             n,
-            known.num_classes,
+            heads * classes,
             mesh,
             lowering=lowering,
             dtype=config.dtype,
             trunk=trunk,
+            tying=resolved.tying if n > 1 else stack.NOTHING,
         )
-        each = costs.cost(spec, num_classes=known.num_classes, image_shape=known.image_shape)
-        params, macs = each.in_trunk(networks.trunk)
-        params, macs = n * each.params - (n - 1) * params, n * each.macs - (n - 1) * macs
+        wide = (*shape[:2], heads * shape[2])
+        each = costs.cost(spec, num_classes=heads * classes, image_shape=wide)
+        params, macs = each.params, each.macs
+        if n > 1:
+            sizes = dict(num_classes=classes, image_shape=shape)
+            params, macs = costs.own_costs(config, resolved, each, **sizes)[costs.ALL]
         lowering = stack.choose_lowering(lowering, n // over, mesh.platform)
         candidate = Candidate(name, config.arch, n, lowering, over, params, macs)
-        found.append((candidate, _call(networks, known, config.eval.ensemble)))
+        found.append((candidate, _call(networks, known, config.eval.ensemble, heads)))
     return found
 
 
@@ -196,10 +202,14 @@ def _cascade(predictor: Predictor, known: facts.Facts) -> tuple[Candidate, Call]
     return candidate, predictor
 
 
-def _call(networks: stack.Stack, known: facts.Facts, how: str) -> Call:
-    """Random networks as a function from host memory to host memory."""
+def _call(networks: stack.Stack, known: facts.Facts, how: str, heads: int) -> Call:
+    """Random networks as a function from host memory to host memory.
+
+    Each sees an image `heads` times side by side, and answers as often.
+    """
     mesh = networks.sharding
-    drawn = _drawn(networks, known.image_shape)
+    height, width, channels = known.image_shape
+    drawn = _drawn(networks, (height, width, heads * channels))
     variables = stack.merge(
         mesh.put(networks.of_networks(drawn), mesh.networks),
         mesh.put(networks.of_trunk(drawn), mesh.replicated),
@@ -207,8 +217,11 @@ def _call(networks: stack.Stack, known: facts.Facts, how: str) -> Call:
 
     def probabilities(variables: dict, images: Array) -> Array:
         views = augment.eval_view(images, known.mean, known.std)
+        views = jnp.tile(views, heads)
         logits, _, _ = networks.apply(variables, views[None], train=False)
-        together = losses.ensemble(logits, how) if networks.num_networks > 1 else logits[0]
+        if heads > 1:
+            logits = jnp.stack(jnp.split(logits[0], heads, -1))
+        together = losses.ensemble(logits, how) if len(logits) > 1 else logits[0]
         return jax.nn.softmax(together.astype(jnp.float32))
 
     program = jax.jit(probabilities, compiler_options=compiler.options(mesh.platform))

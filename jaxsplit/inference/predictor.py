@@ -152,6 +152,9 @@ class Predictor:
         if cascade is not None:
             if not cascade >= 0:
                 raise ConfigError(f"cascade={cascade}: must be a threshold of 0 or more")
+            if not self.restored.singles:
+                method = self.config.method
+                raise ConfigError(f"cascade={cascade}: method={method!r} has one network only")
             changes["cascade"] = float(cascade)
         # A copy shares the compiled programs.
         other = object.__new__(Predictor)
@@ -274,14 +277,14 @@ class Predictor:
             return self._options.networks
         if self._options.cascade is not None:
             return self.restored.by_accuracy()
-        return tuple(self.restored.singles)
+        return self.restored.voters
 
     def _answer(self) -> str | None:
         """The name in the method's answers that is the answer; None: it is combined here."""
         chosen, combine = self._options.networks, self._options.combine
         if chosen is not None:
             return chosen[0] if len(chosen) == 1 else None
-        if combine is None or len(self.restored.singles) == 1:
+        if combine is None or len(self.restored.voters) == 1:
             return self.restored.method.answer
         return None
 
@@ -291,9 +294,10 @@ class Predictor:
 
     def _common(self) -> str:
         """The answer of evaluations that a combination here is; '' where it is none."""
-        stack = tuple(n for n, s in self.restored.singles.items() if s.part == "stack")
+        singles = self.restored.singles
+        stack = {n for n in self.restored.voters if n not in singles or singles[n].part == "stack"}
         same_how = self._options.combine in (None, self.config.eval.ensemble)
-        return ENSEMBLE if same_how and set(self.voters) == set(stack) else ""
+        return ENSEMBLE if same_how and set(self.voters) == stack else ""
 
     def _named(self, networks: Sequence[str | int] | str | int) -> tuple[str, ...]:
         """Names without repetition; numbers count in the stack."""

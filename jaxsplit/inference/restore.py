@@ -48,6 +48,12 @@ class Restored:
         """Name -> where it lies, of the single networks."""
         return methods.METHODS[self.config.method].networks(self.config)
 
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """The single networks, or, where there are none, the outputs of the one network."""
+        outputs = tuple(f"net{i}" for i in range(self.config.split))
+        return tuple(self.singles) or outputs
+
     def answers(self) -> tuple[str, ...]:
         """The names that the method predicts: net0, ..., then ensemble, leader, fusion, ..."""
         shape = (self.sharding.data_devices, *self.facts.image_shape)
@@ -92,7 +98,9 @@ class Restored:
         """The variables of some networks of the stack, with those that all share."""
         chosen = np.asarray(indices)
         return {
-            collection: jax.tree.map(lambda x: x[chosen], parts["stack"]) | parts.get("trunk", {})
+            collection: stack.merge(
+                jax.tree.map(lambda x: x[chosen], parts["stack"]), parts.get("trunk", {})
+            )
             for collection, parts in self.variables.items()
         }
 
@@ -133,7 +141,8 @@ def restore(
     saved = read.model_shapes(checkpoints.path(step))
     known = facts.of_workdir(path, config.data, saved, say)
     devices = jax.local_devices()[:1] if devices is None else devices
-    mesh = sharding.make(len(devices), 1, num_networks=config.split, devices=devices)
+    count = config_lib.resolve(config).num_networks
+    mesh = sharding.make(len(devices), 1, num_networks=count, devices=devices)
     networks, method = _networks(config, known, mesh)
     # An average of the weights lies where those of other runs do.
     like = state.shapes(method, optax.identity(), known.image_shape, mesh)
@@ -157,12 +166,13 @@ def _networks(
     networks = stack.make(
         resolved.spec,
         resolved.num_networks,
-        known.num_classes,
+        resolved.heads * known.num_classes,
         mesh,
         lowering=config.lowering,
         batch_norm=config.batch_norm,
         dtype=config.dtype,
         trunk=resolved.trunk,
+        tying=resolved.tying,
     )
     # Lengths of training matter to the loss alone, and those in epochs follow from the data set.
     shortened = config.copy_and_resolve_references()

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods import (
+    batch_ensemble,
     cl_ilr,
     codistill,
     cotrain,
@@ -18,6 +19,7 @@ from jaxsplit.methods import (
     independent,
     joint,
     kdcl,
+    mimo,
     okddip,
     okdph,
     one,
@@ -58,6 +60,8 @@ METHODS: dict[str, Entry] = {
     "okdph": okdph.ENTRY,
     "distill_from": distill_from.ENTRY,
     "packed": packed.ENTRY,
+    "batch_ensemble": batch_ensemble.ENTRY,
+    "mimo": mimo.ENTRY,
 }
 
 ALONE = "single"  # the method that trains one network alone

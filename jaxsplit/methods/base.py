@@ -14,7 +14,7 @@ from jax import Array
 from jaxsplit import losses
 from jaxsplit.features import Features
 from jaxsplit.sharding import first_example, mean_over_batch
-from jaxsplit.stack import Stack
+from jaxsplit.stack import Stack, merge
 
 
 class Method(NamedTuple):
@@ -268,9 +268,9 @@ class _Trained:
         return named
 
     def _split(self, layers: dict) -> dict:
-        """Sorts the stack's layers into parts: `stack` and, if networks share layers, `trunk`."""
+        """Sorts the stack's layers into parts: `stack` and, if networks share arrays, `trunk`."""
         stack = self.stack
-        if not stack.trunk:
+        if not stack.shares:
             return {"stack": layers}
         own, trunk = (of({"": layers})[""] for of in (stack.of_networks, stack.of_trunk))
         return {"stack": own, "trunk": trunk}
@@ -287,7 +287,7 @@ class _Trained:
 
 def _join(variables: dict) -> dict:
     """Joins the stack's parts to one tree per collection: the inverse of `_Trained._split`."""
-    return {c: tree["stack"] | tree.get("trunk", {}) for c, tree in variables.items()}
+    return {c: merge(tree["stack"], tree.get("trunk", {})) for c, tree in variables.items()}
 
 
 def scale_gradient(x: Array, factor: float) -> Array:

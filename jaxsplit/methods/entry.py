@@ -11,12 +11,12 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.losses import distill
 from jaxsplit.methods.base import Method
 from jaxsplit.section import Section
-from jaxsplit.stack import Stack
+from jaxsplit.stack import NOTHING, Stack, Tying
 
 VIEWS = ("different", "same")
 Curve = Callable[[np.ndarray], Any]  # steps int[N] -> float[N]
 MEAN = "mean"  # as a part of the variables: the mean over the networks of the stack
-TRUNKS = ("none", "all but the last", "needed")
+TRUNKS = ("none", "all but the last", "needed", "never")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,15 @@ class Entry:
     """With `config.views` 'paper', whether networks see different views: different | same."""
     trunk: str = "none"
     """The stages that networks share with `config.trunk` 'paper': none | all but the last | needed
-    (all but the last; the method cannot do without a trunk)."""
+    (all but the last; the method cannot do without a trunk) | never (none; it cannot have one)."""
     spec: Callable[[Any, int], Any] | None = None
     """(config, number of networks that replace `arch`) -> Spec of one network; None: the division
     of `arch`."""
+    tying: Callable[[Any], Tying] = lambda config: NOTHING
+    """config -> what networks share besides a trunk."""
+    heads: Callable[[Any], int] = lambda config: 1
+    """config -> how many of the `config.split` networks are one, which sees as many images side by
+    side and has as many outputs; must divide `config.split`."""
     answer: str = "ensemble"
     """Equal to `Method.answer`, but known before a Method is made; see `answer_of`."""
     teacher: tuple[str, ...] = ()

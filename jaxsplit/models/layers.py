@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array, lax
+from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 
 from jaxsplit import compiler
@@ -25,6 +26,7 @@ from jaxsplit.models.stochastic import Dropout
 from jaxsplit.sharding import same_axes
 
 Dtype = DTypeLike
+NETWORK = "network"  # name of the axis of a `vmap` over the networks of a stack
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 # He et al. 2015 with fan-out, as in both reference systems.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -109,10 +111,11 @@ class BatchNorm(nn.Module):
 
     Like PyTorch, it normalises by the biased variance and keeps a running mean of the *unbiased*
     variance (Flax's own layer keeps the biased one). Statistics are computed in at least float32.
-    `axis_name`: mesh axis to synchronise over; None: each device has its own statistics.
+    `axis_name`: axes, of the mesh or of `vmap`, to take the statistics over; None: each device has
+    its own.
     """
 
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
     momentum: float = 0.9  # of the running average; PyTorch's momentum is 1 - this
     epsilon: float = 1e-5
     dtype: Dtype | None = None
@@ -134,8 +137,8 @@ class BatchNorm(nn.Module):
         mean, var = lax.stop_gradient((mean, var))
         if not self.is_initializing():
             n = x.size // x.shape[-1]
-            if self.axis_name is not None:
-                n *= lax.axis_size(self.axis_name)
+            for axis in _axes(self.axis_name):
+                n *= lax.axis_size(axis)
             m = self.momentum
             unbiased = var * (n / max(n - 1, 1))
             mean_var.value = m * mean_var.value + (1 - m) * mean
@@ -156,6 +159,27 @@ def _wide(v: Array, x: Array) -> Array:
 
 def _affine(x: Array, mean: Array, factor: Array, bias: Array, dtype: Dtype) -> Array:
     return ((x - _wide(mean, x)) * _wide(factor, x) + _wide(bias, x)).astype(dtype)
+
+
+def _axes(axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axis_name,) if isinstance(axis_name, str) else axis_name or ()
+
+
+def _mean_over(axes: tuple[str, ...], x: Array) -> Array:
+    for axis in axes:
+        x = _mean_over_networks(x) if axis == NETWORK else lax.pmean(x, axis)
+    return x
+
+
+@custom_vmap
+def _mean_over_networks(x: Array) -> Array:
+    """`lax.pmean` over the axis `NETWORK`, which inside `shard_map` takes the mesh's axes only."""
+    return x
+
+
+@_mean_over_networks.def_vmap
+def _(size: int, batched: Sequence[bool], x: Array) -> tuple[Array, bool]:
+    return (x.mean(0) if batched[0] else x), False
 
 
 def _sum(x: Array) -> Array:
@@ -183,7 +207,7 @@ def _statistics(x: Array) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _batch_norm(x, scale, bias, epsilon: float, axis_name: str | None, dtype: Dtype):
+def _batch_norm(x, scale, bias, epsilon: float, axis_name, dtype: Dtype):
     """(`x` normalised, float[..., C] of `dtype`; mean float[C]; biased variance float[C]).
 
     The gradient is written by hand (Ioffe & Szegedy 2015, section 3) with two sums and one pass;
@@ -195,10 +219,10 @@ def _batch_norm(x, scale, bias, epsilon: float, axis_name: str | None, dtype: Dt
 def _batch_norm_forward(x, scale, bias, epsilon, axis_name, dtype):
     wide = widen(x)
     mean, var = _statistics(wide)
-    if axis_name is not None:
+    if axes := _axes(axis_name):
         # Uses deviations from the common mean, because E[x^2] - E[x]^2 would lose digits.
-        own, mean = mean, lax.pmean(mean, axis_name)
-        var = lax.pmean(var + jnp.square(own - mean), axis_name)
+        own, mean = mean, _mean_over(axes, mean)
+        var = _mean_over(axes, var + jnp.square(own - mean))
     root = lax.rsqrt(var + epsilon)
     y = _affine(wide, mean, scale * root, bias, dtype)
     return (y, mean, var), (x, scale, mean, root)
@@ -211,8 +235,7 @@ def _batch_norm_backward(epsilon, axis_name, dtype, saved, cotangents):
     d_bias, by_deviation = _sum(g), _sum(g * deviation)
     n = x.size // x.shape[-1]
     means = d_bias / n, by_deviation / n
-    if axis_name is not None:
-        means = lax.pmean(means, axis_name)
+    means = jax.tree.map(functools.partial(_mean_over, _axes(axis_name)), means)
     slope = _wide(means[1] * jnp.square(root), x)
     dx = (g - _wide(means[0], x) - deviation * slope) * _wide(scale * root, x)
     d_scale = by_deviation * root

@@ -111,14 +111,14 @@ class Run:
             num_classes, image_shape = _data_facts(self)
             resolved = config_lib.resolve(self.config)
             facts = dict(num_classes=num_classes, image_shape=image_shape)
-            one, whole = stack_cost(
-                self.config.arch, resolved.divided_in, spec=resolved.spec, **facts
-            )
+            fields = dict(spec=resolved.spec, heads=resolved.heads)
+            one, whole = stack_cost(self.config.arch, resolved.divided_in, **fields, **facts)
             own = own_costs(self.config, resolved, one, **facts)
         except ConfigError:
             return {}
         singles = {f"net{i}": (one.params, one.macs) for i in range(self.config.split)}
-        undivided = {"undivided": (whole.params, whole.macs)} if resolved.divided_in > 1 else {}
+        other = resolved.divided_in > 1 or resolved.heads > 1
+        undivided = {"undivided": (whole.params, whole.macs)} if other else {}
         return {**singles, **own, **undivided}
 
     def cost(self, answer: str) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxsplit import models
+from jaxsplit import methods, models
 from jaxsplit.costs import ALL, cost, own_costs, stack_cost
 
 SPLITS = (1, 2, 4)  # the numbers S in the table of architectures
@@ -18,12 +18,15 @@ SPLITS = (1, 2, 4)  # the numbers S in the table of architectures
 
 def title(config: ConfigDict) -> str:
     """The networks in words: 'resnet110 divided in 2', or '2 x resnet110' if they are whole."""
-    s, n = config.split, config.divide_in
+    method = methods.METHODS.get(config.method)
+    heads = method.heads(config) if method else 1
+    s, n = config.split // heads, config.divide_in
+    several = f" with {heads} inputs and outputs" if heads > 1 else ""
     if not config.divide or n == 1 or s == 1 == (n or s):
-        return config.arch if s == 1 else f"{s} x {config.arch}"
+        return (config.arch if s == 1 else f"{s} x {config.arch}") + several
     if n in (0, s):
         return f"{config.arch} divided in {s}"
-    return f"{s} of {config.arch} divided in {n}"
+    return f"{s} of {config.arch} divided in {n}{several}"
 
 
 def table(config: ConfigDict, **fields: Any) -> str:
@@ -36,13 +39,14 @@ def table(config: ConfigDict, **fields: Any) -> str:
     from jaxsplit import config as config_lib
 
     resolved = config_lib.resolve(config)
-    small, large = stack_cost(config.arch, resolved.divided_in, spec=resolved.spec, **fields)
+    own = dict(spec=resolved.spec, heads=resolved.heads)
+    small, large = stack_cost(config.arch, resolved.divided_in, **own, **fields)
     costs = own_costs(config, resolved, small, **fields)
     params, macs = every = costs.pop(ALL)
     rows = {
         **small.groups,
         "one network": (small.params, small.macs),
-        f"all {config.split}": every,
+        f"all {resolved.num_networks}": every,
         **costs,
         "undivided": (large.params, large.macs),
     }

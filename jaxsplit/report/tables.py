@@ -93,6 +93,7 @@ def tables(exp: "Experiment", results: Results, which: str, best: str = "") -> s
         spec=exp.resolved.spec,
         num_classes=classes,
         image_shape=exp.dataset.image_shape,
+        heads=exp.resolved.heads,
     )
     own = own_costs(
         config,

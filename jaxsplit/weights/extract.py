@@ -140,7 +140,7 @@ def single(config: ConfigDict, name: str) -> methods.Single:
     """
     networks = methods.METHODS[config.method].networks(config)
     if name not in networks:
-        has = ", ".join(networks)
+        has = ", ".join(networks) or "none that can be taken out"
         raise ConfigError(f"method={config.method!r}: has no network {name!r}; there are {has}")
     return networks[name]
 
@@ -175,4 +175,8 @@ def _read(
         if part == "stack":
             value = value.mean(0) if own == methods.MEAN else value[found_in.index]
         found[collection][rest] = value
-    return {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}, step, metrics
+    variables: dict[str, Any] = {c: unflatten_dict(tree, sep="/") for c, tree in found.items()}
+    if own == "stack":
+        plain = config_lib.resolve(config).tying.plain(variables)
+        variables = jax.tree.map(np.asarray, jax.device_get(plain))
+    return variables, step, metrics

@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
-from jaxsplit import data, models
+from jaxsplit import data, models, stack
 from jaxsplit.checkpoints import integrity, store
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
@@ -217,7 +217,12 @@ def to_variables(
       ConfigError: the weights are of another architecture or S, or for another number of classes or
         image channels.
     """
-    spec, source = config_lib.resolve(config).spec, data.source(config.data)
+    resolved, source = config_lib.resolve(config), data.source(config.data)
+    spec = resolved.spec
+    if resolved.tying is not stack.NOTHING or resolved.heads > 1:
+        raise ConfigError(
+            f"method={config.method!r}: must be a method of whole networks, which the files hold"
+        )
     _check_networks(config, weights)
     classes = _num_classes(spec, weights.networks[0])
     if num_classes is not None and classes not in (None, num_classes):
@@ -277,14 +282,11 @@ def _of_native(config: ConfigDict, own: native.Weights, path: str) -> dict:
     try:
         check_native(config, own)
         source = data.source(config.data)
-        module = models.build(config_lib.resolve(config).spec, source.num_classes)
+        resolved = config_lib.resolve(config)
+        module = models.build(resolved.spec, resolved.heads * source.num_classes)
         size = source.shape(config.data)
-        need = integrity.shapes(_shapes(module, size[0], size[2]))
-        parts = [own.variables[c].get(native.STACK, {}) for c in ("params", "batch_stats")]
-        trunk = [own.variables[c].get("trunk", {}) for c in ("params", "batch_stats")]
-        have = integrity.shapes({"params": parts[0], "batch_stats": parts[1]})
-        have = {name: shape[1:] for name, shape in have.items()}
-        have |= integrity.shapes({"params": trunk[0], "batch_stats": trunk[1]})
+        need = integrity.shapes(_shapes(module, size[0], resolved.heads * size[2]))
+        have = integrity.shapes(_of_one(own.variables, resolved.tying))
         for name in sorted(have.keys() | need.keys()):
             if have.get(name) != need.get(name):
                 raise ConfigError(
@@ -294,6 +296,18 @@ def _of_native(config: ConfigDict, own: native.Weights, path: str) -> dict:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return own.variables
+
+
+def _of_one(variables: dict, tying: stack.Tying) -> dict:
+    """Shapes of the variables of a network of a file, as its module takes them."""
+
+    def one(variables: dict) -> dict:
+        own = {
+            c: jax.tree.map(lambda x: x[0], t.get(native.STACK, {})) for c, t in variables.items()
+        }
+        return tying.plain(stack.merge(own, {c: t.get("trunk", {}) for c, t in variables.items()}))
+
+    return jax.eval_shape(one, variables)
 
 
 def _fits(spec, state: State, num_classes: int, **fields) -> bool:

@@ -84,7 +84,8 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
         raise ConfigError("holds no checkpoints; must be a workdir or its checkpoints/<step>")
     other = config_lib.load(path)
     has, wants = config_lib.resolve(other), config_lib.resolve(config)
-    if (has.spec, has.num_networks) != (wants.spec, wants.num_networks):
+    kinds = [(its.spec, its.num_networks, its.heads) for its in (has, wants)]
+    if kinds[0] != kinds[1]:
         theirs, ours = (summary.title(c) for c in (other, config))
         raise ConfigError(f"holds {theirs}, config has {ours}")
     checkpoints = reading.Reader(path)

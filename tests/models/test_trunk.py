@@ -256,6 +256,14 @@ FAMILIES = [
 SHALLOW = {"blocks": (2, 1, 1), "layers": (2, 1, 1)}
 
 
+def shallow(arch):
+    spec = models.divided(arch, 1)
+    for field, value in SHALLOW.items():
+        if isinstance(getattr(spec, field, None), tuple) and arch[:9] != "efficient":
+            spec = dataclasses.replace(spec, **{field: value})
+    return spec
+
+
 def test_every_family_is_tried():
     assert {id(models.known(arch)[0]) for arch in FAMILIES} == set(
         map(id, models.FAMILIES.values())
@@ -265,10 +273,7 @@ def test_every_family_is_tried():
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_the_trunk_is_what_its_last_map_is_computed_from(arch):
     """Of all layers with parameters those that the output of a stage depends on, no other."""
-    spec = models.divided(arch, 1)
-    for field, value in SHALLOW.items():
-        if isinstance(getattr(spec, field, None), tuple) and arch[:9] != "efficient":
-            spec = dataclasses.replace(spec, **{field: value})
+    spec = shallow(arch)
     module = models.build(spec, K)
     image = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(module.init, jax.random.key(0), image)
@@ -329,6 +334,12 @@ def test_of_a_config():
     assert of(method="cl_ilr", trunk="none") == ""
     with pytest.raises(ConfigError, match="trunk='none': must be a stage with method='one'"):
         of(method="one", trunk="none")
+    for name in ("batch_ensemble", "mimo"):
+        assert of(method=name) == of(method=name, trunk="none") == ""
+        with pytest.raises(
+            ConfigError, match=f"^trunk='stage1': must be none with method='{name}'"
+        ):
+            of(method=name, trunk="stage1")
     config = common.get_config()
     config.trunk = "last"
     with pytest.raises(
@@ -338,7 +349,10 @@ def test_of_a_config():
 
 
 @pytest.mark.parametrize("views", ["same", "different"])
-@pytest.mark.parametrize("name", (n for n, entry in methods.METHODS.items() if not entry.teacher))
+@pytest.mark.parametrize(
+    "name",
+    [m for m, its in methods.METHODS.items() if its.trunk != "never" and not its.teacher],
+)
 def test_every_method(name, views):
     """Traced: gradients and new statistics are like what there is, the trunk apart."""
     config = common.get_config()
