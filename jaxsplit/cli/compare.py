@@ -152,8 +152,7 @@ def _forecast(config: ConfigDict, plan: "grid.Plan") -> None:
     from jaxsplit.workdir import compile_cache
 
     def of(group: grid.Group) -> ConfigDict:
-        fields = group.overrides | ({grid.TEACHER: ""} if group.teacher else {})
-        return grid.changed(config, fields)
+        return grid.changed(config, group.overrides)
 
     def measure(group: grid.Group) -> tuple[float, float, int]:
         found = expected.pace(of(group))

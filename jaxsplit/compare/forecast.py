@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from jaxsplit.compare.grid import Group, Plan
 from jaxsplit.compare.outcome import in_words
 
-PATIENCE = 120.0  # seconds after which no further group is measured
+PATIENCE = 60.0  # seconds after which no further group is measured
 
 
 @dataclasses.dataclass(frozen=True)
