@@ -6,6 +6,7 @@ from jaxsplit import config as config_lib
 from jaxsplit import costs, expected
 from jaxsplit.compare.grid import Cost
 from jaxsplit.errors import ConfigError
+from jaxsplit.models import fusion
 from tests.support.runs import one_network, tiny
 
 KNOWN = dict(num_classes=10, image_shape=(8, 8, 3))
@@ -41,14 +42,13 @@ def test_all_that_trains_with_a_leader():
     whole, named = networks(config)
     found = expected.cost(config)
     assert (found.params, found.macs) == named["leader"] == (whole.params, whole.macs)
-    modules = found.train_macs - named["fusion"][1] - named["leader"][1]
-    # WRN-10-1's maps at 8x8, 4x4 and 2x2 pixels have 16, 32 and 64 channels.
-    assert modules == TRANS_FUSION + 2 * SELF_DISTILLATION
-
-
-# A depthwise 3x3 and a pointwise convolution, twice: 64 -> 64 -> 128 channels on 2x2 pixels.
-TRANS_FUSION = 0
-SELF_DISTILLATION = 0
+    # The last map of WRN-10-1 is 2x2x64. A depthwise 3x3 and a 1x1 convolution to both students'.
+    trans_fusion = 4 * (9 * 64 + 64 * 128)
+    # From it 4x4x32, then 8x8x16, by transposed 4x4 convolutions, of which an output sees 2x2.
+    module = costs.module_cost(fusion.SelfDistillation((32, 16)), (2, 2, 64)).macs
+    # A module of the second student and one of the leader; each teaches and learns.
+    modules = trans_fusion + 2 * 2 * module
+    assert found.train_macs == named["fusion"][1] + named["leader"][1] + modules
 
 
 def test_a_shared_trunk_counts_once_if_all_see_one_view():
@@ -65,6 +65,7 @@ def test_what_a_run_would_refuse():
 
 
 def test_pace():
-    found = expected.pace(tiny(duration="1 epochs"))
-    assert found.steps == expected.steps(tiny(duration="1 epochs")) == 2048 // 16
+    config = one_network(duration="1 epochs")
+    found = expected.pace(config)
+    assert found.steps == expected.steps(config) == 2048 // 16
     assert found.step > 0 and found.compilation > 0

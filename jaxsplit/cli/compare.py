@@ -100,6 +100,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     """
     import jax
 
+    from jaxsplit.compare import devices, runner
     from jaxsplit.compare import flags as texts
 
     if not _DRY.value:  # the accelerators are for the runs
@@ -113,12 +114,19 @@ def run(config: ConfigDict, workdir: str) -> None:
         teacher=_TEACHER.value,
     )
     budget, batches = texts.budget(_BUDGET.value), texts.batches(_LATENCY.value)
+    environments = devices.environments(_DEVICES.value)
     folder = _folder(workdir)
     plan = _plan(config, grid, folder)
     if _DRY.value:
         _forecast(config, plan)
     else:
-        _run(config, plan, folder, budget, batches)
+        settings = runner.Settings(
+            config=run_flags.of_config(),
+            environments=environments,
+            budget=budget,
+            batches=batches,
+        )
+        _run(config, plan, folder, settings)
 
 
 def _plan(config: ConfigDict, asked: "grid.Grid", folder: pathlib.Path) -> "grid.Plan":
@@ -173,26 +181,18 @@ def _run(
     config: ConfigDict,
     plan: "grid.Plan",
     folder: pathlib.Path,
-    budget: float | None,
-    batches: tuple[int, ...],
+    settings: "runner.Settings",
 ) -> None:
     from jaxsplit import config as config_lib
-    from jaxsplit.compare import devices, record, runner
+    from jaxsplit.compare import record, runner
     from jaxsplit.hosts import signals
     from jaxsplit.workdir import lock
 
-    environments = devices.environments(_DEVICES.value)
     with contextlib.ExitStack() as at_end:
         config_lib.prepare_workdir(folder, lock.held(at_end, _say))
         record.write(folder, config, plan)
         for one in plan.left_out:
             _say(f"left out: {one.name}: {one.reason}")
-        settings = runner.Settings(
-            config=run_flags.of_config(),
-            environments=environments,
-            budget=budget,
-            batches=batches,
-        )
         with signals.Stop() as stop:
             stop.hold()
             found = runner.run(plan, folder, settings, stop, _say)

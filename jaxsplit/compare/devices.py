@@ -43,7 +43,7 @@ def environments(text: str) -> list[dict[str, str]]:
         )
     count = there if text == "all" else int(text)
     if count > there:
-        raise ConfigError(f"compare.devices={text!r}: must be at most {there}, as many as there are")
+        raise ConfigError(f"compare.devices={text!r}: must be at most {there}, all that are here")
     return [of_device(platform, i, os.environ) for i in range(count)]
 
 

@@ -55,7 +55,7 @@ def test_without_the_flag_a_run_sees_all_devices():
     [
         ("0", "compare.devices='0': must be a number of 1 or more, or all"),
         ("some", "compare.devices='some': must be a number of 1 or more, or all"),
-        ("3", "compare.devices='3': must be at most 2, as many as there are"),
+        ("3", "compare.devices='3': must be at most 2, all that are here"),
     ],
 )
 def test_bad_input(text, said, monkeypatch):
