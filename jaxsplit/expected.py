@@ -38,9 +38,7 @@ def cost(config: ConfigDict) -> Cost:
     Raises:
       ConfigError: the run would be refused when it starts.
     """
-    config = config_lib.check(config)
-    if config.method == TAUGHT:  # its teacher may not be trained yet
-        config.method = "single"
+    config = _without_teacher(config_lib.check(config))
     resolved = config_lib.resolve(config)
     exp = _experiment(config, jax.devices()[:1])
     early_stop.make(exp)
@@ -96,7 +94,15 @@ def steps(config: ConfigDict) -> int | None:
     """The number of training steps of a config; None: its data set is not known yet."""
     if stand_in.train_examples(config.data) is None:
         return None
-    return _experiment(config_lib.check(config), jax.devices()[:1]).plan.total_steps
+    config = _without_teacher(config_lib.check(config))
+    return _experiment(config, jax.devices()[:1]).plan.total_steps
+
+
+def _without_teacher(config: ConfigDict) -> ConfigDict:
+    """The config without the run that it learns from, which may not be trained yet."""
+    if config.method == TAUGHT:
+        config.method = "single"
+    return config
 
 
 def _experiment(config: ConfigDict, devices: list[jax.Device]) -> experiment.Experiment:

@@ -100,7 +100,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     """
     import jax
 
-    from jaxsplit.compare import devices, runner
+    from jaxsplit.compare import devices, record, runner
     from jaxsplit.compare import flags as texts
 
     if not _DRY.value:  # the accelerators are for the runs
@@ -118,6 +118,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     folder = _folder(workdir)
     plan = _plan(config, grid, folder)
     if _DRY.value:
+        record.made(folder, config, plan)  # it would be refused
         _forecast(config, plan)
     else:
         settings = runner.Settings(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from jaxsplit.compare.grid import Group, Plan
 from jaxsplit.compare.outcome import in_words
+from jaxsplit.errors import ConfigError
 
 PATIENCE = 60.0  # seconds after which no further group is measured
 
@@ -43,7 +44,8 @@ def times(
 
     Args:
       plan: the groups.
-      measure: group -> (seconds of a step, seconds of its compilation, steps of a run).
+      measure: group -> (seconds of a step, seconds of its compilation, steps of a run); raises
+        ConfigError where it cannot.
       steps: group -> steps of a run.
       patience: seconds.
       say: gets a line about each group that is measured.
@@ -53,12 +55,15 @@ def times(
     for group in plan.groups:
         if measured and time.monotonic() - began > patience:
             break
-        step, compilation, count = measure(group)
+        try:
+            step, compilation, count = measure(group)
+        except ConfigError:  # such as a teacher that is not trained yet
+            continue
         found[group.name] = Time(step, compilation, count)
         measured[group.name] = group
         say(f"{group.name}: {step * 1e3:.1f} ms a step, compiled in {compilation:.1f} s")
     for group in plan.groups:
-        if group.name in found:
+        if group.name in found or not measured:
             continue
         macs = group.cost.train_macs
         near = min(measured.values(), key=lambda other: abs(other.cost.train_macs - macs))

@@ -126,6 +126,15 @@ def write(workdir: pathlib.Path, config: ConfigDict, plan: Plan) -> None:
     """Writes compare.json; keeps what it had of runs that have been started.
 
     Raises:
+      ConfigError: as `made`.
+    """
+    files.write_text(workdir / NAME, json.dumps(made(workdir, config, plan), indent=1) + "\n")
+
+
+def made(workdir: pathlib.Path, config: ConfigDict, plan: Plan) -> dict[str, Any]:
+    """What `write` writes.
+
+    Raises:
       ConfigError: it is of another grid, or a folder is of another run; names the fields that
         differ.
     """
@@ -146,7 +155,7 @@ def write(workdir: pathlib.Path, config: ConfigDict, plan: Plan) -> None:
     if before is not None:
         _check_same(workdir, before, now)
         now = _extended(workdir, before, now)
-    files.write_text(workdir / NAME, json.dumps(now, indent=1) + "\n")
+    return now
 
 
 def _of_run(run: Run) -> dict[str, Any]:

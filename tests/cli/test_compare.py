@@ -118,6 +118,10 @@ def test_a_workdir_of_something_else(run, refused, faked, tmp_path, capsys):
     run("--mode=compare", *small, f"--workdir={tmp_path}")
     line = refused("--mode=compare", *small, f"--workdir={tmp_path}", "--config.optim.lr=0.3")
     assert line.endswith("holds another comparison: optim.lr=0.1 there, 0.3 here")
+    line = refused(
+        "--mode=compare", *small, f"--workdir={tmp_path}", "--dry-run", "--config.ema=0.9"
+    )
+    assert line.endswith("holds another comparison: ema=0.0 there, 0.9 here")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     line = refused("--mode=compare", *small, f"--workdir={tmp_path / 'run'}")

@@ -3,6 +3,7 @@
 import itertools
 
 from jaxsplit.compare import forecast
+from jaxsplit.errors import ConfigError
 from tests.support.grids import planned
 
 
@@ -41,3 +42,18 @@ def test_all_are_measured_if_there_is_time(tmp_path):
 def test_unknown_times(tmp_path):
     text = forecast.table(planned(tmp_path), {})
     assert text.count("unknown") == 2 and "about" not in text
+
+
+def test_a_group_that_cannot_be_measured(tmp_path):
+    """Its teacher is not trained yet, for example."""
+    plan = planned(tmp_path)
+
+    def measure(group):
+        if group.split == 1:
+            raise ConfigError("no teacher")
+        return 1.0, 0.0, 5
+
+    found = forecast.times(plan, measure, lambda group: 5, say=lambda line: None)
+    assert found["single-s1"] == forecast.Time(0.5, 0.0, 5, "independent-s2")
+    alone = planned(tmp_path, ("single",), (1,))
+    assert forecast.times(alone, measure, lambda group: 5, say=lambda line: None) == {}
