@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxsplit import expected
-from jaxsplit.compare import record, runner
+from jaxsplit.cli import modes
+from jaxsplit.compare import grid, record, runner
 from jaxsplit.evaluation import predictions
 from tests.support.grids import fake
 from tests.support.paths import ROOT
@@ -64,6 +65,35 @@ def test_compare(run, faked, tmp_path, capsys):
     calls = [json.loads(line) for line in lines]
     assert calls[0]["flags"][: len(SMALL)] == list(SMALL)
     assert not (tmp_path / ".lock").exists()
+
+
+AXES = (
+    "distill.temperature=paper,4",
+    "schedule.milestones=50%,75%;10%",
+    "augment.erase_area=(0.1,0.2);(0.2,0.3)",
+    "duration=3 steps,5 steps",
+    "augment.flip=true",
+    "optim.lr=0.3",
+)
+
+
+def test_the_flags_of_a_run_make_its_config(run, monkeypatch, tmp_path):
+    """Also where the command line of the comparison gives the same fields."""
+    given = (*SMALL, "--config.seed=7", "--config.method=cotrain", "--noconfig.divide")
+    plans, configs = [], []
+    monkeypatch.setattr(expected, "cost", lambda config: grid.Cost(1, 1, 1))
+    monkeypatch.setattr(runner, "run", lambda plan, *_: plans.append(plan) or NOTHING)
+    axes = [f"--compare.axis={text}" for text in AXES]
+    run("--mode=compare", *given, f"--workdir={tmp_path}", *GRID, *axes)
+    monkeypatch.setitem(modes.MODES, "train", configs.append)
+    runs = plans[0].runs
+    assert len(runs) == 2 * 2 * 2**4 and [r.seed for r in (runs[0], runs[-1])] == [7, 8]
+    for one in runs[::9]:
+        run(*given, *one.flags, f"--workdir={tmp_path}")
+        assert configs.pop().to_dict() == one.config.to_dict()
+
+
+NOTHING = runner.Outcome((), {}, (), "")
 
 
 def test_failed_runs_end_with_status_1(run, faked, tmp_path, capsys):
