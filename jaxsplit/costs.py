@@ -7,6 +7,7 @@ convolutions and matrix products; biases, normalisation and pooling are left out
 import functools
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -192,3 +193,15 @@ def own_costs(
         config, s, resolved.spec, resolved.trunk, small, every, num_classes, image_shape
     )
     return {ALL: every, **resolved.entry.costs(networks)}
+
+
+def traced(function: Callable[..., Any], *arguments: Any) -> int:
+    """The multiply-adds of a function of arrays; traces it, never compiles.
+
+    `arguments`: trees of arrays or of `jax.ShapeDtypeStruct`s.
+    """
+    with conv.lowered("grouped"):  # plain convolutions, on every backend
+        program = jax.make_jaxpr(function)(*arguments)
+    macs: Counter = Counter()
+    _count(program.jaxpr, macs, 1, "")
+    return sum(macs.values())

@@ -17,6 +17,7 @@ VERBS = {
     "latency": "measure how long networks take to answer",
     "summary": "print costs, schedules and memory of a config, or costs of architectures",
     "report": "write a page on one run, or on several side by side",
+    "compare": "train one experiment by several methods, and set them side by side",
     "views": "draw what the networks see: a picture of augmented images",
     "export-leader": "write one network of a run into a workdir of its own",
     "prepare": "turn images on disk into a prepared data set",
@@ -24,7 +25,7 @@ VERBS = {
     "published": "print the results that the papers report",
 }
 # Verbs that are modes of main.py.
-_RUNS = ("train", "eval", "predict", "export", "latency", "views", "export-leader")
+_RUNS = ("train", "eval", "predict", "export", "latency", "compare", "views", "export-leader")
 
 
 def run() -> int:

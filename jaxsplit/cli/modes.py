@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
 from jaxsplit import loop, memory
-from jaxsplit.cli import export, latency, pages, predict, report, run_flags
+from jaxsplit.cli import compare, export, latency, pages, predict, report, run_flags
 from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import processes, signals
@@ -21,7 +21,7 @@ from jaxsplit.workdir import compile_cache
 _MODE = flags.DEFINE_string(
     "mode",
     "train",
-    "train, eval, report, predict, export, latency, summary, show_views or export_leader",
+    "train, eval, report, compare, predict, export, latency, summary, show_views or export_leader",
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -73,6 +73,7 @@ _ONLY_IN = (
     *((flag, "predict") for flag in predict.FLAGS),
     *((flag, "export") for flag in export.FLAGS),
     *((flag, "latency") for flag in latency.FLAGS),
+    *((flag, "compare") for flag in compare.FLAGS),
 )
 
 
@@ -138,6 +139,7 @@ MODES = {
     "latency": lambda config: latency.run(
         config, _workdir(), _CHECKPOINT.value, predict.CASCADE.value
     ),
+    "compare": lambda config: compare.run(config, _workdir()),
     "summary": _summarize,
     "export_leader": lambda config: print(
         extract.leader(config, _workdir(), _TO.value, _CHECKPOINT.value)
@@ -180,6 +182,7 @@ WORKDIR/eval.json (every score) and WORKDIR/predictions.npz (logits).""",
     "predict": predict.PAGE,
     "export": export.PAGE,
     "latency": latency.PAGE,
+    "compare": compare.PAGE,
     "summary": pages.Page(
         usage=f"jaxsplit summary --config=NAME|FILE {_OVERRIDES}",
         about="",
@@ -211,11 +214,13 @@ Without --config the config saved in the workdir is used. `jaxsplit VERB` is the
         | predict.VALUES
         | export.VALUES
         | latency.VALUES
+        | compare.VALUES
         | _PROCESSES,
         examples=(
             "python main.py --config=configs/digits_wrn16_4_x4.py --workdir=runs/digits",
             "python main.py --mode=eval --workdir=runs/digits --checkpoint=best",
             "python main.py --mode=report --workdir=runs/digits,runs/other",
+            "python main.py --mode=compare --config=digits_wrn16_4_x4 --workdir=runs/compare",
             "python main.py --mode=predict --workdir=runs/digits --images=photos",
             "python main.py --mode=export --workdir=runs/digits --format=stablehlo",
             "python main.py --mode=summary --config=configs/imagenet_seresnet101_x4.py",

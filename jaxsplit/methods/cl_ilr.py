@@ -48,6 +48,8 @@ def _check(section: Section) -> None:
 ENTRY = Entry(
     distilling(make, 2.0, lambda config: {"label_weight": config.cl_ilr.label_weight}),
     trunk="all but the last",
+    kept="net0",
+    whole=True,
     fields={"label_weight": 0.5},  # weight of the cross-entropy; the distillation has 1 - this
     check=_check,
 )

@@ -71,6 +71,8 @@ def _advice(config, plan) -> Iterator[str]:
 
 ENTRY = Entry(
     distilling(make, 1.0, lambda config: {"every": config.codistill.every}),
+    kept="net0",
+    whole=True,
     fields={"every": 10},  # K: one step of K has the exchange, with K times the weight
     check=_check,
     advice=_advice,

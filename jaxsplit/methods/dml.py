@@ -30,4 +30,4 @@ def make(stack: Stack, *, distill: Distill, **fields: Any) -> Method:
     return over_stack(stack, exchange, **fields)
 
 
-ENTRY = Entry(distilling(make, 1.0))
+ENTRY = Entry(distilling(make, 1.0), kept="net0", whole=True)

@@ -65,6 +65,11 @@ class Entry:
     """Equal to `Method.answer`, but known before a Method is made; see `answer_of`."""
     teacher: tuple[str, ...] = ()
     """Names of two of `fields`: the workdir of a fixed teacher, and its checkpoint; (): none."""
+    kept: str = ""
+    """The one network that is deployed after training, such as 'net0'; '': the answer is."""
+    whole: bool = False
+    """Whether a comparison at equal cost trains whole networks, not divided ones: one of them is
+    deployed, or all together cost about as much as one."""
     optimizers: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda config: {}
     """config -> {label of `Method.group`: the fields of `config.optim` that differ there}."""
 
@@ -97,6 +102,11 @@ class Entry:
         config.divide and config.divide_in in (0, config.split)
     )
     """config -> whether published results of the architecture are of networks like these."""
+
+    @property
+    def deployed(self) -> str:
+        """The answer that is deployed after training, and that a comparison scores and counts."""
+        return self.kept or self.answer
 
     def __post_init__(self) -> None:
         for field, value, allowed in (("views", self.views, VIEWS), ("trunk", self.trunk, TRUNKS)):

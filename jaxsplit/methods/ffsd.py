@@ -362,6 +362,7 @@ def _advice(config, plan) -> Iterator[str]:
 ENTRY = Entry(
     _make,
     answer="leader",
+    whole=True,
     optimizers=_optimizers,
     fields={
         "leader": "",  # undivided architecture of the leader; '': the students' architecture

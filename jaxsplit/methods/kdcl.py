@@ -64,6 +64,8 @@ def make(stack: Stack, *, distill: Distill, teacher: str = "min_logit", **fields
 ENTRY = Entry(
     distilling(make, 2.0, lambda config: {"teacher": config.kdcl.teacher}),
     views="different",
+    kept="net0",
+    whole=True,
     fields={"teacher": "min_logit"},  # min_logit | mean
     check=lambda section: section.one_of("teacher", TEACHERS),
 )

@@ -166,6 +166,7 @@ ENTRY = Entry(
     },
     check=_check,
     heads=lambda config: max(config.split, 1),
+    whole=True,
     networks=lambda config: {},  # its outputs have no parameters of their own but the last layer's
     as_published=lambda config: False,
 )

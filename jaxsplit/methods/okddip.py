@@ -92,6 +92,7 @@ def _costs(networks: Networks) -> dict[str, tuple[int, int]]:
 ENTRY = Entry(
     distilling(make, 3.0, lambda config: {"factor": config.okddip.factor}),
     answer="leader",
+    whole=True,
     fields={"factor": 8},  # features of the attention = features of the network / factor
     check=_check,
     fixed=("factor",),

@@ -195,6 +195,7 @@ ENTRY = Entry(
     _make,
     views="different",
     answer=HYBRID,
+    whole=True,
     fields={
         "omega": 0.8,  # weight of the students' cross-entropy, in [0, 1]; the hybrid's: 1 - omega
         "beta": 0.8,  # weight of the loss between logits, besides distill.weight

@@ -54,6 +54,7 @@ NOT_RUN = (
     (r"jaxsplit report --workdir=runs/seed0", "needs three runs"),
     (rf"{_RUN} .*--workdir=runs/(c100|imported)", "needs a run of hours"),
     (r"(?:\w+=\S+ )*jaxsplit export ", "needs a run: cli/test_export.py"),
+    (r"jaxsplit compare", "trains for minutes; cli/test_compare.py runs it small"),
     (r"jaxsplit latency", "compiles for minutes; cli/test_export.py runs it small"),
     (r"jaxsplit predict", "needs a run: cli/test_predict.py"),
     (rf"{_RUN} .*--config=my_backbone\.py", "test_own_backbone.py runs it"),

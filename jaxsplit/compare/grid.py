@@ -1,0 +1,259 @@
+"""The grid of a comparison: the flags that describe it, and the runs that it stands for.
+
+A group is a method at a number of networks S and at one value of every axis; a run is a group at a
+seed. The runs differ from the base config in their `overrides` alone.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxsplit import config as config_lib
+from jaxsplit import methods, values
+from jaxsplit.compare import names
+from jaxsplit.config import division
+from jaxsplit.data import facts
+from jaxsplit.errors import ConfigError
+
+
+def teacher_field(method: str) -> str:
+    """The field with the workdir of a method's fixed teacher; '': it has none."""
+    names = methods.METHODS[method].teacher
+    return f"{method}.{names[0]}" if names else ""
+
+
+def teacher_fields() -> tuple[str, ...]:
+    """`teacher_field` of all methods that learn from a finished run."""
+    return tuple(field for method in methods.METHODS if (field := teacher_field(method)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Costs of a group.
+
+    params: parameters of what is deployed.
+    macs: multiply-adds of one image there.
+    train_macs: multiply-adds of one image's forward pass through everything that trains.
+    """
+
+    params: int
+    macs: int
+    train_macs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What the flags ask for.
+
+    axes: field of the config -> its values.
+    teacher: (method, S) of the runs that teach others; None: chosen by `_teacher`.
+    """
+
+    methods: tuple[str, ...]
+    splits: tuple[int, ...]
+    seeds: tuple[int, ...]
+    axes: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    teacher: tuple[str, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A method at a number of networks and at one value of every axis that applies to it.
+
+    overrides: field -> value, of the fields that differ from the base config, without the seed.
+    teacher: the name of the group whose run of the same seed is the teacher; '': none.
+    """
+
+    name: str
+    method: str
+    split: int
+    axes: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    teacher: str = ""
+    cost: Cost = Cost(0, 0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A group at a seed.
+
+    overrides: field -> value, of all fields that differ from the base config.
+    teacher: the name of the run that is the teacher; '': none.
+    """
+
+    name: str
+    group: Group
+    seed: int
+    overrides: Mapping[str, Any]
+    config: ConfigDict
+    teacher: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The answer that the comparison scores, such as 'ensemble'."""
+        return config_lib.resolve(self.config).entry.deployed
+
+    @property
+    def flags(self) -> list[str]:
+        """The overrides as flags of `jaxsplit train`."""
+        return [f"--config.{field}={value}" for field, value in self.overrides.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A combination that is not run, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The runs of a grid in the order in which they start, and what is left out."""
+
+    grid: Grid
+    groups: tuple[Group, ...]
+    runs: tuple[Run, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def changed(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config with these fields.
+
+    Raises:
+      ConfigError: a field has a wrong type.
+    """
+    made = values.copy(config)
+    for field, value in overrides.items():
+        try:
+            made.update_from_flattened_dict({field: value})
+        except (KeyError, TypeError, ValueError):
+            config_lib.check_field(field, value)
+            raise ConfigError(f"{field}={value!r}: has a wrong type") from None
+    return made
+
+
+def plan(
+    config: ConfigDict,
+    grid: Grid,
+    cost: Callable[[ConfigDict], Cost],
+    path: Callable[[str], str] = lambda name: name,
+    known: Mapping[str, Cost] | None = None,
+) -> Plan:
+    """The runs of a grid.
+
+    Args:
+      config: the base config.
+      grid: what is asked for.
+      cost: counts the costs of a config; of one that learns from a run, without its teacher.
+      path: name of a run -> its workdir.
+      known: name of a group -> its costs, where they have been counted before.
+
+    Raises:
+      ConfigError: no run is left; says why the first one is left out.
+    """
+    left_out: list[LeftOut] = []
+    groups: list[Group] = []
+    wanted = sorted(_groups(config, grid), key=lambda group: bool(teacher_field(group.method)))
+    for group in wanted:  # those that are taught come last
+        try:
+            counted = (known or {}).get(group.name)
+            groups.append(_checked(config, grid, group, groups, cost, counted))
+        except ConfigError as error:
+            left_out.append(LeftOut(group.name, str(error)))
+    if not groups:
+        first = f": {left_out[0].name}: {left_out[0].reason}" if left_out else ""
+        raise ConfigError(f"compare: no run is left{first}")
+    runs = [_run(config, group, seed, path) for seed in grid.seeds for group in groups]
+    return Plan(grid, tuple(groups), tuple(runs), tuple(left_out))
+
+
+def _groups(config: ConfigDict, grid: Grid) -> Iterator[Group]:
+    """All combinations of methods, numbers of networks and axes that could make sense."""
+    for method in grid.methods:
+        entry = methods.METHODS[method]
+        axes = {f: v for f, v in grid.axes.items() if _applies(f, method)}
+        # One network has one place in the grid, whatever numbers are asked for.
+        alone = bool(entry.teacher) or entry.most == 1
+        for split in (1,) if alone else grid.splits:
+            fixed = {"method": method, "split": split, "divide": split > 1 and not entry.whole}
+            fixed |= {"divide_in": 0} if config.divide_in else {}
+            for combination in itertools.product(*axes.values()):
+                chosen = dict(zip(axes, combination, strict=True))
+                name = names.of_group(method, split, chosen)
+                yield Group(name, method, split, chosen, fixed | chosen)
+
+
+def _applies(field: str, method: str) -> bool:
+    """Whether an axis is of a method: other methods do not read each other's fields."""
+    owner = field.partition(".")[0]
+    return owner == method or owner not in methods.METHODS
+
+
+def _checked(
+    config: ConfigDict,
+    grid: Grid,
+    group: Group,
+    before: list[Group],
+    cost: Callable[[ConfigDict], Cost],
+    counted: Cost | None,
+) -> Group:
+    """The group with its teacher and its costs.
+
+    Raises:
+      ConfigError: it cannot be run.
+    """
+    methods.check_split(group.method, group.split)
+    field = teacher_field(group.method)
+    given = field and (group.overrides.get(field) or dict(config_lib.flat(config))[field])
+    teacher = _teacher(grid, before, field) if field and not given else None
+    lessons = {field: "not trained yet"} if teacher is not None else {}
+    its = config_lib.check(changed(config, {**group.overrides, **lessons}))
+    known = facts.of_config(its.data)
+    fields = dict(num_classes=known.num_classes, image_shape=known.image_shape)
+    division.check(its, **fields)
+    if counted is None:
+        counted, more = cost(its), 0
+        if teacher is not None:  # it answers every training image
+            more = teacher.cost.macs
+        elif given:
+            more = cost(config_lib.load(given)).macs
+        counted = dataclasses.replace(counted, train_macs=counted.train_macs + more)
+    return dataclasses.replace(group, cost=counted, teacher=teacher.name if teacher else "")
+
+
+def _teacher(grid: Grid, before: list[Group], field: str) -> Group:
+    """The group that teaches: that of `grid.teacher`, else co-training, else independent ones.
+
+    Raises:
+      ConfigError: there is none in the grid.
+    """
+    if grid.teacher is not None:
+        method, split = grid.teacher
+        found = [g for g in before if (g.method, g.split) == (method, split)]
+        if not found:
+            there = ", ".join(dict.fromkeys(f"{g.method}:{g.split}" for g in before)) or "none"
+            raise ConfigError(
+                f"compare.teacher={f'{method}:{split}'!r}: must be in the grid, which has {there}"
+            )
+        return found[0]
+    for method in ("cotrain", "independent"):
+        if found := [g for g in before if g.method == method]:
+            return max(found, key=lambda g: g.split)
+    raise ConfigError(
+        f"{field}='': must be a workdir, or cotrain or independent must be in the grid, or "
+        "--compare.teacher=METHOD:SPLIT"
+    )
+
+
+def _run(config: ConfigDict, group: Group, seed: int, path: Callable[[str], str]) -> Run:
+    """The run of a group at a seed."""
+    overrides = {**group.overrides, "seed": seed}
+    teacher = names.of_run(group.teacher, seed) if group.teacher else ""
+    if teacher:
+        overrides[teacher_field(group.method)] = path(teacher)
+    name = names.of_run(group.name, seed)
+    return Run(name, group, seed, overrides, changed(config, overrides), teacher)

@@ -1,0 +1,119 @@
+"""What a run will cost, before it starts: multiply-adds exactly, seconds by a few steps of it.
+
+No data is read: a stand-in of the same shape takes the place of the data set.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxsplit import compiler, costs, data, early_stop, experiment, methods, metrics
+from jaxsplit import config as config_lib
+from jaxsplit.compare.grid import Cost
+from jaxsplit.data import stand_in
+from jaxsplit.errors import ConfigError
+
+_STEPS = 3  # that are timed, after one that warms up
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How fast a run trains: seconds of a step, of its compilation, and the number of steps."""
+
+    step: float
+    compilation: float
+    steps: int
+
+
+def cost(config: ConfigDict) -> Cost:
+    """The costs of a run of a config: of what it deploys, and of all that trains.
+
+    A method that learns from another run counts without that teacher.
+
+    Raises:
+      ConfigError: the run would be refused when it starts.
+    """
+    config = _without_teacher(config_lib.check(config))
+    resolved = config_lib.resolve(config)
+    exp = _experiment(config, jax.devices()[:1])
+    early_stop.make(exp)
+    known = dict(num_classes=exp.dataset.num_classes, image_shape=exp.dataset.image_shape)
+    fields = dict(spec=resolved.spec, heads=resolved.heads)
+    small, _ = costs.stack_cost(config.arch, resolved.divided_in, **fields, **known)
+    named = costs.own_costs(config, resolved, small, **known)
+    deployed = resolved.entry.deployed
+    one = deployed.startswith("net")
+    default = (small.params, small.macs) if one else named[costs.ALL]
+    params, macs = named.get(deployed, default)
+    return Cost(params, macs, training_macs(exp))
+
+
+def training_macs(exp: experiment.Experiment) -> int:
+    """Multiply-adds of one image's forward pass and losses in training; traced, never compiled."""
+    method, shape = exp.method, exp.dataset.image_shape
+    variables = exp.state_shapes().variables
+    batch = {
+        "views": jax.ShapeDtypeStruct((exp.resolved.num_views, 1, *shape), jnp.float32),
+        "labels": jax.ShapeDtypeStruct((1,), jnp.int32),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    progress = jax.ShapeDtypeStruct((), jnp.int32)
+    return costs.traced(lambda *given: method.loss(*given)[0], variables, batch, key, progress)
+
+
+def pace(config: ConfigDict) -> Pace:
+    """Compiles the training step of a config and times a few steps of it, on this machine.
+
+    Raises:
+      ConfigError: a field has a wrong value, or the number of training examples is not known.
+    """
+    config = config_lib.check(config)
+    if stand_in.train_examples(config.data) is None:
+        raise ConfigError(f"data.name={config.data.name!r}: the number of its images is not known")
+    exp = _experiment(config, jax.devices())
+    lowered, shapes = experiment.lower_step(exp, *experiment.step_arguments(exp))
+    began = time.monotonic()
+    step = lowered.compile(compiler_options=compiler.options(exp.sharding.platform))
+    compilation = time.monotonic() - began
+    state, resident, batch = (_blank(tree) for tree in experiment.step_arguments(exp))
+    totals = exp.sharding.put(metrics.zeros(shapes), exp.sharding.replicated)
+    spent = []
+    for _ in range(1 + _STEPS):
+        began = time.monotonic()
+        state, totals = step(state, totals, resident, batch)
+        jax.block_until_ready(totals)
+        spent.append(time.monotonic() - began)
+    return Pace(float(np.median(spent[1:])), compilation, exp.plan.total_steps)
+
+
+def steps(config: ConfigDict) -> int | None:
+    """The number of training steps of a config; None: its data set is not known yet."""
+    if stand_in.train_examples(config.data) is None:
+        return None
+    config = _without_teacher(config_lib.check(config))
+    return _experiment(config, jax.devices()[:1]).plan.total_steps
+
+
+def _without_teacher(config: ConfigDict) -> ConfigDict:
+    """The config without the run that it learns from, which may not be trained yet."""
+    if methods.METHODS[config.method].teacher:
+        config.method = methods.ALONE
+    return config
+
+
+def _experiment(config: ConfigDict, devices: list[jax.Device]) -> experiment.Experiment:
+    alone = config.copy_and_resolve_references()
+    if len(devices) == 1:
+        alone.mesh.data = alone.mesh.net = 1
+    made_up: data.Dataset = stand_in.dataset(config.data, at_least=config.batch_size)
+    return experiment.build(alone, dataset=made_up, devices=devices)
+
+
+def _blank(tree: Any) -> Any:
+    """Zeros of these shapes, placed as they say."""
+    return jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), tree)
