@@ -146,7 +146,7 @@ def latency_ratio(run: Run) -> float | None:
 
 def cascade_latency(run: Run) -> float | None:
     """Seconds of a batch, of the cascade."""
-    return run.latency.cascade if run.latency else None
+    return run.latency.cascade if run.latency and cascade_macs(run) else None
 
 
 def cascade_macs(run: Run) -> float | None:

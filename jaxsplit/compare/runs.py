@@ -24,6 +24,7 @@ FINISHED, FAILED, WAITING = "finished", "failed", "waiting"
 STATES = (FINISHED, FAILED, "stopped", "running", WAITING)
 SINGLE = "single"  # the method of the undivided network
 ENSEMBLE = "ensemble"
+_ALL = 0.95  # of the multiply-adds in training; an answer that takes less is not that of all
 _NEAR = 0.05  # by which multiply-adds of what was timed may differ from those of the answer
 _CHUNK = 2**24  # logits that are looked at together
 
@@ -106,13 +107,12 @@ class Run:
 
     @property
     def one_of_several(self) -> bool:
-        """Whether several networks train and one answers."""
-        return self.split > 1 and self.answer != ENSEMBLE and not self._all_answer
-
-    @property
-    def _all_answer(self) -> bool:
-        """Whether an answer with a name of its own, such as 'gated', costs what all networks do."""
-        return bool(self.macs and self.train_macs and self.train_macs < self.split * self.macs)
+        """Whether several networks train and one answers, which then costs less."""
+        if self.split == 1 or self.answer.startswith("net"):
+            return self.split > 1
+        if self.macs and self.train_macs:
+            return self.macs < _ALL * self.train_macs
+        return self.answer != ENSEMBLE
 
 
 def read(folder: pathlib.Path, entry: Mapping[str, Any]) -> Run:
@@ -209,12 +209,12 @@ def _evaluated(run: Run) -> Run:
 def _deployed(run: Run, answer: str) -> str:
     """The answer that is compared.
 
-    Where deployment costs an S-th of training or less, one network answers in the end; it is the
-    first, which nobody has chosen by its test images.
+    Where less is deployed than trains, one network answers in the end; it is the first, which
+    nobody has chosen by its test images.
     """
     if answer != ENSEMBLE or run.split == 1 or not (run.macs and run.train_macs):
         return answer
-    return "net0" if run.train_macs >= 0.99 * run.split * run.macs else answer
+    return "net0" if run.macs < _ALL * run.train_macs else answer
 
 
 # ---- Images
@@ -228,12 +228,12 @@ def _images_of(run: Run, found: Mapping[str, Any]) -> Images | None:
     stat = path.stat()
     networks = _cascaded(run) if run.answer == ENSEMBLE else ()
     how = str((found.get("config") or {}).get("ensemble") or "mean_logits")
-    stamp = (getattr(stat, "mtime_ns", 0) or getattr(stat, "st_mtime_ns", 0), _size(stat))
+    # In a bucket the names are those of etils.
+    stamp = (
+        float(getattr(stat, "st_mtime_ns", 0) or getattr(stat, "mtime", 0)),
+        int(getattr(stat, "st_size", 0) or getattr(stat, "length", 0)),
+    )
     return _images(path, stamp, int(found["step"]), run.answer, networks, run.macs, how)
-
-
-def _size(stat: Any) -> int:
-    return int(getattr(stat, "st_size", 0) or getattr(stat, "length", 0))
 
 
 def _cascaded(run: Run) -> tuple[str, ...]:
@@ -248,7 +248,7 @@ def _cascaded(run: Run) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=1024)
 def _images(
     path: pathlib.Path,
-    stamp: tuple[int, int],
+    stamp: tuple[float, int],
     step: int,
     answer: str,
     networks: tuple[str, ...],

@@ -82,7 +82,7 @@ def _candidates(groups: Sequence[Group]) -> tuple[list[Group], str]:
 def _answer(best: Group, its: Difference) -> tuple[str, str]:
     """The verdict, and the sentences that say it."""
     where = (
-        f"The best divided network at no more multiply-adds is {best.name}: it answers "
+        f"The best divided network at equal or fewer multiply-adds is {best.name}: it answers "
         f"{_of(best)} % of the test images right, the undivided network {_of_reference(best)} %. "
         f"The difference is {points(its.mean)} percentage points, with a 95 % interval from "
         f"{points(its.lower)} to {points(its.upper)} over {_seeds(its.seeds)} and "
@@ -139,7 +139,10 @@ def _price(best: Group) -> list[str]:
 def _chosen(best: Group, candidates: Sequence[Group]) -> list[str]:
     if len(candidates) < 2:
         return []
-    return [f"It is the best of {len(candidates)}, which makes it look a little better than it is."]
+    return [
+        f"It was chosen among {len(candidates)} by these results, which makes it look a little "
+        "better than it is."
+    ]
 
 
 def _calibration(best: Group) -> list[str]:
@@ -317,7 +320,7 @@ def _seeds(count: int) -> str:
 
 
 def _long(seconds: float) -> str:
-    if seconds < 120:
+    if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 

@@ -74,12 +74,13 @@ def _head(found: Found, title: str) -> Raw:
     lead: list[object] = [printable(first)]
     if rest:
         lead = [html.tag("strong", printable(f"{opening}.")), printable(rest)]
-    text = html.join([*lead, *map(printable, others)], " ")
+    more = html.paragraph(printable(" ".join(others))) if others else Raw("")
     done = sum(run.counts for run in found.runs)
     state = f"{done} of {len(found.runs)} runs count here. Numbers: "
     links = html.join([_link(collect.GROUPS), ", a row for each group; ", _link(collect.RUNS)], "")
     about = html.join([state, links, ", a row for each run."], "")
-    parts = [html.tag("h1", title), html.paragraph(text, "lead"), html.paragraph(about, "muted")]
+    parts = [html.tag("h1", title), html.paragraph(html.join(lead, " "), "lead"), more]
+    parts.append(html.paragraph(about, "muted"))
     return html.tag("header", html.join(parts))
 
 
@@ -123,7 +124,13 @@ def results(found: Found) -> Raw:
 def costs(found: Found) -> Raw:
     """What every group costs, and accuracy against each cost."""
     heads = ["", "parameters", "mult-adds", "mult-adds in training", "training time"]
-    heads += ["latency, ms", "x undivided", "cascade: latency, ms", "mult-adds", "accuracy %"]
+    heads += [
+        "latency, ms",
+        "x undivided",
+        "cascade: ms",
+        "cascade: mult-adds",
+        "cascade: accuracy %",
+    ]
     rows = []
     for group in found.groups:
         cost, cascaded = group.cost, group.mean(collect.cascade_macs)
@@ -209,7 +216,8 @@ def _seeds(group: Group) -> str:
 
 
 def _grid(drawn: Sequence[Any]) -> Raw:
-    return html.grid([html.figure(Raw(c.svg), c.caption) for c in drawn if c])
+    shown = [html.figure(Raw(c.svg), c.caption) for c in drawn if c]
+    return html.tag("div", html.join(shown), class_="grid wide") if shown else Raw("")
 
 
 # ---- Runs

@@ -14,7 +14,7 @@ from jaxsplit.report.runs import printable
 
 _SIZE = (5.0, 4.2)  # inches
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LOG = 8.0  # a span of costs from which on the axis is logarithmic
+_LOG = 3.0  # a span of costs from which on the axis is logarithmic
 
 
 class Cost(NamedTuple):
@@ -174,7 +174,7 @@ def _marks(
         look = look_of[point.group.method]
         for off, which in ((point.x_deviation, "xerr"), (point.y_deviation, "yerr")):
             if math.isfinite(off) and off > 0:
-                kind = dict(fmt="none", ecolor=look["color"], elinewidth=1, capsize=2)
+                kind = dict(fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2, alpha=0.6)
                 axes.errorbar(point.x, point.y, **{which: off}, **kind)
                 side = (off, 0.0) if which == "xerr" else (0.0, off)
                 ends = [(point.x + s * side[0], point.y + s * side[1]) for s in (-1, 1)]
@@ -207,7 +207,7 @@ def _log_x(axes: Any, low: float, high: float) -> None:
     axes.set_xscale("log")
     span = high / low
     axes.set_xlim(low / span**0.08, high * span**0.15)
-    subs = (1.0,) if span > 1e3 else (1.0, 2.0, 5.0)
+    subs = (1.0,) if span > 1e3 else (1.0, 2.0, 3.0, 5.0)
     axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

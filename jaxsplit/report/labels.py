@@ -67,7 +67,7 @@ def place(
                 continue
             if not box.inside(bounds) or any(box.meets(other) for other in (*taken, *marks)):
                 continue
-            cost += 25.0 * any(box.meets(other) for other in avoid)
+            cost += 45.0 * any(box.meets(other) for other in avoid)
             if found is None or cost < found[0]:
                 found = cost, box
         if found:
