@@ -149,6 +149,12 @@ def cascade_latency(run: Run) -> float | None:
     return run.latency.cascade if run.latency and cascade_macs(run) else None
 
 
+def cascade_latency_ratio(run: Run) -> float | None:
+    """The same as a share of the undivided network's time."""
+    its, seconds = run.latency, cascade_latency(run)
+    return seconds / its.undivided if its and seconds and its.undivided else None
+
+
 def cascade_macs(run: Run) -> float | None:
     """Mean multiply-adds of an image, of the cascade."""
     point = run.scores.images.cascade if run.scores and run.scores.images else None

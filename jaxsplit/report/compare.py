@@ -166,7 +166,7 @@ def costs(found: Found) -> Raw:
             "threshold was not fitted."
         )
     table = html.table(printable(caption), heads, [("", rows)])
-    drawn = [charts.pareto(found, cost) for cost in charts.COSTS]
+    drawn = [charts.pareto(found, cost) for cost in charts.costs(found)]
     return html.section("costs", "Costs", [_grid(drawn), table])
 
 

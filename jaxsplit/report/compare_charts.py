@@ -41,11 +41,26 @@ COSTS = (
     Cost(
         "latency",
         "latency",
-        lambda v: f"{1e3 * v:.2f} ms",
-        collect.latency,
-        collect.cascade_latency,
+        "{:.2f} times the undivided network's".format,
+        collect.latency_ratio,
+        collect.cascade_latency_ratio,
     ),
 )
+
+# Of networks that differ in more than their division, whose undivided networks are not the same.
+_MILLISECONDS = Cost(
+    "latency",
+    "latency",
+    lambda v: f"{1e3 * v:.2f} ms",
+    collect.latency,
+    collect.cascade_latency,
+)
+
+
+def costs(found: Found) -> list[Cost]:
+    """What the accuracy of a comparison is drawn against."""
+    several = "arch" in found.axes
+    return [_MILLISECONDS if several and cost.key == "latency" else cost for cost in COSTS]
 
 
 class Point(NamedTuple):
@@ -131,7 +146,10 @@ def _caption(title: str, cost: Cost, cascades: bool, missing: Sequence[str], fou
         parts.append("Hollow marks: the same networks as a cascade.")
     if cost.key == "latency":
         its = next(run.latency for run in found.runs if run.latency)
-        parts.append(f"Median time of a batch of {its.batch:,} on one device ({its.where}).")
+        said = f"Median time of a batch of {its.batch:,} on one device ({its.where})"
+        if cost is not _MILLISECONDS:
+            said += ", beside that of the undivided network, which took turns with it"
+        parts.append(f"{said}.")
     if missing:
         parts.append(f"Without room for a name: {', '.join(missing)}.")
     return printable(" ".join(parts))
@@ -139,8 +157,10 @@ def _caption(title: str, cost: Cost, cascades: bool, missing: Sequence[str], fou
 
 def _unit(cost: Cost, groups: Sequence[Group]) -> tuple[str, float]:
     """(unit of the axis, what its numbers are multiplied with)."""
-    if cost.key == "latency":
+    if cost is _MILLISECONDS:
         return "ms", 1e-3
+    if cost.key == "latency":
+        return "times the undivided network's", 1.0
     largest = max((abs(v) for group in groups if (v := group.mean(cost.answer))), default=1.0)
     if cost.key == "seconds":
         names = (("hours", 3600.0, 7200.0), ("minutes", 60.0, 300.0), ("s", 1.0, 0.0))
@@ -186,6 +206,11 @@ def _marks(
 def _limits(axes: Any, points: Sequence[Point]) -> None:
     """Room around the points for bars and names; a logarithmic axis where costs span much."""
     xs = [p.x for p in points]
+    around = [
+        p.x + s * (p.x_deviation if math.isfinite(p.x_deviation) else 0.0)
+        for p in points
+        for s in (-1, 1)
+    ]
     ys = [
         p.y + s * (p.y_deviation if math.isfinite(p.y_deviation) else 0.0)
         for p in points
@@ -196,9 +221,9 @@ def _limits(axes: Any, points: Sequence[Point]) -> None:
     if min(xs) > 0 and max(xs) / min(xs) >= _LOG:
         _log_x(axes, min(xs), max(xs))
     else:
-        room = 0.15 * max(max(xs) - min(xs), 0.05 * max(xs), 1e-9)
-        low = min(xs) - room
-        axes.set_xlim(low if min(xs) < 0 else max(0.0, low), max(xs) + 1.6 * room)
+        room = 0.12 * max(max(xs) - min(xs), 0.05 * max(xs), 1e-9)
+        low = min(around) - room
+        axes.set_xlim(low if min(xs) < 0 else max(0.0, low), max(around) + 1.6 * room)
 
 
 def _log_x(axes: Any, low: float, high: float) -> None:
