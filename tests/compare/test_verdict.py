@@ -129,6 +129,7 @@ def test_networks_that_cost_more_are_no_answer():
     found = judged(*(run("single", 1, i, 100) for i in range(3)), *dear)
     assert found.answer == verdict.NOTHING
     assert "cotrain S=4 2.00 times its multiply-adds" in found.text
+    assert "At its higher cost cotrain S=4 is +8.00 percentage points" in found.text
     fair = [run("independent", 2, i, 80) for i in range(3)]
     best = judged(*(run("single", 1, i, 100) for i in range(3)), *dear, *fair).best
     assert best is not None and best.method == "independent"
