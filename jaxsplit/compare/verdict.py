@@ -98,7 +98,8 @@ def _too_dear(together: Sequence[Group]) -> str:
 def _answer(best: Group, its: Difference) -> tuple[str, str]:
     """The verdict, and the sentences that say it."""
     where = (
-        f"The best divided network at equal or fewer multiply-adds is {best.name}: it answers "
+        f"The best divided network at equal cost ({_times(_ratio(best))} the multiply-adds) is "
+        f"{best.name}: it answers "
         f"{_of(best)} % of the test images right, the undivided network {_of_reference(best)} %. "
         f"The difference is {points(its.mean)} percentage points, with a 95 % interval from "
         f"{points(its.lower)} to {points(its.upper)} over {_seeds(its.seeds)} and "
@@ -116,7 +117,7 @@ def _answer(best: Group, its: Difference) -> tuple[str, str]:
         return NO, f"No, do not divide. {where} The whole interval lies below zero."
     if its.mean <= 0:
         return NO, f"No, dividing does not pay here. {where} It is not better."
-    return UNCLEAR, f"Not enough seeds to tell. {where} It holds zero. {_more_seeds(its)}"
+    return UNCLEAR, f"Not enough seeds to tell. {where} The interval holds zero. {_more_seeds(its)}"
 
 
 def _more_seeds(its: Difference) -> str:
@@ -137,7 +138,7 @@ def _more_seeds(its: Difference) -> str:
 
 
 def _price(best: Group) -> list[str]:
-    """At what training time, latency and multiply-adds."""
+    """At what training time and latency."""
     parts = []
     ours, theirs = best.mean(collect.seconds), _reference_mean(best, collect.seconds)
     if ours and theirs:
@@ -148,8 +149,7 @@ def _price(best: Group) -> list[str]:
             f"answers a batch of {its.batch:,} in {_times(ratio)} the time on one device "
             f"({its.where})"
         )
-    parts.append(f"takes {_times(_ratio(best))} the multiply-adds")
-    return [f"Beside the undivided network it {_joined(parts)}."]
+    return [f"Beside the undivided network it {' and '.join(parts)}."] if parts else []
 
 
 def _chosen(best: Group, candidates: Sequence[Group]) -> list[str]:
@@ -339,7 +339,3 @@ def _long(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

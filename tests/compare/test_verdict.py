@@ -60,7 +60,7 @@ def grid(singles: list[int], divided: list[int], **fields) -> list[Run]:
 def test_yes():
     found = judged(*grid([100, 102, 98], [60, 61, 59], seconds=150.0, nll=0.25))
     assert found.answer == verdict.YES
-    assert found.text.startswith("Yes, divide. The best divided network at equal or fewer")
+    assert found.text.startswith("Yes, divide. The best divided network at equal cost (1.00 times")
     assert "cotrain S=4: it answers 94.00 ± 0.10 % of the test images right" in found.text
     assert "the undivided network 90.00 ± 0.20 %" in found.text
     assert "The difference is +4.00 percentage points" in found.text
@@ -95,7 +95,7 @@ def test_fewer_than_three_seeds_never_tell(seeds, more):
 def test_not_enough_seeds_says_how_many_more():
     found = judged(*grid([80, 90, 100], [70, 90, 90]))
     assert found.answer == verdict.UNCLEAR
-    assert "It holds zero." in found.text
+    assert "The interval holds zero." in found.text
     assert "more seeds would probably tell" in found.text
 
 
@@ -144,6 +144,22 @@ def test_one_network_that_others_trained_is_named_beside():
     assert "More accurate at this cost is dml S=4" in found.text and "+7.00 points" in found.text
     worse = [run("dml", 4, i, 70, **peers) for i in range(3)]
     assert "dml" not in judged(*every, *worse).text
+
+
+@pytest.mark.parametrize(
+    ("answer", "split", "share", "one"),
+    [
+        ("net0", 1, 1.0, False),
+        ("ensemble", 4, 1.0, False),
+        ("gated", 4, 1.0, False),  # an answer of all networks by another name
+        ("leader", 4, 0.24, True),  # FFSD: four students and a fusion module train
+        ("leader", 4, 0.6, True),  # OKDDip on a shared trunk
+        ("net0", 4, 1.0, True),
+    ],
+)
+def test_whether_one_of_several_networks_answers(answer, split, share, one):
+    made = run("any", split, 0, 0, answer=answer, macs=int(share * MACS))
+    assert made.one_of_several == one
 
 
 def test_latency_and_cascade():

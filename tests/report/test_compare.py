@@ -161,3 +161,29 @@ def test_the_front_is_what_no_other_beats():
         if not any(q[0] <= p[0] and q[1] >= p[1] and tuple(q) != p for q in many)
     ]
     assert kept == set(better)
+
+
+def test_latency_is_in_milliseconds_where_the_undivided_networks_differ(tmp_path, folder):
+    both = (("single", 1, "a"), ("cotrain", 2, "a"), ("single", 1, "b"), ("cotrain", 2, "b"))
+    made = [
+        comparisons.run(tmp_path, m, s, 0, axes={"arch": a}, count=40, latency_ms=(2, 1))
+        for m, s, a in both
+    ]
+    found = collect.read(comparisons.write(tmp_path, made))
+    cost = compare_charts.costs(found)[-1]
+    drawn = compare_charts.pareto(found, cost)
+    assert drawn is not None and "latency, ms" in drawn.svg and "at 2.00 ms" in drawn.svg
+    beside = compare_charts.pareto(collect.read(folder), compare_charts.COSTS[-1])
+    assert beside is not None and "at 0.80 times the undivided network" in beside.svg
+
+
+def test_costs_that_span_much_are_drawn_on_a_logarithmic_axis(tmp_path):
+    made = [
+        comparisons.run(tmp_path, m, s, 0, count=40, seconds=t)
+        for m, s, t in (("single", 1, 40.0), ("cotrain", 2, 30_000.0), ("cotrain", 4, 4000.0))
+    ]
+    found = collect.read(comparisons.write(tmp_path, made))
+    drawn = compare_charts.pareto(found, compare_charts.COSTS[2])
+    assert drawn is not None and "training time, hours" in drawn.svg
+    ticks = re.findall(r">([\d.]+)</text>", drawn.svg)
+    assert {"0.01", "0.1", "1"} <= set(ticks)
