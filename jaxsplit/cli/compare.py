@@ -102,6 +102,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     from jaxsplit.compare import devices, record, runner
     from jaxsplit.compare import flags as texts
+    from jaxsplit.report import compare as page
 
     if not _DRY.value:  # the accelerators are for the runs
         jax.config.update("jax_platforms", "cpu")
@@ -126,6 +127,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             environments=environments,
             budget=budget,
             batches=batches,
+            after_run=page.write,
         )
         _run(config, plan, folder, settings)
 
@@ -197,7 +199,7 @@ def _run(
         with signals.Stop() as stop:
             stop.hold()
             found = runner.run(plan, folder, settings, stop, _say)
-            _conclude(plan, found)
+            _conclude(plan, folder, found)
             if found.why == "a signal":
                 left = f"{len(found.left)} of {len(plan.runs)} runs are left"
                 raise stop.stopped(f"{left}; {signals.AGAIN}")
@@ -205,8 +207,14 @@ def _run(
         sys.exit(1)
 
 
-def _conclude(plan: "grid.Plan", found: "runner.Outcome") -> None:
-    """Says what became of the runs."""
+def _conclude(plan: "grid.Plan", folder: pathlib.Path, found: "runner.Outcome") -> None:
+    """Says what became of the runs, and the answer as far as they tell it."""
+    from jaxsplit.compare import collect, verdict
+    from jaxsplit.report import compare as page
+
+    if found.finished:
+        answer = verdict.of(collect.read(folder)).text
+        _say(f"\n{answer}\n\n{folder / page.FILE}\n{folder / collect.GROUPS}\n")
     _say(f"{len(found.finished)} of {len(plan.runs)} runs are finished")
     if found.left:
         why = f" ({found.why} ended the comparison)" if found.why else ""

@@ -92,7 +92,7 @@ def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:
         sections.versions(found),
     ]
     title = f"Report of {', '.join(run.name for run in found)}"
-    body = html.join([_head(title, groups, notes), _contents(shown), *shown])
+    body = html.join([_head(title, groups, notes), contents(shown), *shown])
     return html.page(title, style.CSS, html.tag("main", body))
 
 
@@ -122,7 +122,7 @@ def _head(title: str, groups: Sequence[Sequence[Run]], notes: Sequence[str]) -> 
     return html.tag("header", html.join(parts))
 
 
-def _contents(shown: Sequence[html.Raw]) -> html.Raw:
+def contents(shown: Sequence[html.Raw]) -> html.Raw:
     """Links to the sections."""
     import re
 

@@ -55,6 +55,7 @@ th:first-child, .words th, .words td { text-align: left; }
 tr.group th { padding-top: .8rem; white-space: normal; }
 .grid { display: grid; gap: 1rem 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 figure { margin: .75rem 0; min-width: 0; }
 .plot { display: block; width: 100%; height: auto; overflow: visible; color: var(--ink); }
 .plot text { font-family: inherit; fill: currentColor; }
@@ -85,7 +86,7 @@ figure { margin: .75rem 0; min-width: 0; }
   .scroll * { position: static !important; }
   table { font-size: 8pt; }
   th, td { padding: .15rem .35rem; }
-  .grid { grid-template-columns: repeat(2, 1fr); }
+  .grid, .grid.wide { grid-template-columns: repeat(2, 1fr); }
   .examples { grid-template-columns: repeat(3, 1fr); }
   .example { padding: .4rem; gap: .4rem; }
   .example img { width: 3.2rem; }
