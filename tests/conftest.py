@@ -63,9 +63,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+# Files that take a minute and more. They start first, so that both processes end together.
+LONGEST = ("test_parity", "test_train_steps", "test_ffsd", "test_ffsd_runs", "test_end_to_end")
+
+
 def pytest_collection_modifyitems(items) -> None:
-    """The longest file starts first."""
-    items.sort(key=lambda item: item.path.stem != "test_train_steps")
+    """The longest files start first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
