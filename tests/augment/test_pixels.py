@@ -67,7 +67,7 @@ def cases(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, tuple[int, in
 
 @functools.cache
 def program(fill: tuple[int, ...]):
-    """(images [4, ...], Params of 64 applications) -> uint8[64, 4, ...]; both tests below run it."""
+    """(images [4, ...], Params of 64 applications) -> uint8[64, 4, ...]; two tests share it."""
     run = jax.vmap(lambda image, p: pixels.apply(image, p, fill), (0, None))
     return jax.jit(jax.vmap(run, (None, 0)))
 
