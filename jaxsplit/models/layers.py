@@ -46,7 +46,7 @@ def parameter(
     value = module.get_variable("params", name)
     if value.shape != shape:
         path = module.scope.path_text if module.scope else ""
-        raise flax.errors.ScopeParamShapeError(name, path, shape, value.shape)
+        raise flax.errors.ScopeParamShapeError(name, path, value.shape, shape)
     return value
 
 
