@@ -194,6 +194,9 @@ def _method(
         tying=resolved.tying,
     )
     method = methods.make(config, plan, networks)
+    # Traced once, although the shapes and the values of a state, and programs of both, need it.
+    init = jax.jit(method.init, static_argnums=1, inline=True)
+    method = method._replace(init=init)
     variables = jax.eval_shape(lambda key: method.init(key, dataset.image_shape), jax.random.key(0))
     return method, variables["params"]
 

@@ -471,8 +471,8 @@ def make_shallow(name: str, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=() if n in ("svhn:split=2", "imagenet_seresnet101_x4") else SLOW)
-        for n in DATA
+        pytest.param(n, marks=() if n == "svhn:split=2" else SLOW)
+        for n in DATA  # streamed images: config/test_folder_config.py
     ],
 )
 def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys):
@@ -495,7 +495,11 @@ def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys
     assert f"{config.data.name} test" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", DATA)
+# Networks of a hundred layers take tens of seconds.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=SLOW if "resnet1" in n else ()) for n in DATA],
+)
 def test_whole_network_of_every_config_is_traced(name, prepared):
     """State and training step of the network as configured, with all its blocks; no compilation."""
     config = small_run(name, prepared)

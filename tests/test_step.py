@@ -8,10 +8,11 @@ import optax
 import pytest
 
 from configs import common
-from jaxsplit import augment, evaluation, experiment, metrics, sharding, state, step
+from jaxsplit import augment, evaluation, experiment, metrics, sharding, stack, state, step
 from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method
 from jaxsplit.state import TrainState
+from tests.support.runs import tiny
 
 MEAN, STD = (0.0,), (1.0,)
 
@@ -329,3 +330,14 @@ def test_a_real_network_in_parts():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     for a, b in zip(jax.tree.leaves(new.batch_stats), jax.tree.leaves(stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_initialisation_is_traced_once(monkeypatch):
+    """However often an experiment's state, or its shapes, are asked for."""
+    init, traced = stack.Stack.init, []
+    monkeypatch.setattr(stack.Stack, "init", lambda *args: traced.append(args) or init(*args))
+    exp = experiment.build(tiny())
+    shapes = exp.state_shapes()
+    made = jax.eval_shape(lambda: exp.method.init(jax.random.key(1), exp.dataset.image_shape))
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, shapes.raw)
+    assert len(traced) == 1

@@ -43,7 +43,7 @@ class Settings:
     budget: float | None = None
     batches: Sequence[int] = ()
     command: Callable[[str, Sequence[str]], Sequence[str]] = of_program
-    after_run: Callable[[pathlib.Path], None] = lambda workdir: None
+    after_run: Callable[[pathlib.Path], object] = lambda workdir: None
 
 
 @dataclasses.dataclass(frozen=True)

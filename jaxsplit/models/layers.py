@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,26 @@ NETWORK = "network"  # name of the axis of a `vmap` over the networks of a stack
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 # He et al. 2015 with fan-out, as in both reference systems.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def parameter(
+    module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]
+) -> Array:
+    """As `module.param(name, init, shape)`, which traces `init` again in every `apply`.
+
+    Flax does that to learn the shape that a given parameter should have; here it is known. In deep
+    networks it is a tenth of the time that tracing takes.
+
+    Raises:
+      ScopeParamShapeError: the variables that are applied hold the parameter in another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape)
+    value = module.get_variable("params", name)
+    if value.shape != shape:
+        path = module.scope.path_text if module.scope else ""
+        raise flax.errors.ScopeParamShapeError(name, path, value.shape, shape)
+    return value
 
 
 def widen(x: Array) -> Array:
@@ -58,7 +79,7 @@ class Conv(nn.Module):
         cut = subgroups.current().of(self.name, x.shape[-1], self.features, self.groups)
         groups = self.groups * cut
         shape = (k, k, x.shape[-1] // groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         padding = ((k - 1) // 2,) * 2
         y = conv(
             x.astype(self.dtype or x.dtype),
@@ -68,7 +89,7 @@ class Conv(nn.Module):
             groups=groups,
         )
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
             y = (widen(y) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
         return y
 
@@ -89,7 +110,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
-        kernel = self.param("kernel", self.kernel_init, (3, 3, self.features, c))
+        kernel = parameter(self, "kernel", self.kernel_init, (3, 3, self.features, c))
         x = x.astype(self.dtype or x.dtype)
         kernel = kernel.astype(self.dtype or kernel.dtype).swapaxes(2, 3)
         # Four small convolutions (Shi et al. 2016, arXiv 1609.07009): an even row of the output
@@ -124,8 +145,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         features = x.shape[-1:]
-        scale = self.param("scale", self.scale_init, features)
-        bias = self.param("bias", nn.initializers.zeros, features)
+        scale = parameter(self, "scale", self.scale_init, features)
+        bias = parameter(self, "bias", nn.initializers.zeros, features)
         mean_var = self.variable("batch_stats", "mean", jnp.zeros, features)
         var_var = self.variable("batch_stats", "var", jnp.ones, features)
         dtype = self.dtype or x.dtype

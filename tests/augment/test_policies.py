@@ -322,7 +322,7 @@ def test_views_do_not_depend_on_the_mesh_nor_on_the_form(monkeypatch, fields):
     assert not np.allclose(results[0][0], results[0][1])  # networks see different views
 
 
-@pytest.mark.parametrize("fields", FORMS[:2])
+@pytest.mark.parametrize("fields", [FORMS[1], pytest.param(FORMS[0], marks=pytest.mark.slow)])
 def test_a_gray_image_is_treated_as_an_rgb_image_of_that_gray(fields):
     image = random_image(14, 15, 1)
     keys = jax.random.split(jax.random.key(2), 200)

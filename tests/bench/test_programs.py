@@ -93,6 +93,7 @@ def test_the_step_is_that_of_a_run():
     assert np.isfinite(first) and program.loss() < first
 
 
+@pytest.mark.slow
 def test_peers(call):
     """With PyTorch or without it: a line says which."""
     out = call(peers.main, "--quick", "--rounds", 1, "--torch-python", sys.executable)

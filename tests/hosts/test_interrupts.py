@@ -88,22 +88,22 @@ def test_a_handler_of_somebody_else_stays():
 
 
 @pytest.fixture
-def at_step_3(monkeypatch):
-    """Returns a function that does something once, when step 3 is logged."""
-    write, todo = metrics.Writer.write, []
+def at_step(monkeypatch):
+    """Returns a function of a step and of what is done once, when that step is logged."""
+    write, todo = metrics.Writer.write, {}
 
     def and_then(writer, step, scalars):
         write(writer, step, scalars)
-        if step == 3 and todo:
-            todo.pop()()
+        if step in todo:
+            todo.pop(step)()
 
     monkeypatch.setattr(metrics.Writer, "write", and_then)
-    return todo.append
+    return todo.__setitem__
 
 
-def test_an_interrupted_cell_leaves_a_checkpoint(at_step_3, tmp_path, capsys):
+def test_an_interrupted_cell_leaves_a_checkpoint(at_step, tmp_path, capsys):
     config = tiny(checkpoint__every="4 steps", eval__every="4 steps")
-    at_step_3(interrupt)
+    at_step(3, interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         loop.train_and_evaluate(config, tmp_path / "a")
     # It had been asked whether it ends before it logged; so it makes one more step, the last.
@@ -112,22 +112,22 @@ def test_an_interrupted_cell_leaves_a_checkpoint(at_step_3, tmp_path, capsys):
     )
     assert steps_in(tmp_path / "a") == [4]
     # Also in the middle of a run; the same call resumes it.
-    config = tiny(checkpoint__every="6 steps", eval__every="6 steps", duration="6 steps")
-    at_step_3(interrupt)
-    with pytest.raises(KeyboardInterrupt, match="^step 4 of 6 is saved in"):
+    at_step(2, interrupt)
+    with pytest.raises(KeyboardInterrupt, match="^step 3 of 4 is saved in"):
         loop.train_and_evaluate(config, tmp_path / "b")
-    assert steps_in(tmp_path / "b") == [4]
+    assert steps_in(tmp_path / "b") == [3]
     results = loop.train_and_evaluate(config, tmp_path / "b")
-    assert "resumed at step 4 in" in capsys.readouterr().out
-    assert results == loop.train_and_evaluate(config, tmp_path / "whole")
-    assert_same_bits(*(state_at(config, tmp_path / run, 6) for run in ("b", "whole")))
+    assert "resumed at step 3 in" in capsys.readouterr().out
+    # The first has made all of its steps in one go; now it is evaluated.
+    assert results == loop.train_and_evaluate(config, tmp_path / "a")
+    assert_same_bits(*(state_at(config, tmp_path / run, 4) for run in "ab"))
 
 
-def test_a_requested_end(at_step_3, tmp_path):
+def test_a_requested_end(at_step, tmp_path):
     stop = signals.Stop()
-    at_step_3(stop.request)
+    at_step(2, stop.request)
     with pytest.raises(Stopped) as caught:
-        loop.train_and_evaluate(tiny(duration="6 steps"), tmp_path, stop)
-    text = f"stopped by request: step 4 of 6 is saved in {tmp_path}; {signals.AGAIN}"
+        loop.train_and_evaluate(tiny(), tmp_path, stop)
+    text = f"stopped by request: step 3 of 4 is saved in {tmp_path}; {signals.AGAIN}"
     assert (str(caught.value), caught.value.status) == (text, 75)
-    assert steps_in(tmp_path)[-1] == 4
+    assert steps_in(tmp_path)[-1] == 3

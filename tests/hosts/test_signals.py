@@ -28,6 +28,7 @@ TINY = (
     "--config.log_every=1 steps",
     "--config.checkpoint.every=1000 steps",
     "--config.eval.every=20000 steps",
+    "--config.trackers=()",  # whose libraries take seconds to start
 )
 
 

@@ -36,6 +36,7 @@ def run(path: pathlib.Path, workdir: pathlib.Path, *more: str) -> subprocess.Com
         "mesh.data": 1,
         "lowering": "dense",
         "log_every": "1 steps",
+        "trackers": "()",  # whose libraries take seconds to start
     }
     command = [sys.executable, "main.py", f"--config={path}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in small.items()]

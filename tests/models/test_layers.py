@@ -1,12 +1,13 @@
-"""BatchNorm's statistics on every platform, against float64."""
+"""BatchNorm's statistics on every platform, against float64; parameters of another shape."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxsplit import compiler
-from jaxsplit.models.layers import BatchNorm
+from jaxsplit.models.layers import BatchNorm, Conv
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -36,3 +37,10 @@ def test_constant_channels_have_no_variance_on_accelerators():
         y, new = module.apply(variables, x, True, mutable=["batch_stats"])
     assert np.all(new["batch_stats"]["var"] >= 0)
     np.testing.assert_allclose(y, 0.0, atol=1e-4)
+
+
+def test_a_parameter_of_another_shape_is_named():
+    variables = Conv(4).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    wanted = r"kernel.* generate shape \(3, 3, 5, 4\), but .* has shape \(3, 3, 3, 4\)"
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=wanted):
+        Conv(4).apply(variables, jnp.zeros((1, 8, 8, 5)))

@@ -47,6 +47,7 @@ def test_summary(example):
 
 def test_training_and_evaluation(example, tmp_path):
     short = ("--config.duration=30 steps", "--config.schedule.warmup=5 steps")
+    short += ("--config.trackers=()",)  # whose libraries take seconds to start
     flags = (f"--config={example}", f"--workdir={tmp_path / 'run'}", *short)
     text = main(*flags)
     found = re.search(r"^ensemble +([\d.]+)", text, re.MULTILINE)

@@ -26,6 +26,7 @@ TINY = (
     "--config.schedule.warmup=1 steps",
     "--config.batch_size=16",
     "--config.mesh.data=1",
+    "--config.trackers=()",  # whose libraries take seconds to start
 )
 
 
