@@ -133,7 +133,9 @@ def test_equals_networks_that_share_arrays(case, mesh):
     assert_close(got, want, 1e-11)
 
 
-@pytest.mark.parametrize("lowering", ["unrolled", "grouped", "auto"])
+@pytest.mark.parametrize(
+    "lowering", [pytest.param("unrolled", marks=pytest.mark.slow), "grouped", "auto"]
+)
 def test_lowerings_agree(case, lowering):
     args, want = case
     with jax.enable_x64(True):
