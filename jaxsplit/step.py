@@ -160,12 +160,8 @@ def make_train_step(
             state.params, state.batch_stats, batch, network_key, state.step
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=stats,
-            opt_state=opt_state,
-        )
+        new = state.replace(step=state.step + 1, batch_stats=stats, opt_state=opt_state)
+        new = new.replace(params=optax.apply_updates(state.params, updates))
         if method.after is not None:
             new = new.replace(**method.after(new.raw, network_key, new.step))
         if ema:

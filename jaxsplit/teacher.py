@@ -34,7 +34,7 @@ PART = "teacher"  # its variables among the constants of a step, and its logits 
 class Teacher:
     """A run whose answer is taught.
 
-    field: of the config that names it, such as 'distill_from.teacher'.
+    field: of the config that names it, as <method>.<field>.
     variables: {'params', 'batch_stats'} of numpy arrays.
     identity: what makes it this teacher, wherever its workdir lies; JSON values.
     """

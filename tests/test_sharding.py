@@ -92,7 +92,7 @@ def one_device():
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(2, 1), (8, 1), (1, 2), (2, 2), (2, 4), (1, 4)])
 @pytest.mark.parametrize(  # one network has no mesh, and a method with a teacher tests of its own
-    "method", (n for n, entry in methods.METHODS.items() if entry.most != 1 and not entry.teacher)
+    "method", [n for n, entry in methods.METHODS.items() if entry.most != 1 and not entry.teacher]
 )
 def test_every_method_on_every_mesh(one_device, method, mesh):
     if method == "mimo" and mesh[1] > 1:

@@ -163,6 +163,23 @@ def test_meshes_agree_with_one_device(student, mesh):
         assert np.abs(a - b).max() <= 2e-5 * max(1.0, np.abs(a).max()), jax.tree_util.keystr(path)
 
 
+def test_it_learns_from_the_teacher_alone(student):
+    """Without labels: on one batch its distance to the teacher falls to less than half."""
+    fields = dict(augment__mixup=0.0, schedule__warmup="0 steps", duration="40 steps")
+    config = student(distill_from__label_weight=0.0, optim__lr=0.8, **fields)
+    exp = experiment.build(config)
+    s = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
+    fixed, batches = experiment.constants(exp), exp.feed.batches(0)
+    batch = experiment.put_batch(exp, next(batches))
+    batches.close()
+    step, empty = experiment.compile_step(exp, s, fixed, batch)
+    losses = []
+    for _ in range(40):
+        s, totals = step(s, empty, fixed, batch)
+        losses.append(float(totals.sums["distill"][0]))
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
 def two_steps(config):
     """(the variables after two steps, their summed losses)."""
     exp = experiment.build(config)

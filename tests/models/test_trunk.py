@@ -360,6 +360,7 @@ def test_every_method(name, views):
     config = common.get_config()
     config.update(arch="wide_resnet10_1", divide=False, method=name, trunk="stage2", views=views)
     config.split = {"single": 1, "okddip": 3}.get(name, 2)
+    config.divide = name == "packed"  # whose two members of the default alpha are whole
     config.update(data=dict(name="synthetic", image_size=8), batch_size=4, mesh=dict(data=1))
     exp = experiment.build(config)
     shapes = exp.state_shapes()
