@@ -15,6 +15,7 @@ by the number of repetitions so that a step costs the same; here it has `batch_s
 step costs as many times more. The paper averages probabilities: `config.eval.ensemble=mean_probs`.
 """
 
+import dataclasses
 import zlib
 from typing import Any
 
@@ -57,46 +58,62 @@ def make(
     """
     if stack.num_networks != 1 or stack.shares:
         raise ValueError("mimo: needs a stack of 1 network that shares nothing")
+    its = _Inputs(stack, heads, input_repetition, batch_repetitions, label_smoothing, ensemble)
+    answer = "ensemble" if heads > 1 else "net0"
+    return Method(its.init, its.loss, its.predict, lambda path: "", answer)
 
-    def init(key: Array, image_shape: tuple[int, int, int]) -> dict:
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """A network of several inputs and how to train it; `make` describes the fields."""
+
+    stack: Stack
+    heads: int
+    input_repetition: float
+    batch_repetitions: int
+    label_smoothing: float
+    ensemble: str
+
+    def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict:
+        """As `Method.init`."""
         height, width, channels = image_shape
-        variables = stack.init(key, (height, width, heads * channels))
+        variables = self.stack.init(key, (height, width, self.heads * channels))
         return {c: {"stack": variables.get(c, {})} for c in ("params", "batch_stats")}
 
-    def apply(variables: dict, views: Array, **options: Any) -> tuple[Array, dict]:
-        """(logits float[M, B, K], new statistics)."""
-        layers = {c: parts["stack"] for c, parts in variables.items()}
-        logits, _, stats = stack.apply(layers, views, **options)
-        return jnp.stack(jnp.split(logits[0], heads, -1)), {"stack": stats}
-
-    def loss(variables: dict, batch: dict, key: Array, progress: Array):
+    def loss(self, variables: dict, batch: dict, key: Array, progress: Array):
+        """As `Method.loss`."""
         views, targets = side_by_side(
-            stack,
+            self.stack,
             batch,
             jax.random.fold_in(key, zlib.crc32(b"mimo")),
-            heads=heads,
-            input_repetition=input_repetition,
-            batch_repetitions=batch_repetitions,
+            heads=self.heads,
+            input_repetition=self.input_repetition,
+            batch_repetitions=self.batch_repetitions,
         )
-        logits, stats = apply(variables, views, train=True, key=key)
+        logits, stats = self._apply(variables, views, train=True, key=key)
         mixed = {"lam": batch["lam"]} if "lam" in batch else {}
-        by_head = [
-            cross_entropy(logits[m][None], mixed | {k: x[m] for k, x in targets.items()}, smoothing)
-            for m in range(heads)
-        ]
-        by_head = jnp.concatenate(by_head)
+        parts = []
+        for m in range(self.heads):
+            own = mixed | {name: x[m] for name, x in targets.items()}
+            parts.append(cross_entropy(logits[m][None], own, self.label_smoothing))
+        by_head = jnp.concatenate(parts)
         hit = logits.argmax(-1) == targets["labels"]
-        total = by_head.sum()
-        top1 = hit.astype(jnp.float32).mean(-1)
+        top1, total = hit.astype(jnp.float32).mean(-1), by_head.sum()
         return total, (stats, {"cross_entropy": by_head, "top1": top1, "loss": total})
 
-    def predict(variables: dict, images: Array) -> dict[str, Array]:
-        logits, _ = apply(variables, jnp.tile(images, heads)[None], train=False)
-        named = {f"net{m}": logits[m] for m in range(heads)}
-        return named | ({"ensemble": losses.ensemble(logits, ensemble)} if heads > 1 else {})
+    def predict(self, variables: dict, images: Array) -> dict[str, Array]:
+        """As `Method.predict`."""
+        logits, _ = self._apply(variables, jnp.tile(images, self.heads)[None], train=False)
+        named = {f"net{m}": logits[m] for m in range(self.heads)}
+        if self.heads > 1:
+            named["ensemble"] = losses.ensemble(logits, self.ensemble)
+        return named
 
-    smoothing, answer = label_smoothing, "ensemble" if heads > 1 else "net0"
-    return Method(init, loss, predict, lambda path: "", answer)
+    def _apply(self, variables: dict, views: Array, **options: Any) -> tuple[Array, dict]:
+        """(logits float[M, B, K], new statistics)."""
+        layers = {c: parts["stack"] for c, parts in variables.items()}
+        logits, _, stats = self.stack.apply(layers, views, **options)
+        return jnp.stack(jnp.split(logits[0], self.heads, -1)), {"stack": stats}
 
 
 def side_by_side(

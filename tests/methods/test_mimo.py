@@ -118,7 +118,7 @@ def test_loss_and_gradient(mixed):
         return method.loss(variables, batch, jax.random.key(0), 0)
 
     with jax.enable_x64(True):
-        (value, (_, metrics)), grad = jax.value_and_grad(loss, has_aux=True)(kernel)
+        (value, (_, metrics)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(kernel)
     wide = np.tile(views[0, :, 0, 0], M)  # [B, 2 M]
     z = (wide @ kernel[0]).reshape(B, M, K)
     p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
@@ -183,7 +183,10 @@ def test_one_head_is_a_single_network():
         assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, variables_of(alone))
         (value, (stats, _)), grads = step_of(ours, batch)(variables)
         (want, (want_stats, _)), want_grads = step_of(alone, batch)(variables)
-        predicted = [m.predict(variables, batch["views"][0]) for m in (ours, alone)]
+        views = batch["views"][0]
+        predicted = jax.jit(
+            lambda v: [m.predict(v, views) for m in (ours, alone)], compiler_options=FAST
+        )(variables)
     np.testing.assert_allclose(value, want, rtol=1e-12)
     assert_close((stats, grads), (want_stats, want_grads), 1e-9)
     assert_close(*predicted, 1e-12)
