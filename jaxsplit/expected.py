@@ -39,6 +39,8 @@ def cost(config: ConfigDict) -> Cost:
       ConfigError: the run would be refused when it starts.
     """
     config = _without_teacher(config_lib.check(config))
+    if config.lowering == "packed":  # its products with zeros would count
+        config.lowering = "dense"
     resolved = config_lib.resolve(config)
     exp = _experiment(config, jax.devices()[:1])
     early_stop.make(exp)
