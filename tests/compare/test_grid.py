@@ -163,6 +163,9 @@ def test_names():
     assert names.of_group("dml", 4, {"cotrain.weight": 1.0, "distill.weight": 0.5}) == (
         "dml-s4-cotrain.weight=1-distill.weight=0.5"
     )
+    assert names.of_group("dml", 4, {"duration": "4 steps", "lr": 1e20}) == (
+        "dml-s4-duration=4+steps-lr=1e20"
+    )
     assert names.of_run("dml-s4", 3) == "dml-s4-seed3"
 
 
