@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxsplit import compiler, costs, data, early_stop, experiment, metrics
 from jaxsplit import config as config_lib
-from jaxsplit.compare.grid import TAUGHT, Cost
+from jaxsplit.compare.grid import TAUGHT, Cost, answer
 from jaxsplit.data import stand_in
 from jaxsplit.errors import ConfigError
 
@@ -47,7 +47,7 @@ def cost(config: ConfigDict) -> Cost:
     known = dict(num_classes=exp.dataset.num_classes, image_shape=exp.dataset.image_shape)
     small = costs.cost(resolved.spec, **known)
     named = costs.own_costs(config, resolved, small, **known)
-    deployed = resolved.entry.deployed
+    deployed = answer(config)
     one = deployed.startswith("net")
     default = (small.params, small.macs) if one else named[costs.ALL]
     params, macs = named.get(deployed, default)

@@ -86,7 +86,7 @@ class Run:
     @property
     def answer(self) -> str:
         """The answer that the comparison scores, such as 'ensemble'."""
-        return methods.METHODS[self.group.method].deployed
+        return answer(self.config)
 
     @property
     def flags(self) -> list[str]:
@@ -110,6 +110,12 @@ class Plan:
     groups: tuple[Group, ...]
     runs: tuple[Run, ...]
     left_out: tuple[LeftOut, ...]
+
+
+def answer(config: ConfigDict) -> str:
+    """The answer of a config's method that is deployed; of one network alone, this network."""
+    deployed = methods.METHODS[config.method].deployed
+    return "net0" if config.split == 1 and deployed == "ensemble" else deployed
 
 
 def changed(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

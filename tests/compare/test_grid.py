@@ -120,9 +120,7 @@ def test_known_costs_are_not_counted_again():
 @pytest.fixture
 def taught(monkeypatch):
     """A method `distill_from` with a teacher, as far as a grid sees it."""
-    entry = methods.Entry(
-        methods.METHODS["single"].make, answer="net0", fields={"teacher": ""}, least=1
-    )
+    entry = methods.Entry(methods.METHODS["single"].make, fields={"teacher": ""}, least=1)
     monkeypatch.setitem(methods.METHODS, grid.TAUGHT, entry)
 
 
@@ -132,7 +130,7 @@ def test_pupils_come_after_their_teachers(taught):
     names_ = [run.name for run in found.runs]
     assert names_[5] == "distill_from-s1-seed0" and names_[-1] == "distill_from-s1-seed1"
     pupil = found.runs[-1]
-    assert pupil.teacher == "cotrain-s4-seed1"
+    assert (pupil.teacher, pupil.answer) == ("cotrain-s4-seed1", "net0")
     assert pupil.config.distill_from.teacher == str(HERE / "cotrain-s4-seed1")
     assert pupil.group.cost == grid.Cost(10, 100, 1000 + 400)  # its teacher answers, too
 
