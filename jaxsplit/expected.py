@@ -39,6 +39,8 @@ def cost(config: ConfigDict) -> Cost:
       ConfigError: the run would be refused when it starts.
     """
     config = _without_teacher(config_lib.check(config))
+    if config.lowering == "packed":  # its products with zeros would count
+        config.lowering = "dense"
     resolved = config_lib.resolve(config)
     exp = _experiment(config, jax.devices()[:1])
     early_stop.make(exp)
@@ -70,11 +72,14 @@ def pace(config: ConfigDict) -> Pace:
     """Compiles the training step of a config and times a few steps of it, on this machine.
 
     Raises:
-      ConfigError: a field has a wrong value, or the number of training examples is not known.
+      ConfigError: a field has a wrong value, the number of training examples is not known, or the
+        run learns from another one.
     """
     config = config_lib.check(config)
     if stand_in.train_examples(config.data) is None:
         raise ConfigError(f"data.name={config.data.name!r}: the number of its images is not known")
+    if methods.METHODS[config.method].teacher:
+        raise ConfigError(f"method={config.method!r}: is not measured without its teacher")
     exp = _experiment(config, jax.devices())
     lowered, shapes = experiment.lower_step(exp, *experiment.step_arguments(exp))
     began = time.monotonic()

@@ -30,6 +30,12 @@ def test_an_ensemble_deploys_all_that_trains():
     assert macs == 2 * small.macs
 
 
+@pytest.mark.parametrize("lowering", ["dense", "packed", "grouped"])
+def test_the_lowering_changes_no_count(lowering):
+    _, named = networks(tiny())
+    assert expected.cost(tiny(lowering=lowering)).train_macs == named[costs.ALL][1]
+
+
 def test_one_of_several_is_deployed():
     config = tiny(method="dml", divide=False)
     whole, _ = networks(config)

@@ -29,6 +29,8 @@ def of_run(group: str, seed: int) -> str:
 def _safe(value: Any) -> str:
     """A value as text; a checksum marks a text in which characters are replaced."""
     text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    if isinstance(value, float):
+        text = text.replace("e+", "e")
     safe = re.sub(r"[^A-Za-z0-9._%+-]+", "_", text.replace("+", "_").replace(" ", "+"))
     if safe != text.replace(" ", "+") or "+" in text:
         safe += f"~{zlib.crc32(text.encode()):08x}"

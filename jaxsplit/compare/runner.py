@@ -183,7 +183,7 @@ class _Runner:
             self._why = "the budget"
             if self._works:
                 names = ", ".join(work.run.name for work in self._works)
-                self._say(f"the budget is spent; {names} saves and stops")
+                self._say(f"the budget is spent; stopping {names}")
         if self._why:
             for work in self._works:
                 work.child.stop()

@@ -59,10 +59,13 @@ def test_methods_that_keep_one_network_do_not_divide(method, divide, answer):
     assert f"--config.divide={divide}" in run.flags and "--config.seed=0" in run.flags
 
 
-def test_every_method_has_a_place():
-    assert {m for m, e in methods.METHODS.items() if e.whole} == {
-        "ffsd", "dml", "kdcl", "okddip", "cl_ilr", "codistill"
-    }  # fmt: skip
+def test_what_is_deployed():
+    """A method that keeps one network names it, and it can be extracted."""
+    config = tiny(split=3)
+    for name, entry in methods.METHODS.items():
+        if entry.kept:
+            assert entry.whole and entry.kept in entry.networks(config), name
+        assert entry.deployed == entry.kept or entry.deployed == entry.answer
 
 
 def test_an_axis_of_a_method_is_not_one_of_others():
@@ -133,7 +136,7 @@ def test_pupils_come_after_their_teachers(taught):
     names_ = [run.name for run in found.runs]
     assert names_[5] == "distill_from-s1-seed0" and names_[-1] == "distill_from-s1-seed1"
     pupil = found.runs[-1]
-    assert pupil.teacher == "cotrain-s4-seed1"
+    assert (pupil.teacher, pupil.answer) == ("cotrain-s4-seed1", "net0")
     assert pupil.config.distill_from.teacher == str(HERE / "cotrain-s4-seed1")
     assert pupil.group.cost == grid.Cost(10, 100, 1000 + 400)  # its teacher answers, too
 
@@ -163,6 +166,9 @@ def test_names():
     )
     assert names.of_group("dml", 4, {"cotrain.weight": 1.0, "distill.weight": 0.5}) == (
         "dml-s4-cotrain.weight=1-distill.weight=0.5"
+    )
+    assert names.of_group("dml", 4, {"duration": "4 steps", "lr": 1e20}) == (
+        "dml-s4-duration=4+steps-lr=1e20"
     )
     assert names.of_run("dml-s4", 3) == "dml-s4-seed3"
 

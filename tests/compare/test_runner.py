@@ -146,7 +146,7 @@ def test_the_budget(tmp_path):
     found, said = compare(tmp_path, plan, ["wait=single-s1-seed0"], budget=1.0)
     assert found.why == "the budget" and len(found.left) == 4 and not found.failed
     assert ("train", "single-s1-seed0", "stopped") in calls(tmp_path)
-    assert "the budget is spent; single-s1-seed0 saves and stops" in said
+    assert "the budget is spent; stopping single-s1-seed0" in said
     assert len(calls(tmp_path)) == 2  # nothing else was started
 
 
