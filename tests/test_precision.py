@@ -13,7 +13,7 @@ from jaxsplit import compiler, evaluation, loop, losses, methods, models, shardi
 from jaxsplit import config as config_lib
 from jaxsplit.conv import conv
 from jaxsplit.errors import ConfigError
-from jaxsplit.models import efficientnet, fusion, layers, resnet
+from jaxsplit.models import efficientnet, fusion, layers, pooling, resnet
 from tests.support.xla import FAST, USUAL
 
 K, B = 5, 4
@@ -264,9 +264,9 @@ MAP = RNG.normal(size=(16, 32, 32, 4)) + 3.0  # a mean far from zero shows sums 
     "f",
     [
         lambda x: x.mean((1, 2)),
-        layers.avg_pool_2x2,
-        lambda x: layers.avg_pool_3x3(x, 1),
-        lambda x: layers.avg_pool_3x3(x, 2),
+        pooling.avg_pool_2x2,
+        lambda x: pooling.avg_pool_3x3(x, 1),
+        lambda x: pooling.avg_pool_3x3(x, 2),
         lambda x: conv(x, jnp.ones((3, 3, 1, 4), x.dtype), padding=((1, 1),) * 2, groups=4),
         lambda x: conv(x, jnp.ones((1, 1, 4, 4), x.dtype)),
         lambda x: conv(x, jnp.ones((3, 3, 4, 4), x.dtype)),

@@ -19,11 +19,10 @@ from jaxsplit.models.layers import (
     Conv,
     Dtype,
     Norm,
-    avg_pool_2x2,
     block_class,
     classify,
-    max_pool,
 )
+from jaxsplit.models.pooling import avg_pool_2x2, max_pool
 from jaxsplit.models.stochastic import ShakeDrop
 
 BOTTLENECK = 4  # channels between the two convolutions of a layer, as a multiple of the growth

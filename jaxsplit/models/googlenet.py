@@ -22,8 +22,8 @@ from jaxsplit.models.layers import (
     block_class,
     block_place,
     classify,
-    max_pool,
 )
+from jaxsplit.models.pooling import max_pool
 
 PAD = ((1, 1), (1, 1))
 

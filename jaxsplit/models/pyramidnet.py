@@ -18,11 +18,11 @@ from jaxsplit.models.layers import (
     Conv,
     Dtype,
     Norm,
-    avg_pool_2x2,
     block_class,
     block_place,
     classify,
 )
+from jaxsplit.models.pooling import avg_pool_2x2
 from jaxsplit.models.stochastic import ShakeDrop
 
 EXPANSION = 4  # output channels of a bottleneck over its nominal width

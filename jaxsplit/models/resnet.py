@@ -24,14 +24,11 @@ from jaxsplit.models.layers import (
     Norm,
     SplitAttention,
     SqueezeExcite,
-    avg_pool_2x2,
-    avg_pool_3x3,
     block_class,
     block_place,
-    ceil_padding,
     classify,
-    max_pool,
 )
+from jaxsplit.models.pooling import avg_pool_2x2, avg_pool_3x3, ceil_padding, max_pool
 from jaxsplit.models.stochastic import DropBlock
 
 EXPANSION = 4  # output channels of a bottleneck over its nominal width

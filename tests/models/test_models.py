@@ -11,7 +11,7 @@ import pytest
 
 from jaxsplit import costs, models
 from jaxsplit.errors import ConfigError
-from jaxsplit.models import layers, resnet, resnexst, senet, stochastic
+from jaxsplit.models import layers, pooling, resnet, resnexst, senet, stochastic
 from tests.support.xla import FAST
 
 FAMILIES = ("resnet", "senet", "resnest", "resnexst")
@@ -345,22 +345,22 @@ def test_avg_pool_covers_odd_edges(h, w):
     x = np.random.default_rng(0).normal(size=(2, h, w, 3)).astype(np.float32)
     want = windows(x, 2, 2, np.mean)
     assert want.shape == (2, -(-h // 2), -(-w // 2), 3)
-    np.testing.assert_allclose(layers.avg_pool_2x2(x), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pooling.avg_pool_2x2(x), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("h, w", [(3, 4), (5, 6), (7, 8), (9, 2), (112, 3)])
 def test_max_pool_with_ceil_padding(h, w):
     # All negative: a padded zero would win.
     x = -np.random.default_rng(0).uniform(1.0, 2.0, (2, h, w, 3)).astype(np.float32)
-    padding = tuple(layers.ceil_padding(n, 3, 2) for n in (h, w))
-    got = layers.max_pool(x, 3, 2, padding)
+    padding = tuple(pooling.ceil_padding(n, 3, 2) for n in (h, w))
+    got = pooling.max_pool(x, 3, 2, padding)
     np.testing.assert_array_equal(got, windows(x, 3, 2, np.max))
 
 
 def test_max_pool_with_padding_on_both_sides():
     x = -np.random.default_rng(0).uniform(1.0, 2.0, (2, 6, 7, 3)).astype(np.float32)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    got = layers.max_pool(x, 3, 2, ((1, 1), (1, 1)))
+    got = pooling.max_pool(x, 3, 2, ((1, 1), (1, 1)))
     assert got.shape == (2, 3, 4, 3)
     want = [[padded[:, i : i + 3, j : j + 3].max((1, 2)) for j in (0, 2, 4, 6)] for i in (0, 2, 4)]
     np.testing.assert_array_equal(got, np.asarray(want).transpose(2, 0, 1, 3))
@@ -373,7 +373,7 @@ def test_gradient_of_max_pool():
     g = np.arange(1.0, 10.0, dtype=np.float32).reshape(3, 3)
 
     def f(x):
-        return jnp.sum(layers.max_pool(x, 3, 2, ((1, 1), (1, 1)))[0, ..., 0] * g)
+        return jnp.sum(pooling.max_pool(x, 3, 2, ((1, 1), (1, 1)))[0, ..., 0] * g)
 
     want = np.zeros((6, 6), np.float32)
     for i in range(3):

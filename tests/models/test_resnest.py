@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsplit import costs, models
-from jaxsplit.models import layers, resnet
+from jaxsplit.models import layers, pooling, resnet
 from tests.support.xla import FAST
 
 
@@ -82,7 +82,7 @@ def test_avg_pool_3x3_counts_the_border(h, w, stride):
             for i in range(0, h, stride)
         ]
     ).transpose(2, 0, 1, 3)
-    np.testing.assert_allclose(layers.avg_pool_3x3(x, stride), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pooling.avg_pool_3x3(x, stride), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -95,7 +95,7 @@ def test_gradient_of_avg_pool_3x3(stride):
         want[:, rows, cols] += g[:, i, j, None, None] / 9
 
     def f(x, g):
-        return jnp.vdot(layers.avg_pool_3x3(x, stride)[0, ..., 0], g)
+        return jnp.vdot(pooling.avg_pool_3x3(x, stride)[0, ..., 0], g)
 
     got = jax.vmap(jax.grad(f))(np.zeros((2, 1, 5, 4, 1), np.float32), g.astype(np.float32))
     np.testing.assert_allclose(got[:, 0, ..., 0], want[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-6)
@@ -116,7 +116,7 @@ def test_where_a_mean_follows_split_attention(arch, strides, monkeypatch):
 
     def pool(x, stride):
         seen.append(stride)
-        return layers.avg_pool_3x3(x, stride)
+        return pooling.avg_pool_3x3(x, stride)
 
     monkeypatch.setattr(resnet, "avg_pool_3x3", pool)
     module = models.build(tiny(arch), 10)
