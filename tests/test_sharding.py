@@ -27,8 +27,10 @@ def make_config(data, net, **fields):
         mesh=dict(data=data, net=net),
         cotrain=dict(warmup="0 steps"),
         data=dict(name="digits"),
-        # Mixup pairs images within a device's part of the batch, so that it depends on the mesh.
+        # Mixup pairs images within a device's part of the batch, so that it depends on the mesh. So
+        # do the images that are side by side, if they are not the same.
         augment=dict(mixup=0.0, crop_padding=1, erase_prob=0.5),
+        mimo=dict(input_repetition=1.0),
         schedule=dict(warmup="0 steps", milestones=()),
         **fields,
     )
