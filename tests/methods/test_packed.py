@@ -201,7 +201,9 @@ def test_every_family_can_be_packed(arch):
         costs.cost(models.packed(arch, 2 / 4, gamma=gamma, least=1), **fields).macs
         for gamma in (1, 2)
     )
-    assert 0.6 < 4 * plain / macs < 1.1
+    # The cost of a depthwise convolution grows with the width, not with its square.
+    most = 1.2 if arch.startswith("efficientnet") else 1.1
+    assert 0.6 < 4 * plain / macs < most
     assert cut < 0.9 * plain
 
 
