@@ -76,6 +76,7 @@ def test_a_program_is_traced_for_the_devices_of_its_mesh(monkeypatch):
     assert seen == ["cpu"] and compiler.platform() == "gpu"
 
 
+@pytest.mark.slow
 def test_a_run_calls_nothing_that_races():
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     env = os.environ | {"XLA_FLAGS": flags}

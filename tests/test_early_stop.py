@@ -140,6 +140,7 @@ def scripted(monkeypatch):
     return steps
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early(scripted, tmp_path, capsys, monkeypatch):
     config = stopping(stop__patience=2)
     results = loop.train_and_evaluate(config, tmp_path / "a")

@@ -409,6 +409,7 @@ def test_validation_on_two_devices(tmp_path, capsys):
 # ---- A loss that is not finite
 
 
+@pytest.mark.slow
 def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch):
     """The rate jumps at the fifth step: the loss of the next is huge, that of the one after NaN."""
 

@@ -145,6 +145,7 @@ def test_only_the_stages_named_recompute(arch, monkeypatch):
     assert counts == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

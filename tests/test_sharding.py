@@ -11,7 +11,7 @@ from configs import common
 from jaxsplit import experiment, methods, sharding, state
 from jaxsplit.errors import ConfigError
 
-MESHES = ((1, 1), (8, 1), pytest.param((4, 2), marks=pytest.mark.slow), (2, 4))
+MESHES = ((1, 1), (2, 4), *(pytest.param(m, marks=pytest.mark.slow) for m in ((8, 1), (4, 2))))
 BATCH, NETWORKS = 16, 4
 
 

@@ -144,6 +144,7 @@ def assert_close(got, want, tolerance: float = 1e-5) -> None:
 # ---- equal to a loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

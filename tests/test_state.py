@@ -172,6 +172,7 @@ def test_a_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys):
     assert_same_bits(state_at(tiny(ema=DECAY), tmp_path, 4), state_at(tiny(ema=DECAY), whole[0], 4))
 
 
+@pytest.mark.slow
 def test_the_average_does_not_change_training(whole, tmp_path, capsys):
     loop.train_and_evaluate(tiny(), tmp_path)
     plain = state_at(tiny(), tmp_path, 4)

@@ -32,8 +32,8 @@ _AXIS = flags.DEFINE_multi_string(
 _TEACHER = flags.DEFINE_string(
     "compare.teacher",
     None,
-    "for compare: METHOD:SPLIT whose run of the same seed teaches distill_from; default: cotrain "
-    "at its largest split, else independent",
+    "for compare: METHOD:SPLIT whose run of the same seed teaches distill_from; default: the "
+    "largest split of the config's own method, else of one that divides",
 )
 _BUDGET = flags.DEFINE_string(
     "compare.budget",

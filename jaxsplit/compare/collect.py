@@ -46,7 +46,7 @@ class Group:
 
     @functools.cached_property
     def name(self) -> str:
-        """'cotrain S=4 weight=0.1'; 'single'."""
+        """Such as: cotrain S=4 weight=0.1."""
         size = "" if self.method == SINGLE and self.split == 1 else f" S={self.split}"
         last = [field.rpartition(".")[2] for field, _ in self.axes]
         short = [

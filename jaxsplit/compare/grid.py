@@ -209,7 +209,7 @@ def _checked(
     methods.check_split(group.method, group.split)
     field = teacher_field(group.method)
     given = field and (group.overrides.get(field) or dict(config_lib.flat(config))[field])
-    teacher = _teacher(grid, before, field) if field and not given else None
+    teacher = _teacher(config, grid, before, field) if field and not given else None
     lessons = {field: "not trained yet"} if teacher is not None else {}
     its = config_lib.check(changed(config, {**group.overrides, **lessons}))
     known = facts.of_config(its.data)
@@ -225,8 +225,10 @@ def _checked(
     return dataclasses.replace(group, cost=counted, teacher=teacher.name if teacher else "")
 
 
-def _teacher(grid: Grid, before: list[Group], field: str) -> Group:
-    """The group that teaches: that of `grid.teacher`, else co-training, else independent ones.
+def _teacher(config: ConfigDict, grid: Grid, before: list[Group], field: str) -> Group:
+    """The group that teaches: that of `grid.teacher`, else divided networks, as many as there are.
+
+    The base config's own method goes before the others of the grid.
 
     Raises:
       ConfigError: there is none in the grid.
@@ -240,13 +242,14 @@ def _teacher(grid: Grid, before: list[Group], field: str) -> Group:
                 f"compare.teacher={f'{method}:{split}'!r}: must be in the grid, which has {there}"
             )
         return found[0]
-    for method in ("cotrain", "independent"):
-        if found := [g for g in before if g.method == method]:
-            return max(found, key=lambda g: g.split)
-    raise ConfigError(
-        f"{field}='': must be a workdir, or cotrain or independent must be in the grid, or "
-        "--compare.teacher=METHOD:SPLIT"
-    )
+    divided = [g for g in before if g.split > 1 and not methods.METHODS[g.method].whole]
+    own = [g for g in divided if g.method == config.method]
+    if not divided:
+        raise ConfigError(
+            f"{field}='': must be a workdir, or divided networks must be in the grid, or "
+            "--compare.teacher=METHOD:SPLIT"
+        )
+    return max(own or divided, key=lambda g: g.split)
 
 
 def _run(config: ConfigDict, group: Group, seed: int, path: Callable[[str], str]) -> Run:

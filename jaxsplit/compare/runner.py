@@ -12,6 +12,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from jaxsplit import methods
 from jaxsplit.compare import outcome, record
 from jaxsplit.compare.child import Child, of_program
 from jaxsplit.compare.grid import Plan, Run
@@ -370,7 +371,7 @@ class _Runner:
         mine = outcome.accuracy(self._folder(one), one.answer)
         if one.answer == "ensemble" and one.group.split > 1:
             whole = [
-                r for r in self._plan.runs if r.group.method == "single" and r.seed == one.seed
+                r for r in self._plan.runs if r.group.method == methods.ALONE and r.seed == one.seed
             ]
             for other in whole[:1]:
                 its = outcome.accuracy(self._folder(other), other.answer)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxsplit import config as config_lib
+from jaxsplit import methods
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import record, scores
 from jaxsplit.evaluation.predictions import FILE as PREDICTIONS
@@ -22,7 +23,7 @@ from jaxsplit.inference.latency import Found
 STATUS = "compare_run.json"  # in the workdir of a run
 FINISHED, FAILED, WAITING = "finished", "failed", "waiting"
 STATES = (FINISHED, FAILED, "stopped", "running", WAITING)
-SINGLE = "single"  # the method of the undivided network
+SINGLE = methods.ALONE  # the method of the undivided network
 ENSEMBLE = "ensemble"
 _ALL = 0.95  # of the multiply-adds in training; an answer that takes less is not that of all
 _NEAR = 0.05  # by which multiply-adds of what was timed may differ from those of the answer

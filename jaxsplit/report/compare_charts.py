@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jaxsplit.compare import collect
 from jaxsplit.compare.bootstrap import Spread
 from jaxsplit.compare.collect import Found, Group
-from jaxsplit.compare.runs import Run
+from jaxsplit.compare.runs import SINGLE, Run
 from jaxsplit.report import figures, labels
 from jaxsplit.report.charts import Chart
 from jaxsplit.report.runs import printable
@@ -76,7 +76,7 @@ class Point(NamedTuple):
 def looks(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
     """Method -> colour and mark; the undivided network has the colour of text."""
     methods = dict.fromkeys(group.method for group in groups if not group.is_single)
-    found: dict[str, dict[str, Any]] = {"single": dict(color=figures.INK, marker="s")}
+    found: dict[str, dict[str, Any]] = {SINGLE: dict(color=figures.INK, marker="s")}
     for i, method in enumerate(methods):
         colour = figures.SERIES[i % len(figures.SERIES)]
         found[method] = dict(color=colour, marker=_MARKERS[(i + i // 6) % len(_MARKERS)])

@@ -101,6 +101,7 @@ def at_step(monkeypatch):
     return todo.__setitem__
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_leaves_a_checkpoint(at_step, tmp_path, capsys):
     config = tiny(checkpoint__every="4 steps", eval__every="4 steps")
     at_step(3, interrupt)

@@ -152,7 +152,7 @@ def undisturbed():
 @pytest.mark.parametrize(
     "victim, how, compare",
     [
-        pytest.param(1, signal.SIGKILL, False, id="killed"),
+        pytest.param(1, signal.SIGKILL, False, id="killed", marks=pytest.mark.slow),
         pytest.param(0, signal.SIGKILL, True, id="the first killed", marks=pytest.mark.slow),
         # As a host that is cut off.
         pytest.param(1, signal.SIGSTOP, True, id="frozen", marks=pytest.mark.slow),

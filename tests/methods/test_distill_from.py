@@ -147,6 +147,7 @@ def test_a_changed_teacher_is_refused(whole, arch, student, taught, tmp_path):
         loop.train_and_evaluate(config, run_)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 2), pytest.param((2, 1), marks=pytest.mark.slow)])
 def test_meshes_agree_with_one_device(student, mesh):
     """Two students with own views: devices that hold one of them hold the whole teacher."""

@@ -238,7 +238,11 @@ def cases(parity):
     return {name: Case(parity, name) for name in CASES}
 
 
-BOTH = [(name, dtype) for name in CASES for dtype in (np.float64, np.float32)]
+BOTH = [
+    pytest.param(name, dtype, marks=pytest.mark.slow if dtype == np.float32 else ())
+    for name in CASES
+    for dtype in (np.float64, np.float32)
+]
 
 
 @pytest.mark.parametrize(("name", "dtype"), BOTH)

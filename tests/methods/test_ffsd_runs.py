@@ -279,6 +279,7 @@ def gradient(one_device):
     return variables["params"], gradient, exp.dataset.image_shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", ["noise", "constant images", "zero maps"])
 def test_gradients_are_finite(gradient, case, size):

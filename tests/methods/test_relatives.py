@@ -467,6 +467,7 @@ def two_steps(config):
     return jax.device_get(s), jax.device_get(totals.sums), moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # the parts of the others are parts of these, or of co-training
     "name",
     [pytest.param(n, marks=() if n == "one" else pytest.mark.slow) for n in RELATIVES],

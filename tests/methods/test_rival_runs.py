@@ -62,6 +62,7 @@ def test_a_run_that_is_stopped_loses_nothing(trained, method, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SLOW)
 def test_every_mode(trained, method, tmp_path):
     config, workdir, results = trained(method)
@@ -117,6 +118,7 @@ def test_meshes_agree_with_one_device(make, method, mesh):
         assert np.abs(a - b).max() <= 2e-5 * max(1.0, np.abs(a).max()), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SLOW)
 def test_it_learns(make, method, tmp_path):
     """Two epochs of digits; chance is 10 %."""

@@ -31,7 +31,9 @@ def tiny_arch():
         yield spec.arch
 
 
-@pytest.fixture(scope="module", params=["batch_ensemble", "mimo"])
+@pytest.fixture(
+    scope="module", params=["batch_ensemble", pytest.param("mimo", marks=pytest.mark.slow)]
+)
 def method(request):
     return request.param
 

@@ -45,6 +45,7 @@ def test_summary(example):
     assert re.search(rf"^undivided +[\d,]+ +{undivided:,}$", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_training_and_evaluation(example, tmp_path):
     short = ("--config.duration=30 steps", "--config.schedule.warmup=5 steps")
     short += ("--config.trackers=()",)  # whose libraries take seconds to start

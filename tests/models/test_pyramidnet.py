@@ -109,6 +109,7 @@ def training(mesh, variables, x):
     return [run(variables["params"], seed) for seed in range(3)]
 
 
+@pytest.mark.slow
 def test_a_mesh_equals_one_device(on_meshes):
     """With random coefficients, and one gate of a network for the whole batch."""
     for one, many in zip(*on_meshes.values(), strict=True):

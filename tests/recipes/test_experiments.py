@@ -12,21 +12,11 @@ RECIPES = sorted(
     | {("svhn", "wide_resnet16_8", 4)},  # nothing was published, but there is a recipe
     key=str,
 )
-# Run every time: undecayed norms.
-SAMPLE = {("cifar100", "densenet190", 2)}
 CONFIGS = {"imagenet2012": "imagenet"}
 
 
-def marked(recipe):
-    marks = [] if recipe in SAMPLE else pytest.mark.slow
-    return pytest.param(*recipe, marks=marks, id="-".join(map(str, recipe)))
-
-
-def test_the_sample_is_of_recipes():
-    assert SAMPLE < set(RECIPES)
-
-
-@pytest.mark.parametrize(("dataset", "arch", "split"), [marked(r) for r in RECIPES])
+@pytest.mark.slow
+@pytest.mark.parametrize(("dataset", "arch", "split"), RECIPES)
 def test_two_steps(dataset, arch, split, prepared, tmp_path, monkeypatch):
     family, spec = models.known(arch)
     monkeypatch.setitem(family.specs, arch, shallow(spec))

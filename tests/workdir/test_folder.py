@@ -57,7 +57,7 @@ def test_a_run_that_was_taken_over_saves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "every",
     [
-        pytest.param("2 steps", id="saved"),
+        pytest.param("2 steps", id="saved", marks=pytest.mark.slow),
         pytest.param("4 steps", id="not to be saved", marks=pytest.mark.slow),
     ],
 )
