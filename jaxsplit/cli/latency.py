@@ -19,13 +19,16 @@ _BATCHES = flags.DEFINE_list(
 _SECONDS = flags.DEFINE_float(
     "seconds", 2.0, "for latency: time to measure one program at one batch size"
 )
-FLAGS = (_BATCHES, _SECONDS)
-VALUES = {"batches": "SIZES", "seconds": "S"}
+_LOWERINGS = flags.DEFINE_list(
+    "lowerings", None, "for latency: names as of config.lowering, with commas; default: all"
+)
+FLAGS = (_BATCHES, _SECONDS, _LOWERINGS)
+VALUES = {"batches": "SIZES", "seconds": "S", "lowerings": "NAMES"}
 PAGE = pages.Page(
     usage="jaxsplit latency --config=NAME|FILE | --workdir=DIR [--batches=SIZES] [--seconds=S]",
     about="""Measures how long a batch of images takes from host memory to probabilities there: of
-the undivided network and of the networks that replace it, in every lowering, over several devices
-where there are some, and as a cascade with --cascade.
+the undivided network and of the networks that replace it, in every lowering or in those of
+--lowerings, over several devices where there are some, and as a cascade with --cascade.
 
 It prints a table, and writes WORKDIR/latency.json if a workdir is given. With --config alone the
 weights are random, which takes as long.""",
@@ -50,6 +53,7 @@ def run(config: ConfigDict, workdir: str, checkpoint: str, cascade: str | None) 
         raise ConfigError(f"seconds={_SECONDS.value}: must be above 0")
     if cascade is not None and not workdir:
         raise ConfigError("cascade: needs --workdir, whose networks it asks")
+    from jaxsplit import stack
     from jaxsplit.checkpoints import store
     from jaxsplit.inference import latency, load
     from jaxsplit.report import following
@@ -67,6 +71,7 @@ def run(config: ConfigDict, workdir: str, checkpoint: str, cascade: str | None) 
             config,
             batches,
             seconds=_SECONDS.value,
+            lowerings=_LOWERINGS.value or stack.LOWERINGS[1:],
             predictor=predictor,
             images=None if cascade is None else _test_images(config, max(batches)),
             say=lambda line: print(line, flush=True),

@@ -367,7 +367,7 @@ class _Runner:
         Otherwise it takes half of the multiply-adds.
         """
         sizes = ",".join(map(str, self._settings.batches))
-        plain = [f"--batches={sizes}", f"--seconds={_SECONDS}"]
+        plain = [f"--batches={sizes}", f"--seconds={_SECONDS}", "--lowerings=auto"]
         mine = outcome.accuracy(self._folder(one), one.answer)
         if one.answer == "ensemble" and one.group.split > 1:
             whole = [

@@ -80,6 +80,7 @@ def measure(
     batches: Sequence[int],
     *,
     seconds: float = 2.0,
+    lowerings: Sequence[str] = stack.LOWERINGS[1:],
     predictor: Predictor | None = None,
     images: np.ndarray | None = None,
     say: Callable[[str], None] = print,
@@ -91,15 +92,17 @@ def measure(
       batches: images of a call.
       seconds: to measure a candidate at a batch size, without compilation. What would take five
         times as long for one call is left out.
+      lowerings: names in `stack.LOWERINGS` in which the stack is timed.
       predictor: of a run of the config, for its image size; if it is a cascade, it is timed too.
       images: uint8[N, H, W, C] that the cascade is timed on, whose time depends on them.
       say: gets a line about each batch size.
 
     Raises:
-      ConfigError: a cascade without images, or a config whose networks cannot be built.
+      ConfigError: a cascade without images, an unknown lowering, or a config whose networks cannot
+        be built.
     """
     known = facts.of_config(config.data) if predictor is None else predictor.restored.facts
-    made = candidates(config, known)
+    made = candidates(config, known, lowerings)
     if predictor is not None and predictor.is_cascade:
         if images is None or not len(images):
             raise ConfigError("cascade: needs images of the data set to be timed on")
@@ -151,7 +154,9 @@ def _facts(config: ConfigDict, known: facts.Facts, seconds: float) -> dict[str, 
     }
 
 
-def candidates(config: ConfigDict, known: facts.Facts) -> list[tuple[Candidate, Call]]:
+def candidates(
+    config: ConfigDict, known: facts.Facts, lowerings: Sequence[str] = stack.LOWERINGS[1:]
+) -> list[tuple[Candidate, Call]]:
     """What is timed of a config, without a cascade: (candidate, its function)."""
     resolved, devices = config_lib.resolve(config), jax.local_devices()
     whole, small, count = models.divided(config.arch, 1), resolved.spec, resolved.num_networks
@@ -159,9 +164,12 @@ def candidates(config: ConfigDict, known: facts.Facts) -> list[tuple[Candidate, 
     if small != whole or count > 1 or resolved.heads > 1:
         wanted.append((ONE, small, 1, "auto", 1, ""))
     if count > 1:
-        for lowering in stack.LOWERINGS[1:]:
-            if lowering != "unrolled" or resolved.unrolls:
-                wanted.append((lowering, small, count, lowering, 1, resolved.trunk))
+        platform = devices[0].platform
+        chosen = [stack.choose_lowering(one, count, platform) for one in lowerings]
+        if not resolved.unrolls:  # a stack then takes `dense` instead
+            chosen = ["dense" if one == "unrolled" else one for one in chosen]
+        for lowering in dict.fromkeys(chosen):
+            wanted.append((lowering, small, count, lowering, 1, resolved.trunk))
         shared = max(n for n in range(1, len(devices) + 1) if count % n == 0)
         if shared > 1:
             name = f"{shared} devices"

@@ -86,7 +86,11 @@ def test_the_commands(tmp_path):
     ]
     assert train[5:] == [f"--workdir={tmp_path / 'independent-s2-seed0'}", "--num_processes=1"]
     assert by["eval", "single-s1-seed0"][-1] == "--num_processes=1"
-    assert by["latency", "single-s1-seed0"][-2:] == ["--batches=1,8", "--seconds=0.5"]
+    assert by["latency", "single-s1-seed0"][-3:] == [
+        "--batches=1,8",
+        "--seconds=0.5",
+        "--lowerings=auto",
+    ]
     assert by["latency", "independent-s2-seed0"][-1] == "--cascade=accuracy=0.5"
 
 
@@ -95,7 +99,7 @@ def test_a_cascade_that_does_not_reach_the_accuracy(tmp_path):
     found, said = compare(tmp_path, plan, ["cascade=s2"], batches=(1,))
     lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     tried = [c["flags"][-1] for c in lines if c["verb"] == "latency" and c["what"] == "starts"]
-    assert tried[1:] == ["--cascade=accuracy=0.5", "--cascade=cost=0.5", "--seconds=0.5"]
+    assert tried[1:] == ["--cascade=accuracy=0.5", "--cascade=cost=0.5", "--lowerings=auto"]
     assert (tmp_path / "independent-s2-seed0" / "latency.json").exists() and not found.failed
 
 

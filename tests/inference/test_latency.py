@@ -141,6 +141,20 @@ def test_all_lowerings_compute_the_same(workdir):
         np.testing.assert_allclose(found, said["dense"], rtol=0, atol=1e-5, err_msg=name)
 
 
+def test_only_the_lowerings_that_are_asked_for(workdir):
+    """`auto` is `unrolled` here; with statistics over all networks it is `dense`."""
+    known = jaxsplit.load(workdir).restored.facts
+    for asked, config, expected in (
+        (("auto", "unrolled"), tiny(), {"unrolled"}),
+        (("packed", "auto"), tiny(), {"packed", "unrolled"}),
+        (("auto",), tiny(method="batch_ensemble"), {"dense"}),
+    ):
+        made = latency.candidates(config, known, asked)
+        assert {c.name for c, _ in made if c.networks == 2 and c.devices == 1} == expected
+    with pytest.raises(ConfigError, match="lowering='fast': must be one of auto, dense"):
+        latency.candidates(tiny(), known, ("fast",))
+
+
 def test_a_cascade_needs_images(workdir):
     predictor = jaxsplit.load(workdir, cascade=0.5)
     with pytest.raises(ConfigError, match="cascade: needs images"):
