@@ -45,13 +45,27 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: dict[str, str]) -> list[str]:
+def networks(rows: list[dict[str, str]]) -> str:
+    """A Markdown table of the networks alone and of how they differ, of a compare.csv."""
+    heads = ["", "seeds", "one network %", "answer %", "networks differ on %", "gap, points"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        fields = ("networks_top1", "top1", "disagreement", "diversity_gap")
+        cells = [_name(row), row["seeds"], *(_mean(row, field, 100, 2) for field in fields)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _name(row: dict[str, str]) -> str:
     columns = list(row)
     axes = columns[columns.index("split") + 1 : columns.index("seeds")]
     name = f"{row['method']}, S = {row['split']}" if int(row["split"]) > 1 else row["method"]
-    name += "".join(f", {field} = {row[field]}" for field in axes if row[field])
+    return name + "".join(f", {field} = {row[field]}" for field in axes if row[field])
+
+
+def _cells(row: dict[str, str]) -> list[str]:
     return [
-        name,
+        _name(row),
         row["seeds"],
         _mean(row, "top1", 100, 2),
         _difference(row),
@@ -91,7 +105,8 @@ def main() -> None:
         return
     for path in sorted(FOLDER.glob("*/compare.csv")):
         with path.open() as file:
-            print(f"## {path.parent.name}\n\n{table(list(csv.DictReader(file)))}\n")
+            rows = list(csv.DictReader(file))
+        print(f"## {path.parent.name}\n\n{table(rows)}\n\n{networks(rows)}\n")
 
 
 if __name__ == "__main__":
