@@ -100,15 +100,17 @@ def steps(config: ConfigDict) -> int | None:
     """The number of training steps of a config; None: its data set is not known yet."""
     if stand_in.train_examples(config.data) is None:
         return None
-    config = _without_teacher(config_lib.check(config))
+    config = config_lib.check(_without_teacher(config))
     return _experiment(config, jax.devices()[:1]).plan.total_steps
 
 
 def _without_teacher(config: ConfigDict) -> ConfigDict:
-    """The config without the run that it learns from, which may not be trained yet."""
-    if methods.METHODS[config.method].teacher:
-        config.method = methods.ALONE
-    return config
+    """The config, or a copy without the run that it learns from, which may not be trained yet."""
+    if not methods.METHODS[config.method].teacher:
+        return config
+    alone = config.copy_and_resolve_references()
+    alone.method = methods.ALONE
+    return alone
 
 
 def _experiment(config: ConfigDict, devices: list[jax.Device]) -> experiment.Experiment:

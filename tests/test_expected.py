@@ -75,3 +75,10 @@ def test_pace():
     found = expected.pace(config)
     assert found.steps == expected.steps(config) == 2048 // 16
     assert found.step > 0 and found.compilation > 0
+
+
+def test_steps_need_no_teacher():
+    """A grid counts the steps of a run whose teacher is not trained yet, and changes no config."""
+    config = one_network(method="distill_from")
+    assert expected.steps(config) == expected.steps(one_network()) > 0
+    assert config.method == "distill_from"
