@@ -147,6 +147,24 @@ def stack_cost(
     return one, whole
 
 
+def config_costs(
+    config: Any,
+    resolved: "Resolved",
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+) -> tuple[Cost, Cost]:
+    """`stack_cost` of a config: of one of its networks, and of the undivided network."""
+    return stack_cost(
+        config.arch,
+        resolved.divided_in,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        spec=resolved.spec,
+        heads=resolved.heads,
+    )
+
+
 class Networks(NamedTuple):
     """The networks of a run, with which a method counts the costs of its answers."""
 

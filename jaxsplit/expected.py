@@ -45,8 +45,7 @@ def cost(config: ConfigDict) -> Cost:
     exp = _experiment(config, jax.devices()[:1])
     early_stop.make(exp)
     known = dict(num_classes=exp.dataset.num_classes, image_shape=exp.dataset.image_shape)
-    fields = dict(spec=resolved.spec, heads=resolved.heads)
-    small, _ = costs.stack_cost(config.arch, resolved.divided_in, **fields, **known)
+    small, _ = costs.config_costs(config, resolved, **known)
     named = costs.own_costs(config, resolved, small, **known)
     deployed = resolved.entry.deployed
     one = deployed.startswith("net")

@@ -182,7 +182,7 @@ def cost(config: ConfigDict) -> Cost | None:
         raise ConfigError(f"{field}={named!r}: {error}") from None
     resolved = config_lib.resolve(own)
     sizes = dict(num_classes=known.num_classes, image_shape=known.image_shape)
-    small, _ = costs.stack_cost(own.arch, resolved.divided_in, spec=resolved.spec, **sizes)
+    small, _ = costs.config_costs(own, resolved, **sizes)
     every = costs.own_costs(own, resolved, small, **sizes)
     answer = resolved.entry.answer
     one = (small.params, small.macs) if answer.startswith("net") else every[costs.ALL]

@@ -29,8 +29,7 @@ def network_costs(restored: Restored, names: Sequence[str]) -> np.ndarray:
     config, known = restored.config, restored.facts
     resolved = config_lib.resolve(config)
     sizes = dict(num_classes=known.num_classes, image_shape=known.image_shape)
-    fields = dict(spec=resolved.spec, heads=resolved.heads)
-    small, _ = costs.stack_cost(config.arch, resolved.divided_in, **fields, **sizes)
+    small, _ = costs.config_costs(config, resolved, **sizes)
     own = costs.own_costs(config, resolved, small, **sizes)
     return np.array([own[name][1] if name in own else small.macs for name in names], np.float64)
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxsplit import config as config_lib
 from jaxsplit import metrics
 from jaxsplit.config import history
-from jaxsplit.costs import ALL, own_costs, stack_cost
+from jaxsplit.costs import ALL, config_costs, own_costs
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import answers
@@ -111,8 +111,7 @@ class Run:
             num_classes, image_shape = _data_facts(self)
             resolved = config_lib.resolve(self.config)
             facts = dict(num_classes=num_classes, image_shape=image_shape)
-            fields = dict(spec=resolved.spec, heads=resolved.heads)
-            one, whole = stack_cost(self.config.arch, resolved.divided_in, **fields, **facts)
+            one, whole = config_costs(self.config, resolved, **facts)
             own = own_costs(self.config, resolved, one, **facts)
         except ConfigError:
             return {}

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxsplit import methods, models
-from jaxsplit.costs import ALL, cost, own_costs, stack_cost
+from jaxsplit.costs import ALL, config_costs, cost, own_costs
 
 SPLITS = (1, 2, 4)  # the numbers S in the table of architectures
 
@@ -39,8 +39,7 @@ def table(config: ConfigDict, **fields: Any) -> str:
     from jaxsplit import config as config_lib
 
     resolved = config_lib.resolve(config)
-    own = dict(spec=resolved.spec, heads=resolved.heads)
-    small, large = stack_cost(config.arch, resolved.divided_in, **own, **fields)
+    small, large = config_costs(config, resolved, **fields)
     costs = own_costs(config, resolved, small, **fields)
     params, macs = every = costs.pop(ALL)
     rows = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jaxsplit.costs import ALL, Cost, own_costs, stack_cost
+from jaxsplit.costs import ALL, Cost, config_costs, own_costs
 from jaxsplit.evaluation import EXAMPLES, METRICS, NETWORKS, Results, SplitResults, answers
 from jaxsplit.recipes import published
 from jaxsplit.recipes.published import Result
@@ -87,13 +87,8 @@ def tables(exp: "Experiment", results: Results, which: str, best: str = "") -> s
       best: the last line, from `best_line` or `imported_line`; '': none.
     """
     config, classes = exp.config, exp.dataset.num_classes
-    costs = stack_cost(
-        config.arch,
-        exp.resolved.divided_in,
-        spec=exp.resolved.spec,
-        num_classes=classes,
-        image_shape=exp.dataset.image_shape,
-        heads=exp.resolved.heads,
+    costs = config_costs(
+        config, exp.resolved, num_classes=classes, image_shape=exp.dataset.image_shape
     )
     own = own_costs(
         config,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxsplit import config as config_lib
-from jaxsplit import experiment, loop, state, teacher
+from jaxsplit import expected, experiment, loop, state, teacher
 from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError, Stopped
 from jaxsplit.inference.restore import restore
@@ -222,6 +222,16 @@ def test_summary_counts_the_teacher_in_training_only(student):
         "mult-adds for each view" in text
     )
     assert teacher.cost(tiny()) is None
+
+
+def test_a_teacher_of_several_outputs_costs_what_it_is(tmp_path):
+    """Its first convolution and its last layer are as many times as wide."""
+    mimo = tiny(method="mimo", divide=False)
+    config_lib.save(mimo, tmp_path)
+    pupil = tiny(method="distill_from", split=1, distill_from__teacher=str(tmp_path))
+    found, deployed = teacher.cost(pupil), expected.cost(mimo)
+    assert (found.params, found.macs) == (deployed.params, deployed.macs)
+    assert found.params > expected.cost(tiny(method="single", split=1, divide=False)).params
 
 
 def test_another_loss(student):

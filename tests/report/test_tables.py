@@ -98,7 +98,7 @@ def test_published_results_stand_below():
 
 def test_tables_of_an_experiment(monkeypatch):
     """The published figure stands under that of the test set of the same experiment only."""
-    monkeypatch.setattr(tables, "stack_cost", lambda *_, **__: (SMALL, LARGE))
+    monkeypatch.setattr(tables, "config_costs", lambda *_, **__: (SMALL, LARGE))
     config = cifar100.get_config("arch=resnet110,split=2")
     exp = SimpleNamespace(
         config=config,
