@@ -91,13 +91,17 @@ class Run:
         found = {}
         for name, wait in waits.items():
             if error := wait.exception():
-                line = " ".join(str(error).split())[:300]
-                text = f"{type(error).__name__}: {line}"
-                self.results.add(part, case=str(asked[name][0]), name=name, error=text)
+                self.failed(part, name, asked[name][0], error)
             else:
                 found[name] = wait.result()
                 found[name].seconds(self.steps)
         return found
+
+    def failed(self, part: str, name: str, case: Case, error: BaseException) -> None:
+        """Adds a line about a case that failed to the results."""
+        line = " ".join(str(error).split())[:300]
+        text = f"{type(error).__name__}: {line}"
+        self.results.add(part, case=str(case), name=name, error=text)
 
     def in_turn(self, found: dict) -> dict[str, list[float]]:
         """Seconds of a step of each program, a list of `rounds`; they take turns."""
@@ -279,8 +283,7 @@ def _guarded(run: Run, part: str, name: str, case: Case, options: dict | None = 
             case, rounds=run.rounds, steps=run.steps, options=run.options | (options or {})
         )
     except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        run.results.add(part, case=str(case), name=name, error=f"{type(error).__name__}: {line}")
+        run.failed(part, name, case, error)
         return None
 
 

@@ -181,18 +181,8 @@ def _method(
     mesh: sharding.Sharding,
 ) -> tuple[methods.Method, dict]:
     """The method over its stack of networks, and the shapes of its parameters."""
-    networks = stack.make(
-        resolved.spec,
-        resolved.num_networks,
-        resolved.heads * dataset.num_classes,
-        mesh,
-        lowering=config.lowering,
-        batch_norm=config.batch_norm,
-        dtype=config.dtype,
-        remat=config.remat,
-        trunk=resolved.trunk,
-        tying=resolved.tying,
-    )
+    classes = dataset.num_classes
+    networks = stack.of_config(config, resolved, classes, mesh, remat=config.remat)
     method = methods.make(config, plan, networks)
     # Traced once, although the shapes and the values of a state, and programs of both, need it.
     init = jax.jit(method.init, static_argnums=1, inline=True)

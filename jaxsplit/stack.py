@@ -16,7 +16,7 @@ A method may tie single arrays of the networks, too; see `Tying`. They lie where
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ from jaxsplit.sharding import (
     first_network,
     mean_over_batch,
 )
+
+if TYPE_CHECKING:  # config imports methods, which import this module
+    from jaxsplit.config import Resolved
 
 LOWERINGS = ("auto", "dense", "unrolled", "packed", "grouped")
 BATCH_NORMS = ("local", "sync")
@@ -271,6 +274,28 @@ def make(
         module = module.clone(axis_name=(NETWORK, NET, *((DATA,) if synced else ())))
     trunk = models.trunk_stage(spec, trunk)
     return Stack(module, spec, num_networks, sharding, lowering, synced, trunk, tying)
+
+
+def of_config(
+    config: Any, resolved: "Resolved", num_classes: int, sharding: Sharding, remat: str = ""
+) -> Stack:
+    """The stack of a config, for K classes on a mesh; `remat` as of `make`.
+
+    Raises:
+      ConfigError: as of `make`.
+    """
+    return make(
+        resolved.spec,
+        resolved.num_networks,
+        resolved.heads * num_classes,
+        sharding,
+        lowering=config.lowering,
+        batch_norm=config.batch_norm,
+        dtype=config.dtype,
+        remat=remat,
+        trunk=resolved.trunk,
+        tying=resolved.tying,
+    )
 
 
 def merge(*parts: Mapping[str, Any]) -> dict:

@@ -18,12 +18,11 @@ import numpy as np
 
 from jaxsplit.compare import bootstrap, runs
 from jaxsplit.compare.bootstrap import Difference, Spread
+from jaxsplit.compare.record import NAME, VERSION
 from jaxsplit.compare.runs import SINGLE, Run
 from jaxsplit.errors import ConfigError
 from jaxsplit.workdir import files
 
-NAME = "compare.json"
-VERSION = 1
 GROUPS, RUNS = "compare.csv", "metrics.csv"
 
 

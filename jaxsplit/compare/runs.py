@@ -6,13 +6,15 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxsplit import config as config_lib
 from jaxsplit import methods
+from jaxsplit.compare.record import FAILED, FINISHED, RUNNING, STOPPED
+from jaxsplit.compare.record import OF_RUN as STATUS
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import record, scores
 from jaxsplit.evaluation.predictions import FILE as PREDICTIONS
@@ -20,14 +22,12 @@ from jaxsplit.inference import cascade, latency
 from jaxsplit.inference.cascade import Point
 from jaxsplit.inference.latency import Found
 
-STATUS = "compare_run.json"  # in the workdir of a run
-FINISHED, FAILED, WAITING = "finished", "failed", "waiting"
-STATES = (FINISHED, FAILED, "stopped", "running", WAITING)
+WAITING = "waiting"  # for its first start; the other states are those of record.py
+STATES = (FINISHED, FAILED, STOPPED, RUNNING, WAITING)
 SINGLE = methods.ALONE  # the method of the undivided network
 ENSEMBLE = "ensemble"
 _ALL = 0.95  # of the multiply-adds in training; an answer that takes less is not that of all
 _NEAR = 0.05  # by which multiply-adds of what was timed may differ from those of the answer
-_CHUNK = 2**24  # logits that are looked at together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +286,7 @@ def _cascade(
     order = range(len(logits["test"]))
     if "validation" in logits:
         order = cascade.order(np.stack(logits["validation"]), labels["validation"])
-    found = {k: _steps([its[i] for i in order], how) for k, its in logits.items()}
+    found = {k: cascade.steps_in_parts([its[i] for i in order], how) for k, its in logits.items()}
     costs = np.full(len(order), each)
     fitted_on = "validation" if "validation" in found else "test"
     wanted = float((found[fitted_on].answer[-1] == labels[fitted_on]).mean())
@@ -299,20 +299,6 @@ def _cascade(
         return cascade.point(found["test"], labels["test"], costs, at.threshold)
     except ConfigError:  # too few images, or none is answered right
         return None
-
-
-def _steps(logits: Sequence[np.ndarray], how: str) -> cascade.Steps:
-    """Part by part, which bounds memory."""
-    count, classes = logits[0].shape
-    size = max(1, _CHUNK // (classes * len(logits)))
-    parts = [
-        cascade.steps(np.stack([one[at : at + size] for one in logits]), how)
-        for at in range(0, count, size)
-    ]
-    return cascade.Steps(
-        np.concatenate([part.confidence for part in parts], 1),
-        np.concatenate([part.answer for part in parts], 1),
-    )
 
 
 # ---- Latency

@@ -21,6 +21,7 @@ Costs: TypeAlias = "Sequence[float] | np.ndarray"
 ALL = 2.0  # a threshold that no probability reaches: every network sees every image
 _POINTS = 200  # thresholds of a curve
 _FOLDS = 5
+_CHUNK = 2**24  # logits that `steps_in_parts` looks at together
 
 # As `losses.ENSEMBLES`, of any leading axes: a cascade combines batches of every size, for each of
 # which jax would compile.
@@ -69,6 +70,20 @@ def steps(logits: np.ndarray, how: str = "mean_logits", temperature: float = 1.0
     said = [log_probabilities(logits[:k], how, temperature) for k in range(1, len(logits) + 1)]
     answer = np.stack([log_p.argmax(-1) for log_p in said])
     return Steps(np.stack([_confidence(log_p) for log_p in said]), answer)
+
+
+def steps_in_parts(logits: Sequence[np.ndarray], how: str) -> Steps:
+    """`steps` of the logits float[N, K] of each network, part by part, which bounds memory."""
+    count, classes = logits[0].shape
+    size = max(1, _CHUNK // (classes * len(logits)))
+    parts = [
+        steps(np.stack([one[at : at + size] for one in logits]), how)
+        for at in range(0, count, size)
+    ]
+    return Steps(
+        np.concatenate([part.confidence for part in parts], 1),
+        np.concatenate([part.answer for part in parts], 1),
+    )
 
 
 def _confidence(log_p: np.ndarray) -> np.ndarray:

@@ -163,17 +163,8 @@ def _networks(
     config: ConfigDict, known: facts.Facts, mesh: sharding.Sharding
 ) -> tuple[stack.Stack, methods.Method]:
     resolved = config_lib.resolve(config)
-    networks = stack.make(
-        resolved.spec,
-        resolved.num_networks,
-        resolved.heads * known.num_classes,
-        mesh,
-        lowering=config.lowering,
-        batch_norm=config.batch_norm,
-        dtype=config.dtype,
-        trunk=resolved.trunk,
-        tying=resolved.tying,
-    )
+    classes = known.num_classes
+    networks = stack.of_config(config, resolved, classes, mesh)
     # Lengths of training matter to the loss alone, and those in epochs follow from the data set.
     shortened = config.copy_and_resolve_references()
     shortened.duration, shortened.schedule.warmup = "100 steps", "0 steps"

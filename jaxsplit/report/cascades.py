@@ -10,8 +10,6 @@ from jaxsplit.report import figures
 from jaxsplit.report.charts import Chart
 from jaxsplit.report.runs import Run
 
-_CHUNK = 2**24  # logits that are looked at together
-
 
 def curve(
     run: Run, number: int, test: SplitPredictions, held: SplitPredictions | None
@@ -33,7 +31,8 @@ def curve(
         order = np.argsort(-right.mean(1), kind="stable")
         names = [names[i] for i in order]
     costs = np.array([cost[1] for name in names if (cost := run.cost(name))], float)
-    found = _steps(run, [test.logits[name] for name in names])
+    logits = [test.logits[name] for name in names]
+    found = cascade.steps_in_parts(logits, run.config.eval.ensemble)
     points = cascade.curve(found, test.labels, costs)
     unit, each = _unit(costs.sum())
 
@@ -64,21 +63,6 @@ def curve(
     svg = figures.svg(f"r{number}-cascade", title, text, draw)
     note = "Its threshold is chosen on the same images, so expect a little less of others."
     return Chart(svg, f"{title}, {how}. {saved} {note}")
-
-
-def _steps(run: Run, logits: list[np.ndarray]) -> cascade.Steps:
-    """Part by part, which bounds memory."""
-    count, classes = logits[0].shape
-    size = max(1, _CHUNK // (classes * len(logits)))
-    how = run.config.eval.ensemble
-    parts = [
-        cascade.steps(np.stack([one[at : at + size] for one in logits]), how)
-        for at in range(0, count, size)
-    ]
-    return cascade.Steps(
-        np.concatenate([part.confidence for part in parts], 1),
-        np.concatenate([part.answer for part in parts], 1),
-    )
 
 
 def _unit(macs: float) -> tuple[str, float]:
