@@ -19,7 +19,7 @@ from bench import Results, peers, programs, train_step, where
 from bench.programs import Case, changed
 from configs import digits_wrn16_4_x4
 from jaxsplit import compiler, conv, experiment, metrics, models, state
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "tests" / "golden"
 LOWERINGS = ("dense", "packed", "unrolled", "grouped")
@@ -129,7 +129,7 @@ def parity(run: Run) -> None:
         arch, s = path.stem.split("_", 2)[2].rpartition("_s")[::2]
         spec, wanted = models.divided(arch, int(s)), file["logits_eval"]
         state = {k.removeprefix("state/"): v for k, v in file.items() if k.startswith("state/")}
-        variables = torch_import.from_state_dict(spec, state, wanted.shape[1])
+        variables = torch_network.from_state_dict(spec, state, wanted.shape[1])
         images = file["x"].astype(np.float32).transpose(0, 2, 3, 1)
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (variables, images))

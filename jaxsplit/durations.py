@@ -197,3 +197,10 @@ def _profile(text: str, steps: Callable[[str], int], total: int) -> tuple[int, i
             f"it is of the steps after {start} up to {end}"
         )
     return start, end
+
+
+def in_words(seconds: float) -> str:
+    """'45 s', '3.5 minutes' or '2.1 hours'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

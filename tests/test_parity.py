@@ -14,7 +14,7 @@ import pytest
 
 from jaxsplit import models, optim
 from jaxsplit.models import stochastic
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.paths import GOLDEN
 from tests.support.xla import EXACT
 
@@ -74,7 +74,7 @@ def network_of(case: str, data: dict):
     state = {k.removeprefix("state/"): data[k] for k in data if k.startswith("state/")}
     # The leader's own module is tested where it is defined.
     state = {k: v for k, v in state.items() if not k.startswith("trans_fusion_module.")}
-    return spec, torch_import.from_state_dict(spec, state, data["logits_eval"].shape[1])
+    return spec, torch_network.from_state_dict(spec, state, data["logits_eval"].shape[1])
 
 
 def build(spec, data: dict, *, random: bool):
@@ -165,7 +165,7 @@ def test_logits_and_statistics_in_training(fixture, monkeypatch):
     with jax.default_matmul_precision("highest"):
         logits, new = run(variables, images(data))
     assert relative_error(logits, data["logits_train"]) <= TOLERANCE
-    names = jax.tree.leaves(torch_import.state_dict_names(spec, new))
+    names = jax.tree.leaves(torch_network.state_dict_names(spec, new))
     wanted = {k for k in data if k.startswith("train_stats/")}
     wanted = {k for k in wanted if not k.startswith("train_stats/trans_fusion_module.")}
     # The file has statistics of layers that never run, too.
@@ -184,7 +184,7 @@ def test_decay_groups(parity, case):
     """What does not decay of the whole networks is what the reference leaves out."""
     row, data = GROUPS[case], dict(np.load(parity / "models" / f"{case}.npz"))
     spec, variables = network_of(case, data)
-    names = torch_import.state_dict_names(spec, variables)["params"]
+    names = torch_network.state_dict_names(spec, variables)["params"]
     mask = optim.decay_mask(variables["params"], decay_norm=row["bn_weights_decayed"] > 0)
     undecayed = {n for n, m in zip(*map(jax.tree.leaves, (names, mask)), strict=True) if not m}
     dead = models.known(spec.arch)[0].torch_dead

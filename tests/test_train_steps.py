@@ -16,7 +16,7 @@ from flax import linen as nn
 from configs.common import get_config
 from jaxsplit import losses, methods, models, optim, sharding, stack
 from jaxsplit.methods import cotrain
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.xla import EXACT, EXACT_FLOAT64
 
 KINKED = "splitnet_resnet110_s2_kl_sameview"
@@ -58,7 +58,7 @@ def start(parity, case, dtype):
         }
         for i in range(s)
     ]
-    one = [torch_import.from_state_dict(spec, x, num_classes, dtype) for x in states]
+    one = [torch_network.from_state_dict(spec, x, num_classes, dtype) for x in states]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *one)
     variables = {collection: {"stack": tree} for collection, tree in stacked.items()}
     config = get_config().optim
@@ -105,7 +105,7 @@ def run(parity, case, dtype, steps):
 def named(spec, tree, collection, like_all):
     """PyTorch name -> array, with the `models.<i>.` prefix, in PyTorch's layout."""
     one = jax.tree.map(lambda x: x[0], like_all)
-    names = torch_import.state_dict_names(spec, one)[collection]
+    names = torch_network.state_dict_names(spec, one)[collection]
     out = {}
     flat = jax.tree.leaves_with_path(tree["stack"])
     for (path, leaf), name in zip(flat, jax.tree.leaves(names), strict=True):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from jaxsplit.compare.grid import Group, Plan
-from jaxsplit.compare.outcome import in_words
+from jaxsplit.durations import in_words
 from jaxsplit.errors import ConfigError
 
 PATIENCE = 60.0  # seconds after which no further group is measured

@@ -83,10 +83,3 @@ def _evaluation(folder: pathlib.Path) -> Any:
         return json.loads((folder / EVALUATED).read_text())
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def in_words(seconds: float) -> str:
-    """'45 s', '3.5 minutes' or '2.1 hours'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

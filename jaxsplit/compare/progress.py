@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from jaxsplit.compare.grid import Plan, Run
-from jaxsplit.compare.outcome import in_words
+from jaxsplit.durations import in_words
 
 
 class Progress:

@@ -9,6 +9,7 @@ from jaxsplit.compare import bootstrap, collect
 from jaxsplit.compare.bootstrap import Difference
 from jaxsplit.compare.collect import Found, Group
 from jaxsplit.compare.runs import WAITING, Run
+from jaxsplit.durations import in_words
 
 YES, NO, UNCLEAR, NOTHING = "yes", "no", "not enough seeds", "nothing to compare"
 # Multiply-adds up to so many times the undivided network's count as equal: whole channels do not
@@ -142,7 +143,9 @@ def _price(best: Group) -> list[str]:
     parts = []
     ours, theirs = best.mean(collect.seconds), _reference_mean(best, collect.seconds)
     if ours and theirs:
-        parts.append(f"trains {_times(ours / theirs)} as long ({_long(ours)}, not {_long(theirs)})")
+        parts.append(
+            f"trains {_times(ours / theirs)} as long ({in_words(ours)}, not {in_words(theirs)})"
+        )
     if ratio := best.mean(collect.latency_ratio):
         its = next(run.latency for run in best.counted if run.latency)
         parts.append(
@@ -333,9 +336,3 @@ def _times(ratio: float) -> str:
 
 def _seeds(count: int) -> str:
     return f"{count} seed{'s' * (count != 1)}"
-
-
-def _long(seconds: float) -> str:
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

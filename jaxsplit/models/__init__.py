@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import (
+    convnext,
     densenet,
     efficientnet,
     ffsd_resnet,
@@ -25,6 +26,7 @@ from jaxsplit.models import (
     senet,
     shake_shake,
     subgroups,
+    vit,
 )
 from jaxsplit.models.family import AnySpec, Family, ModuleFields, Spec
 
@@ -40,6 +42,8 @@ FAMILIES: dict[str, Family[Any]] = {
     "pyramidnet": pyramidnet.FAMILY,
     "ffsd_resnet": ffsd_resnet.FAMILY,
     "ffsd_wide_resnet": ffsd_wide_resnet.FAMILY,
+    "vit": vit.FAMILY,
+    "convnext": convnext.FAMILY,
 }
 
 

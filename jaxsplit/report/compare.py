@@ -15,6 +15,7 @@ from jaxsplit.compare.bootstrap import Spread
 from jaxsplit.compare.collect import Found, Group
 from jaxsplit.compare.grid import teacher_fields
 from jaxsplit.compare.runs import FAILED, FINISHED, Run
+from jaxsplit.durations import in_words
 from jaxsplit.errors import ConfigError
 from jaxsplit.report import compare_charts as charts
 from jaxsplit.report import figures, html, page, reproduce, style
@@ -142,7 +143,7 @@ def costs(found: Found) -> Raw:
                 _whole(cost.params),
                 _whole(cost.macs),
                 _whole(cost.train_macs),
-                _spread(group.spread(collect.seconds), _duration),
+                _spread(group.spread(collect.seconds), in_words),
                 _spread(group.spread(collect.latency), _milliseconds),
                 _spread(group.spread(collect.latency_ratio), "{:.2f}".format),
                 _spread(group.spread(collect.cascade_latency), _milliseconds),
@@ -238,7 +239,7 @@ def every_run(found: Found) -> Raw:
                 _value(collect.top1(run), _percent),
                 _value(collect.nll(run), "{:.4f}".format),
                 _value(collect.ece(run), _percent),
-                _value(run.seconds, _duration),
+                _value(run.seconds, in_words),
                 _files(run),
                 printable(run.error),
             ]
@@ -351,12 +352,6 @@ def _percent(share: float) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.2f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
 
 
 def _whole(value: float | None) -> str:

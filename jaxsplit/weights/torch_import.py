@@ -7,21 +7,16 @@ This makes a workdir that `jaxsplit eval` evaluates and `--init_from` starts fro
 
 `torch_files` describes the files and layouts.
 
-Every tensor is used exactly once, except those on a fixed list of unused tensors. If a tensor is
-missing, left over or of another shape, an error names it.
+`torch_network` turns the tensors of one network into variables.
 """
 
 import contextlib
 import os
 import pathlib
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
@@ -29,14 +24,10 @@ from jaxsplit import data, models, stack
 from jaxsplit.checkpoints import integrity, store
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
-from jaxsplit.models import fusion
 from jaxsplit.report import summary
-from jaxsplit.weights import native, torch_files, torch_wrappers
+from jaxsplit.weights import native, torch_files, torch_network, torch_wrappers
 from jaxsplit.weights.torch_files import State
-from jaxsplit.weights.torch_wrappers import some
 from jaxsplit.workdir import lock
-
-DEAD = (r".*\.num_batches_tracked",)  # counters that no computation reads
 
 # FFSD's names of some networks -> jaxsplit's names.
 FFSD_NAMES = {
@@ -48,156 +39,6 @@ FFSD_NAMES = {
     "resnet34": "ffsd_resnet34",
 }
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_STATS = {"mean": "running_mean", "var": "running_var"}
-
-# ---- One network: names and layouts of its tensors
-
-
-def state_dict_names(spec: models.Spec, variables: Mapping[str, Any]) -> Any:
-    """A tree like `variables` with the PyTorch names of the arrays as leaves."""
-    family, _ = models.known(spec.arch)
-    if family.torch_name is None:
-        raise ConfigError(
-            f"arch={spec.arch!r}: has no PyTorch names, so that its weights cannot be imported"
-        )
-    return _names(lambda module: family.torch_name(spec, module), variables)
-
-
-def _names(torch_name: Callable[[tuple[str, ...]], str], variables: Mapping[str, Any]) -> Any:
-    def name(path, _):
-        collection, *module, leaf = (p.key for p in path)
-        table = _LEAVES if collection == "params" else _STATS
-        return f"{torch_name(tuple(module))}.{table[leaf]}"
-
-    return jax.tree.map_with_path(name, variables)
-
-
-def to_jax(value: np.ndarray, path: Sequence[jax.tree_util.DictKey]) -> np.ndarray:
-    """Converts a kernel from PyTorch's layout (OIHW, [out, in]) to JAX's (HWIO, [in, out])."""
-    if path[-1].key != "kernel":
-        return value
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-
-
-def from_state_dict(
-    spec: models.Spec,
-    state: State,
-    num_classes: int,
-    dtype: DTypeLike = np.float32,
-    *,
-    channels: int = 3,
-) -> dict:
-    """Variables {'params', 'batch_stats'} of one network from its PyTorch `state_dict`.
-
-    Raises:
-      ConfigError: tensors are missing, left over or of another shape; the message names them.
-    """
-    (variables,) = from_state_dicts(spec, [state], num_classes, dtype, channels=channels)
-    return variables
-
-
-def from_state_dicts(
-    spec: models.Spec,
-    states: Sequence[State],
-    num_classes: int,
-    dtype: DTypeLike = np.float32,
-    *,
-    channels: int = 3,
-    any_channels: bool = False,
-    what: str = "",
-) -> list[dict]:
-    """As `from_state_dict`, for several networks of one Spec.
-
-    `any_channels`: accepts networks for another number of image channels, the same for all.
-    `what`: what error messages call the networks; '': `spec.arch`.
-    """
-    shapes = _shapes(models.build(spec, num_classes), spec.image_size, channels)
-    names = state_dict_names(spec, shapes)
-    # Unwrap both names, because a module here may have the name of a wrapper.
-    states = [torch_wrappers.unwrapped(state) for state in states]
-    short = torch_wrappers.unwrapped({name: name for name in jax.tree.leaves(names)})
-    short = {name: unwrapped for unwrapped, name in short.items()}
-    names = jax.tree.map(short.__getitem__, names)
-    dead = (*DEAD, *models.known(spec.arch)[0].torch_dead)
-    what = what or spec.arch
-    if any_channels:
-        shapes = _with_channels_of(states[0], names, shapes, channels)
-    return [_take(what, names, shapes, state, dead, dtype) for state in states]
-
-
-def trans_fusion(state: State, dtype: DTypeLike = np.float32) -> dict:
-    """Variables of FFSD's trans-fusion module from its tensors in the leader's file.
-
-    Raises:
-      ConfigError: as in `from_state_dict`.
-    """
-    what = "the trans-fusion module"
-    sizes = [value.shape[0] for value in state.values() if np.ndim(value) == 4]
-    if len(sizes) != 2:  # one convolution with C channels, one with M * C
-        raise ConfigError(f"{what} has {len(sizes)} convolutions, should have 2")
-    channels, features = sorted(sizes)
-    shapes = _shapes(fusion.TransFusion(features), 8, channels)
-    names = _names(fusion.trans_fusion_torch_name, shapes)
-    return _take(what, names, shapes, state, DEAD, dtype)
-
-
-def _shapes(module, size: int, channels: int) -> dict:
-    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.result_type(float))
-    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
-
-
-def _with_channels_of(state: State, names, shapes, channels: int) -> dict:
-    """`shapes`, with the first convolution's for the number of image channels of `state`."""
-    other = {}
-    for (path, shape), name in zip(
-        jax.tree.leaves_with_path(shapes), jax.tree.leaves(names), strict=True
-    ):
-        if path[-1].key == "kernel" and len(shape.shape) == 4 and name in state:
-            have, (*window, inputs, outputs) = np.shape(state[name]), shape.shape
-            if inputs == channels and have[1:2] != (inputs,):
-                if have == (outputs, *have[1:2], *window):
-                    other[name] = jax.ShapeDtypeStruct((*window, have[1], outputs), shape.dtype)
-    if len(other) != 1:  # none differs, or `state` is of another architecture
-        return shapes
-    return jax.tree.map(lambda name, shape: other.get(name, shape), names, shapes)
-
-
-def _take(what: str, names, shapes, state: State, dead: Sequence[str], dtype) -> dict:
-    """The tensors of `state`, arranged as the tree of `names` and `shapes`."""
-    wanted = jax.tree.leaves(names)
-    assert len(set(wanted)) == len(wanted), "two arrays have the same PyTorch name"
-    missing = sorted(set(wanted) - set(state))
-    extra = [n for n in set(state) - set(wanted) if not any(re.fullmatch(d, n) for d in dead)]
-    if missing and (reason := torch_wrappers.mixed(state, missing)):
-        raise ConfigError(f"state_dict does not fit {what}: {reason}")
-    if missing or extra:
-        raise ConfigError(
-            f"state_dict does not fit {what}: missing {some(missing)}, "
-            f"left over {some(sorted(extra))}"
-        )
-
-    def take(path, name, shape):
-        value = np.asarray(state[name])
-        wanted = shape.shape  # below, with its axes in the file's order
-        if path[-1].key == "kernel":
-            *window, inputs, outputs = wanted
-            wanted = (outputs, inputs, *window)
-        if value.shape != wanted:
-            raise ConfigError(f"{name}: shape {value.shape} where {what} has {wanted}")
-        if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize < 2:
-            raise ConfigError(
-                f"{name}: {value.dtype} values, must be floating-point numbers of 16 bits or more"
-            )
-        with np.errstate(over="ignore"):  # a float64 that becomes infinite is reported below
-            taken = to_jax(value, path).astype(dtype)
-        if not np.isfinite(taken).all():
-            raise ConfigError(f"{name}: {value.dtype} values that are not all finite numbers")
-        return taken
-
-    return jax.tree.map_with_path(take, names, shapes)
-
-
 # ---- All networks of a config
 
 
@@ -206,12 +47,11 @@ def to_variables(
     weights: torch_files.Weights,
     num_classes: int | None = None,
     *,
-    any_channels: bool = False,
+    fit: torch_network.Fit = "exact",
 ) -> dict:
     """{'params', 'batch_stats'} of {part: tree}: `stack` [S, ...] and a leader's `trans_fusion`.
 
-    `num_classes` None: as many classes as the weights have. `any_channels`: accepts weights for any
-    number of image channels.
+    `num_classes` None: as many classes as the weights have. `fit`: what may differ.
 
     Raises:
       ConfigError: the weights are of another architecture or S, or for another number of classes or
@@ -230,18 +70,18 @@ def to_variables(
             f"the checkpoint's networks have {classes} classes, data.name={config.data.name!r} has "
             f"{num_classes}; import with a config of {classes} classes, then use --init_from"
         )
-    channels = source.image_shape[2]
-    fields = dict(channels=channels, any_channels=any_channels, what=summary.title(config))
+    size, _, channels = source.shape(config.data)
+    fields = dict(channels=channels, image_size=size, fit=fit, what=summary.title(config))
     classes = classes or source.num_classes
     try:
-        networks = from_state_dicts(spec, weights.networks, classes, **fields)
+        networks = torch_network.from_state_dicts(spec, weights.networks, classes, **fields)
     except ConfigError as error:
-        if _fits(spec, weights.networks[0], classes, **fields | {"any_channels": True}):
-            if not any_channels:
+        if _fits(spec, weights.networks[0], classes, **fields | {"fit": "convertible"}):
+            if fit == "exact":
                 raise ConfigError(
-                    f"{error}; data.name={config.data.name!r} has images of {channels} "
-                    f"channel{'s' * (channels > 1)}: give the file to --init_from, which takes "
-                    "weights for another number of channels"
+                    f"{error}; data.name={config.data.name!r} has images of {size} x {size} pixels "
+                    f"with {channels} channel{'s' * (channels > 1)}: give the file to --init_from, "
+                    "which takes weights for another number of channels or of patches"
                 ) from None
             raise
         whole = models.divided(config.arch, 1)
@@ -252,7 +92,7 @@ def to_variables(
         ) from None
     parts = {"stack": jax.tree.map(lambda *x: np.stack(x), *networks)}
     if weights.trans_fusion:
-        parts["trans_fusion"] = trans_fusion(weights.trans_fusion)
+        parts["trans_fusion"] = torch_network.trans_fusion(weights.trans_fusion)
     return {
         collection: {part: tree[collection] for part, tree in parts.items()}
         for collection in ("params", "batch_stats")
@@ -285,7 +125,7 @@ def _of_native(config: ConfigDict, own: native.Weights, path: str) -> dict:
         resolved = config_lib.resolve(config)
         module = models.build(resolved.spec, resolved.heads * source.num_classes)
         size = source.shape(config.data)
-        need = integrity.shapes(_shapes(module, size[0], resolved.heads * size[2]))
+        need = integrity.shapes(torch_network.shapes_of(module, size[0], resolved.heads * size[2]))
         have = integrity.shapes(_of_one(own.variables, resolved.tying))
         for name in sorted(have.keys() | need.keys()):
             if have.get(name) != need.get(name):
@@ -312,7 +152,7 @@ def _of_one(variables: dict, tying: stack.Tying) -> dict:
 
 def _fits(spec, state: State, num_classes: int, **fields) -> bool:
     try:
-        from_state_dicts(spec, [state], num_classes, **fields)
+        torch_network.from_state_dicts(spec, [state], num_classes, **fields)
     except ConfigError:
         return False
     return True
@@ -341,7 +181,9 @@ def _names_here(arch: str) -> set[str]:
 
 def _num_classes(spec, state: State) -> int | None:
     """Number of classes; None: there is no classifier, an error that `from_state_dict` reports."""
-    head = state_dict_names(spec, {"params": {"head": {"bias": 0}}})["params"]["head"]["bias"]
+    head = torch_network.state_dict_names(spec, {"params": {"head": {"bias": 0}}})["params"][
+        "head"
+    ]["bias"]
     if head not in state:  # its name may begin with the name of a wrapper, which was removed
         (head,) = torch_wrappers.unwrapped({head: 0})
     return len(state[head]) if np.ndim(state.get(head, 0)) == 1 else None

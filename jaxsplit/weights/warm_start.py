@@ -1,5 +1,7 @@
 """Warm starts from another run or from PyTorch files."""
 
+import functools
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -8,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
+from jaxsplit import stack, values
 from jaxsplit.checkpoints import integrity, store
 from jaxsplit.checkpoints import read as reading
 from jaxsplit.errors import ConfigError
@@ -30,8 +34,10 @@ def read(config: ConfigDict, like: dict) -> Start:
     """Reads the weights and BatchNorm statistics that `config.init_from` names.
 
     It takes the whole stack, except a classifier for another number of classes. It takes other
-    parts of a method (auxiliary modules) if both runs have them. `_for_channels` says what happens
-    if images have another number of channels.
+    parts of a method (auxiliary modules) if both runs have them. Whole networks
+    (config.divide=False) all start from the same weights where the source has one network.
+    `_for_channels` and `_for_patches` say what happens if images have another number of channels,
+    or of the patches that a Vision Transformer cuts.
 
     Args:
       config: config of the new run. init_from is a workdir (its newest checkpoint is read),
@@ -85,18 +91,14 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     other = config_lib.load(path)
     has, wants = config_lib.resolve(other), config_lib.resolve(config)
     kinds = [(its.spec, its.num_networks, its.heads) for its in (has, wants)]
-    if kinds[0] != kinds[1]:
+    copied = has.num_networks == 1 and _takes_copies(wants) and has.spec == wants.spec
+    if kinds[0] != kinds[1] and not copied:
         theirs, ours = (summary.title(c) for c in (other, config))
         raise ConfigError(f"holds {theirs}, config has {ours}")
     checkpoints = reading.Reader(path)
     step = checkpoints.find(which)
-    have = reading.model_shapes(checkpoints.path(step))
-    fit = _fitting(have, like)
-    wanted: dict[str, Any] = flatten_dict(like, sep="/")
-    some = {
-        name: jax.ShapeDtypeStruct(have[name], wanted[name].dtype, sharding=wanted[name].sharding)
-        for name in fit.names
-    }
+    fit = _fitting(reading.model_shapes(checkpoints.path(step)), like)
+    some = {name: fit.read_as(name) for name in fit.wanted}
     tree = reading.restore_some(checkpoints.path(step), unflatten_dict(some, sep="/"))
     arrays: dict[str, Any] = flatten_dict(tree, sep="/")
     return _start([f"checkpoint {step} of {path}"], like, arrays, fit)
@@ -107,11 +109,26 @@ def _step(path: pathlib.Path) -> bool:
     return path.parent.name == store.FOLDER and path.name.isdecimal()
 
 
+def _takes_copies(resolved: config_lib.Resolved) -> bool:
+    """Whether all networks may start from one: whole networks, which share nothing."""
+    return (
+        resolved.divided_in == 1
+        and resolved.num_networks > 1
+        and resolved.heads == 1
+        and resolved.tying is stack.NOTHING
+        and not resolved.trunk
+    )
+
+
 def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: dict) -> Start:
     own = native.read(paths[0]) if len(paths) == 1 else None
     if own is None:
         weights = torch_files.read(paths, ema=ema)
-        variables = torch_import.to_variables(config, weights, any_channels=True)
+        one = config
+        if len(weights.networks) == 1 < config.split and _takes_copies(config_lib.resolve(config)):
+            one = values.copy(config)
+            one.method, one.split = "single", 1
+        variables = torch_import.to_variables(one, weights, fit="convertible")
         notes = weights.notes
     else:
         if ema:
@@ -120,19 +137,27 @@ def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: 
         variables, notes = own.variables, ()
     fit = _fitting(integrity.shapes(variables), like)
     have: dict[str, Any] = flatten_dict(variables, sep="/")
-    wanted: dict[str, Any] = flatten_dict(like, sep="/")
 
     def put(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.make_array_from_callback(value.shape, sharding, lambda i: value[i])
 
-    arrays = {name: put(have[name], wanted[name].sharding) for name in fit.names}
+    arrays = {name: put(have[name], fit.read_as(name).sharding) for name in fit.wanted}
     return _start([*notes, config.init_from], like, arrays, fit)
 
 
 class _Fit(NamedTuple):
-    names: list[str]  # of the arrays to take
+    wanted: dict[str, jax.ShapeDtypeStruct]  # of the arrays to take, with their shardings
+    have: dict[str, tuple[int, ...]]  # their shapes in the source
     differences: list[str]  # descriptions of what is not taken
-    channels: dict[str, tuple[int, int]]  # arrays to convert from images of a to b channels
+    with_token: frozenset[str]  # learned positions of which the first is a class token's
+
+    def read_as(self, name: str) -> jax.ShapeDtypeStruct:
+        """How an array is read: where it will lie, or, to be converted, on every device."""
+        want, have = self.wanted[name], self.have[name]
+        sharding = want.sharding
+        if have != want.shape and isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(have, want.dtype, sharding=sharding)
 
 
 def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> _Fit:
@@ -140,11 +165,11 @@ def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> _Fit:
 
     Raises:
       ConfigError: an array is missing, left over or of another shape. The classifier may differ,
-        and the first convolution if the images have another number of channels.
+        the first convolution if the images have another number of channels, the positions of
+        another number of patches, and the number of networks where the checkpoint has one.
     """
     need = integrity.shapes(like)
-    channels = _other_channels(have, need)
-    have = have | {name: need[name] for name in channels}
+    first_kernels = _first_kernels(have, need)
     have_parts, need_parts = ({integrity.part_of(name) for name in x} for x in (have, need))
     names = []
     differences = [f"{part} (not in this run)" for part in sorted(have_parts - need_parts)]
@@ -161,31 +186,43 @@ def _fitting(have: dict[str, tuple[int, ...]], like: dict) -> _Fit:
         if integrity.part_of(name) not in shared:
             continue
         old, new = have.get(name), need.get(name)
-        if old == new:
+        if old and new and old[:1] == (1,) and integrity.part_of(name) == "stack":
+            old = new[:1] + old[1:]  # one network, which all start from
+        if old == new or name in first_kernels or _other_patches(name, old, new):
             names.append(name)
         elif old and new and "head" in name.split("/") and old[:-1] == new[:-1]:
-            differences.append(f"{name} {list(old)} -> {list(new)}")
+            differences.append(f"{name} {list(have[name])} -> {list(new)}")
         else:
             raise ConfigError(
-                f"{name} has shape {old}, should be {new}: another architecture, or images of "
-                "another number of channels"
+                f"{name} has shape {have.get(name)}, should be {new}: another architecture, or "
+                "images of another number of channels"
             )
-    return _Fit(names, differences, {n: pair for n, pair in channels.items() if n in names})
+    wanted: dict[str, Any] = flatten_dict(like, sep="/")
+    token = {name for name in names if name.replace("positions", "class_token") in have}
+    return _Fit(
+        {n: wanted[n] for n in names}, {n: have[n] for n in names}, differences, frozenset(token)
+    )
 
 
-def _other_channels(have: dict, need: dict) -> dict[str, tuple[int, int]]:
-    """{kernel of a part's first convolution: (image channels it has, image channels needed)}.
+def _first_kernels(have: dict, need: dict) -> set[str]:
+    """The kernel of each part's first convolution, if it is for another number of channels.
 
-    Only if one of the two is 1 (gray images).
+    Only if one of the two numbers is 1 (gray images).
     """
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+    found: dict[str, list[str]] = {}
     for name in have.keys() & need.keys():
         old, new = have[name], need[name]  # [..., height, width, inputs, outputs]
-        if name.endswith("/kernel") and len(old) >= 4 and old != new:
-            if old[:-2] + old[-1:] == new[:-2] + new[-1:] and 1 in (old[-2], new[-2]):
-                found.setdefault(integrity.part_of(name), {})[name] = (old[-2], new[-2])
+        if name.endswith("/kernel") and len(old) >= 4 and old[-2] != new[-2]:
+            if old[-4:-2] + old[-1:] == new[-4:-2] + new[-1:] and 1 in (old[-2], new[-2]):
+                found.setdefault(integrity.part_of(name), []).append(name)
     # If a part has several such kernels, its architecture differs.
-    return {name: x for part in found.values() if len(part) == 1 for name, x in part.items()}
+    return {name for part in found.values() if len(part) == 1 for name in part}
+
+
+def _other_patches(name: str, old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> bool:
+    """Whether two shapes [..., patches, C] of learned positions differ in their number alone."""
+    both = old is not None and new is not None and name.endswith("/positions")
+    return both and old[:-2] + old[-1:] == new[:-2] + new[-1:]
 
 
 def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:
@@ -200,26 +237,65 @@ def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:
     return jnp.repeat(kernel / channels, channels, axis=-2)
 
 
+def _for_patches(positions: jax.Array, number: int, tokens: int) -> jax.Array:
+    """Resizes learned positions [..., tokens + h * h, C] to [..., number, C], bicubically.
+
+    The patches form squares; the first `tokens` positions are of class tokens, which stay.
+    """
+    *lead, had, c = positions.shape
+    old, new = (math.isqrt(n - tokens) for n in (had, number))
+    first, grid = positions[..., :tokens, :], positions[..., tokens:, :]
+    grid = grid.reshape(*lead, old, old, c)
+    grid = jax.image.resize(grid, (*lead, new, new, c), "cubic")
+    return jnp.concatenate([first, grid.reshape(*lead, new * new, c)], -2)
+
+
 def _layers(shapes: dict[str, tuple[int, ...]], part: str) -> set[str]:
     """The layers of a part."""
     return {name.split("/")[2] for name in shapes if integrity.part_of(name) == part}
 
 
+def _converted(
+    name: str, array: jax.Array, want: jax.ShapeDtypeStruct, tokens: int
+) -> tuple[jax.Array, str]:
+    """(the array in the shape that is wanted, a line that says how; '': no more than copied)."""
+    old, new = array.shape, want.shape
+    note, convert = "", lambda x: x
+    if _other_patches(name, old[1:], new[1:]):
+        for number in (old[-2], new[-2]):
+            if math.isqrt(number - tokens) ** 2 != number - tokens:
+                raise ConfigError(f"{name}: {number - tokens} patches form no square")
+        note = f"{name}: resized from {old[-2] - tokens} patches to {new[-2] - tokens}, bicubic"
+        convert = functools.partial(_for_patches, number=new[-2], tokens=tokens)
+    elif old[1:] != new[1:]:
+        how = "summing over them" if new[-2] == 1 else f"dividing by {new[-2]} and repeating"
+        channels = f"{old[-2]} image channel{'s' * (old[-2] > 1)}"
+        note = f"{name}: converted from {channels} to {new[-2]} by {how}"
+        convert = functools.partial(_for_channels, channels=new[-2])
+    copied = jax.jit(
+        lambda x: jnp.broadcast_to(convert(x), new).astype(want.dtype),
+        out_shardings=want.sharding,
+    )
+    return copied(array), note
+
+
 def _start(sources: list[str], like: dict, arrays: dict[str, jax.Array], fit: _Fit) -> Start:
     """Makes the `Start`. `sources` are lines of its note; the last one will say what was taken."""
     *notes, source = sources
-    for name, (old, new) in fit.channels.items():
-        array = arrays[name]
-        change = jax.jit(_for_channels, static_argnums=1, out_shardings=array.sharding)
-        arrays[name] = change(array, new)
-        how = "summing over them" if new == 1 else f"dividing by {new} and repeating"
-        plural = "s" * (old > 1)
-        notes.append(f"{name}: converted from {old} image channel{plural} to {new} by {how}")
+    copies = 0
+    for name, want in fit.wanted.items():
+        have = fit.have[name]
+        if have != want.shape:
+            copies = want.shape[0] if have[0] != want.shape[0] else copies
+            tokens = int(name in fit.with_token)
+            arrays[name], note = _converted(name, arrays[name], want, tokens)
+            notes += [note] * bool(note)
 
     def take(path, _):
         return arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))
 
     note = f"weights of {source}: {len(arrays)} arrays taken"
+    note += f", each for {copies} networks" * bool(copies)
     if fit.differences:
         note += f", not taken: {', '.join(fit.differences)}"
     return Start(jax.tree.map_with_path(take, like), "\n".join([*notes, note]))

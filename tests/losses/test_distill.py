@@ -66,14 +66,18 @@ def loss_of(name, temperature=2.0, **fields):
     return distill.Distill(name, temperature, fields=FIELDS[name], **fields)
 
 
+# Compiled as a whole: eager, each operation is compiled alone, which takes several times as long.
+value = jax.jit(lambda loss, z, y, labels=LABELS: loss(z, y, labels), static_argnums=0)
+pairwise = jax.jit(lambda loss, z: loss.pairwise(z, LABELS), static_argnums=0)
+
+
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("name", distill.LOSSES)
 def test_values(name, temperature, standardize):
     student, teacher = logits_of(0), logits_of(1)
     loss = loss_of(name, temperature, weight=0.25, standardize=standardize)
-    got = loss(student, teacher, LABELS)
-    got_shared = loss(student, teacher[:1], LABELS)
+    got, got_shared = value(loss, student, teacher), value(loss, student, teacher[:1])
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
     by_hand = BY_HAND[name]
@@ -90,8 +94,8 @@ def test_dkd_with_the_teachers_weights_is_kl():
     others = 1 - softmax(teacher)[:, 0, LABELS[0]]
     for i in range(S):
         z, y = student[i : i + 1], teacher[i : i + 1]
-        got = distill.dkd(z, y, LABELS[:1], 1.0, alpha=1.0, beta=others[i])
-        np.testing.assert_allclose(got, distill.kl(z, y, LABELS[:1]), rtol=1e-5)
+        got = jax.jit(distill.dkd)(z, y, LABELS[:1], 1.0, alpha=1.0, beta=others[i])
+        np.testing.assert_allclose(got, jax.jit(distill.kl)(z, y, LABELS[:1]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -99,17 +103,17 @@ def test_dkd_with_the_teachers_weights_is_kl():
 def test_pairwise_is_the_mean_over_the_others(name, standardize):
     z = logits_of(0, networks=4)
     loss = loss_of(name, weight=0.5, standardize=standardize)
-    got = loss.pairwise(z, LABELS)
+    got = pairwise(loss, z)
     for i in range(4):
-        pairs = [loss(z[i : i + 1], z[j : j + 1], LABELS)[0] for j in range(4) if j != i]
+        pairs = [value(loss, z[i : i + 1], z[j : j + 1])[0] for j in range(4) if j != i]
         np.testing.assert_allclose(got[i], np.mean(pairs), rtol=1e-5)
-    np.testing.assert_array_equal(loss.pairwise(z[:1], LABELS), [0.0])
+    np.testing.assert_array_equal(pairwise(loss, z[:1]), [0.0])
 
 
 def test_pairwise_kl_is_that_of_co_training():
     z = logits_of(0)
-    got = distill.Distill("kl", 1.0).pairwise(z, LABELS).sum()
-    np.testing.assert_allclose(got, losses.pairwise_kl(z), rtol=1e-6)
+    got = pairwise(distill.Distill("kl", 1.0), z).sum()
+    np.testing.assert_allclose(got, jax.jit(losses.pairwise_kl)(z), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", distill.LOSSES)
@@ -119,9 +123,10 @@ def test_gradients_flow_into_the_student(name):
     loss = loss_of(name, standardize=True)
 
     def of(detach):
-        return jax.grad(lambda z, y: loss(z, y, LABELS, detach=detach).sum(), argnums=(0, 1))(
-            student, teacher
-        )
+        def total(z, y):
+            return loss(z, y, LABELS, detach=detach).sum()
+
+        return jax.jit(jax.grad(total, argnums=(0, 1)))(student, teacher)
 
     wanted = of(True)
     assert np.abs(wanted[0]).min() > 0 and not wanted[1].any()
@@ -141,9 +146,9 @@ def test_a_step_along_the_gradient_brings_student_to_teacher(name):
     step = jax.jit(lambda z: z - 0.3 * jax.grad(lambda z: loss(z, teacher, LABELS).sum())(z))
     for _ in range(300):
         student = step(student)
-    assert (loss(student, teacher, LABELS) < 0.1 * loss(logits_of(0), teacher, LABELS)).all()
+    assert (value(loss, student, teacher) < 0.1 * value(loss, logits_of(0), teacher)).all()
     # Of equal networks all losses are 0.
-    np.testing.assert_allclose(loss(teacher, teacher, LABELS), 0, atol=1e-4)
+    np.testing.assert_allclose(value(loss, teacher, teacher), 0, atol=1e-4)
 
 
 EXTREME = {
@@ -180,9 +185,9 @@ def test_finite(name, standardize):
 def test_bfloat16_is_widened(name):
     student, teacher = (jnp.asarray(logits_of(i), jnp.bfloat16) for i in (0, 1))
     loss = loss_of(name, standardize=True)
-    got = loss(student, teacher, LABELS)
-    assert got.dtype == loss.pairwise(student, LABELS).dtype == jnp.float32
-    want = loss(student.astype(jnp.float32), teacher.astype(jnp.float32), LABELS)
+    got = value(loss, student, teacher)
+    assert got.dtype == pairwise(loss, student).dtype == jnp.float32
+    want = value(loss, student.astype(jnp.float32), teacher.astype(jnp.float32))
     np.testing.assert_array_equal(got, want)
 
 
@@ -254,7 +259,7 @@ def test_co_training_has_them_all():
 @pytest.mark.parametrize("name", COTRAIN)
 def test_values_in_co_training(name):
     z = logits_of(0)
-    loss = cotrain.LOSSES[name]
+    loss = jax.jit(cotrain.LOSSES[name])
     np.testing.assert_allclose(loss(z), COTRAIN[name](softmax(z)), rtol=1e-5)
     assert loss(z[:1]) == 0
     assert loss(jnp.asarray(z, jnp.bfloat16)).dtype == jnp.float32
@@ -264,7 +269,7 @@ def test_values_in_co_training(name):
 def test_targets_in_co_training_are_detached(name):
     """Moving one network changes the loss of the others, of which its gradient knows nothing."""
     z = logits_of(0)
-    got = jax.grad(cotrain.LOSSES[name])(z)
+    got = jax.jit(jax.grad(cotrain.LOSSES[name]))(z)
 
     def own(x, i):
         """What network i contributes, as a function of its own logits [B, K]."""

@@ -16,7 +16,7 @@ from jaxsplit import methods, models, optim, sharding, stack
 from jaxsplit.losses import distill
 from jaxsplit.methods import ffsd
 from jaxsplit.models import fusion
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.xla import EXACT, EXACT_FLOAT64
 
 CASES = ("ffsd_resnet20_m2_epoch3", "ffsd_resnet20_m2_epoch7_lambda_div1")
@@ -29,7 +29,7 @@ def names_of(spec, variables) -> dict:
     """A tree like the variables of a method: the reference's '<network>/<name>' of each leaf."""
 
     def of_module(tree, torch_name):
-        return torch_import._names(torch_name, tree)
+        return torch_network.names_of(torch_name, tree)
 
     parts = {}
     for part in variables["params"]:
@@ -37,7 +37,7 @@ def names_of(spec, variables) -> dict:
         if part == "stack":
             continue
         if part == "leader":
-            names = torch_import.state_dict_names(spec, tree)
+            names = torch_network.state_dict_names(spec, tree)
         elif part == "trans_fusion":
             names = of_module(tree, fusion.trans_fusion_torch_name)
         else:
@@ -107,7 +107,7 @@ def initial(data, dtype) -> dict:
     flat = {k.removeprefix("init/"): v for k, v in data.items() if k.startswith("init/")}
 
     def take(path, name, like):
-        value = torch_import.to_jax(flat[name], path)
+        value = torch_network.to_jax(flat[name], path)
         assert value.shape == like.shape, name
         return jnp.asarray(value, dtype)
 
@@ -119,7 +119,7 @@ def initial(data, dtype) -> dict:
     students = []
     for i in range(STUDENTS):
         own = {k.partition("/")[2]: v for k, v in flat.items() if k.startswith(f"student{i}/")}
-        students.append(torch_import.from_state_dict(SPEC, own, 100, dtype))
+        students.append(torch_network.from_state_dict(SPEC, own, 100, dtype))
     for c in shapes:
         variables[c]["stack"] = jax.tree.map(lambda *x: jnp.stack(x), *(s[c] for s in students))
     return variables
@@ -166,7 +166,7 @@ def everything(spec, variables) -> dict[str, np.ndarray]:
         jax.tree.map_with_path(put, names, {c: variables[c][part] for c in variables})
     for i in range(STUDENTS):
         one = jax.tree.map(lambda x, i=i: x[i], {c: variables[c]["stack"] for c in variables})
-        names = torch_import.state_dict_names(spec, one)
+        names = torch_network.state_dict_names(spec, one)
         names = jax.tree.map(lambda name, i=i: f"student{i}/{name}", names)
         jax.tree.map_with_path(put, names, one)
     return out

@@ -12,7 +12,7 @@ import pytest
 from jaxsplit import costs, models
 from jaxsplit.models import densenet
 from jaxsplit.models.layers import BatchNorm
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.xla import FAST
 
 TINY = densenet.Spec("densenet190", (1, 2), 2, stem="norm", shake_drop=0.6)
@@ -157,7 +157,7 @@ def test_divided_networks_cost_what_the_whole_does(arch, s, ratios):
 def test_names(arch, names):
     spec = dataclasses.replace(densenet.SPECS[arch], layers=(2, 2))
     _, variables = shapes_of(spec, 10, 32)
-    tensors = jax.tree.leaves(torch_import.state_dict_names(spec, variables))
+    tensors = jax.tree.leaves(torch_network.state_dict_names(spec, variables))
     assert len(set(tensors)) == len(tensors)
     assert ("stem_bn" in variables["params"]) == ("stem_bn" in names)
     for module, name in names.items():

@@ -10,7 +10,7 @@ import pytest
 
 from jaxsplit import costs, models
 from jaxsplit.models import ffsd_resnet, ffsd_wide_resnet
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.xla import FAST
 
 # What FFSD calls its networks -> their names here.
@@ -71,7 +71,9 @@ def test_names_are_torchvisions():
         if stage > 1:
             wanted += [f"layer{stage}.0.downsample.0.weight"]
             wanted += [f"layer{stage}.0.downsample.1.{n}" for n in norm]
-    assert sorted(jax.tree.leaves(torch_import.state_dict_names(spec, variables))) == sorted(wanted)
+    assert sorted(jax.tree.leaves(torch_network.state_dict_names(spec, variables))) == sorted(
+        wanted
+    )
 
 
 def test_wide_resnets_of_any_depth_and_width():

@@ -12,7 +12,7 @@ from jax import lax
 from jaxsplit import costs, models
 from jaxsplit.models import fusion
 from jaxsplit.models.layers import ConvTranspose
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.xla import FAST
 
 TOLERANCE = 2e-5  # of the largest value, as for the backbones
@@ -79,7 +79,7 @@ def variables_of(module, state: dict, x, torch_name=fusion.torch_name):
     read = jax.tree.leaves(names)
     assert sorted(read) == sorted(n for n in state if not n.endswith("num_batches_tracked"))
     return jax.tree.map_with_path(
-        lambda path, name: torch_import.to_jax(state[name], path).astype(np.float32), names
+        lambda path, name: torch_network.to_jax(state[name], path).astype(np.float32), names
     )
 
 
@@ -137,7 +137,7 @@ def test_leaders_second_output_is_the_references(parity, model):
     spec = models.divided(LEADERS[model], 1)
     network = models.build(spec, 100)
     rest = {k: v for k, v in state.items() if k not in own}
-    variables = torch_import.from_state_dict(spec, rest, 100)
+    variables = torch_network.from_state_dict(spec, rest, 100)
     module = fusion.TransFusion(data["trans_fusion_eval"].shape[1])
     # GoogLeNet's rounding, of the whole network, is larger than that of the others.
     noise = 10 * data["trans_fusion_eval_maxabs_f32_minus_f64"]

@@ -8,7 +8,7 @@ import pytest
 from jaxsplit import costs, models
 from jaxsplit.models import googlenet
 from jaxsplit.models.layers import BatchNorm
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.xla import FAST
 
 
@@ -59,7 +59,7 @@ def test_names_and_feature_maps():
         "final": (8, 8, 1024),
     }
     assert (logits.dtype, features["final"].dtype) == (jnp.float32, jnp.bfloat16)
-    tensors = jax.tree.leaves(torch_import.state_dict_names(spec, variables))
+    tensors = jax.tree.leaves(torch_network.state_dict_names(spec, variables))
     assert len(set(tensors)) == len(tensors)
     assert {
         "pre_layers.0.bias",

@@ -10,7 +10,7 @@ import pytest
 
 from jaxsplit import models, sharding, stack
 from jaxsplit.models import pyramidnet
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.xla import FAST
 
 TINY = dataclasses.replace(
@@ -56,7 +56,7 @@ def test_features_and_names():
     shapes = {"stage1": (9, 8, 12), "stage2": (5, 4, 16), "final": (5, 4, 16)}
     assert {name: f.shape[1:] for name, f in features.items()} == shapes
     assert {f.dtype for f in features.values()} == {jnp.dtype(jnp.bfloat16)}
-    names = torch_import.state_dict_names(TINY, variables)
+    names = torch_network.state_dict_names(TINY, variables)
     assert names["params"]["stage2_block1"]["conv3"]["kernel"] == "layer2.0.conv3.weight"
     assert names["batch_stats"]["final_bn"]["var"] == "bn_final.running_var"
     assert names["params"]["head"]["bias"] == "fc.bias"

@@ -11,7 +11,7 @@ import pytest
 
 from jaxsplit import costs, models, sharding, stack
 from jaxsplit.models import shake_shake
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 from tests.support.xla import FAST
 
 TINY = dataclasses.replace(
@@ -107,7 +107,7 @@ def test_features_and_names():
     shapes = {"stage1": (9, 8, 6), "stage2": (5, 4, 12), "final": (5, 4, 12)}
     assert {name: f.shape[1:] for name, f in features.items()} == shapes
     assert {f.dtype for f in features.values()} == {jnp.dtype(jnp.bfloat16)}
-    names = torch_import.state_dict_names(TINY, variables)["params"]
+    names = torch_network.state_dict_names(TINY, variables)["params"]
     block = names["stage2_block1"]
     assert block["branch2"]["conv2"]["kernel"] == "stage_2.0.branch2.4.weight"
     assert block["branch1"]["bn1"]["scale"] == "stage_2.0.branch1.2.weight"

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jaxsplit import models
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_network
 
 
 def random_variables(spec, num_classes: int, channels: int = 3, seed: int = 0) -> dict:
@@ -19,7 +19,7 @@ def random_variables(spec, num_classes: int, channels: int = 3, seed: int = 0) -
 def state_of(spec, variables: dict) -> dict[str, np.ndarray]:
     """The `state_dict` of one network."""
     state = {}
-    names = torch_import.state_dict_names(spec, variables)
+    names = torch_network.state_dict_names(spec, variables)
     for name, value in zip(jax.tree.leaves(names), jax.tree.leaves(variables), strict=True):
         # ndim alone tells the layouts: kernels of convolutions have 4 axes, that of the head 2.
         if value.ndim == 4:

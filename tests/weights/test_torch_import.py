@@ -27,7 +27,7 @@ from jaxsplit.cli import import_torch, run_flags
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import fusion, resnet, senet
 from jaxsplit.report import summary
-from jaxsplit.weights import torch_files, torch_import, torch_wrappers
+from jaxsplit.weights import torch_files, torch_import, torch_network, torch_wrappers
 from tests.support import shell
 from tests.support.paths import ROOT
 from tests.support.torch_states import numbered, random_variables, state_of
@@ -57,7 +57,7 @@ def random_state(spec) -> tuple[dict, dict]:
 @pytest.mark.parametrize("name", SPECS)
 def test_round_trip(name):
     variables, state = random_state(SPECS[name])
-    got = torch_import.from_state_dict(SPECS[name], state, K)
+    got = torch_network.from_state_dict(SPECS[name], state, K)
     assert jax.tree.structure(got) == jax.tree.structure(variables)
     for g, v in zip(jax.tree.leaves(got), jax.tree.leaves(variables), strict=True):
         assert g.dtype == np.float32
@@ -68,11 +68,11 @@ def test_kernel_layout_by_hand():
     kernel = np.zeros((7, 5, 3, 2), np.float32)  # out, in, h, w
     kernel[6, 4, 2, 1] = 1.0
     path = (jax.tree_util.DictKey("conv1"), jax.tree_util.DictKey("kernel"))
-    got = torch_import.to_jax(kernel, path)
+    got = torch_network.to_jax(kernel, path)
     assert got.shape == (3, 2, 5, 7) and got[2, 1, 4, 6] == 1.0
-    assert torch_import.to_jax(np.zeros((7, 5)), path).shape == (5, 7)
+    assert torch_network.to_jax(np.zeros((7, 5)), path).shape == (5, 7)
     bias = np.arange(3.0)
-    assert torch_import.to_jax(bias, (jax.tree_util.DictKey("bias"),)) is bias
+    assert torch_network.to_jax(bias, (jax.tree_util.DictKey("bias"),)) is bias
 
 
 def test_names():
@@ -116,7 +116,7 @@ def test_dtype_and_counters():
     state = {name: value.astype(np.float16) for name, value in state.items()}
     state[COUNTER] = np.int64(7)
     for dtype in (np.float32, np.float64):
-        leaves = jax.tree.leaves(torch_import.from_state_dict(spec, state, K, dtype))
+        leaves = jax.tree.leaves(torch_network.from_state_dict(spec, state, K, dtype))
         assert {v.dtype for v in leaves} == {np.dtype(dtype)}
         total = sum(v.astype(np.float64).sum() for n, v in state.items() if n != COUNTER)
         assert sum(v.astype(np.float64).sum() for v in leaves) == pytest.approx(total, rel=1e-12)
@@ -129,7 +129,7 @@ def test_missing_and_left_over_tensors_are_named():
         del state[name]
     state |= {"layer3.0.conv1.weight": np.zeros(3), "aux.weight": np.zeros(2), COUNTER: np.int64(0)}
     with pytest.raises(ConfigError) as error:
-        torch_import.from_state_dict(spec, state, K)
+        torch_network.from_state_dict(spec, state, K)
     assert str(error.value) == (
         "state_dict does not fit resnet50: missing ['fc.bias', 'layer2.1.bn3.running_var'], "
         "left over ['aux.weight', 'layer3.0.conv1.weight']"
@@ -144,14 +144,14 @@ def test_a_tensor_of_another_shape_is_named(name, shape):
     _, state = random_state(spec)
     state[name] = np.zeros(shape, np.float32)
     with pytest.raises(ConfigError, match=rf"^{name}: shape \(.*\) where resnet50 has \(.*\)$"):
-        torch_import.from_state_dict(spec, state, K)
+        torch_network.from_state_dict(spec, state, K)
 
 
 def test_another_number_of_classes_is_an_error():
     spec = SPECS["wide_resnet"]
     _, state = random_state(spec)
     with pytest.raises(ConfigError, match="^fc.(weight|bias): shape"):
-        torch_import.from_state_dict(spec, state, K + 1)
+        torch_network.from_state_dict(spec, state, K + 1)
 
 
 def test_many_tensors_are_counted_not_listed():
@@ -160,7 +160,7 @@ def test_many_tensors_are_counted_not_listed():
     with pytest.raises(
         ConfigError, match=r"missing \[('[\w.]+', ){5}'[\w.]+'\] and \d+ more, left over"
     ):
-        torch_import.from_state_dict(spec, {"fc.bias": state["fc.bias"]}, K)
+        torch_network.from_state_dict(spec, {"fc.bias": state["fc.bias"]}, K)
 
 
 # ---- Files
@@ -682,7 +682,7 @@ def test_own_names_that_are_those_of_wrappers(monkeypatch, parts):
         read = torch_wrappers.unwrapped(wrapped)
         assert torch_import._num_classes(spec, read) == K
         for names in (wrapped, read):
-            got = torch_import.from_state_dict(spec, names, K)
+            got = torch_network.from_state_dict(spec, names, K)
             jax.tree.map(np.testing.assert_array_equal, got, variables)
 
 
@@ -723,7 +723,7 @@ def test_values_that_are_no_numbers_are_named():
         _, state = random_state(spec)
         state["fc.bias"] = bad
         with pytest.raises(ConfigError) as caught:
-            torch_import.from_state_dict(spec, state, K)
+            torch_network.from_state_dict(spec, state, K)
         assert str(caught.value).startswith(f"fc.bias: {reason}")
 
 

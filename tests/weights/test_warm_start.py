@@ -12,7 +12,8 @@ from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, models, state
 from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError
-from jaxsplit.weights import torch_import, warm_start
+from jaxsplit.weights import torch_import, torch_network, warm_start
+from tests.support.samples import first
 from tests.support.torch_states import numbered, random_variables, state_of
 
 HEAD = ("params/stack/head/bias", "params/stack/head/kernel")
@@ -173,10 +174,10 @@ def test_parts_of_another_method(source):
         for key in path:
             node = node.setdefault(key, {})
         node[last] = leaf
-    names, differences, _ = warm_start._fitting(have, tree)
-    assert set(names) == leaves(shapes).keys()
-    assert differences == ["trans_fusion (not in this run)", "fusion (not in the checkpoint)"]
-    assert warm_start._fitting(have | {"params/fusion/kernel": (3, 4)}, tree)[1] == [
+    fit = warm_start._fitting(have, tree)
+    assert fit.wanted.keys() == leaves(shapes).keys()
+    assert fit.differences == ["trans_fusion (not in this run)", "fusion (not in the checkpoint)"]
+    assert warm_start._fitting(have | {"params/fusion/kernel": (3, 4)}, tree).differences == [
         "trans_fusion (not in this run)"
     ]
 
@@ -258,28 +259,27 @@ def test_a_gray_image_gives_the_same():
     np.testing.assert_allclose(warm_start._for_channels(colour, 1), gray, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "arch",
-    "resnet110 wide_resnet16_8 resnext29_8x64d se_resnet110 shake_resnet26_2x96d pyramidnet164 "
-    "densenet40_12 efficientnetb0_cifar resnet20 ffsd_wide_resnet16_2 googlenet "
-    "resnet50 se_resnet50 resnest101 resnexst50_4x16d efficientnetb0 densenet121 "
-    "ffsd_resnet18".split(),
-)
+FAMILIES = (
+    "wide_resnet16_8 resnet20 vit_ti4 convnext_atto resnet50 efficientnetb0_cifar resnet110 "
+    "resnext29_8x64d se_resnet110 shake_resnet26_2x96d pyramidnet164 densenet40_12 "
+    "ffsd_wide_resnet16_2 googlenet se_resnet50 resnest101 resnexst50_4x16d efficientnetb0 "
+    "densenet121 ffsd_resnet18"
+).split()
+
+
+@pytest.mark.parametrize("arch", first(4, FAMILIES))
 def test_the_first_layer_of_every_family(arch):
     """Of all that depends on the number of channels exactly one kernel; in both directions."""
     spec = models.divided(arch, 1)
     shapes = []
     for channels in (1, 3):
-        made = torch_import._shapes(models.build(spec, 10), spec.image_size, channels)
+        made = torch_network.shapes_of(models.build(spec, 10), spec.image_size, channels)
         shapes.append({"params": {"stack": made["params"]}})
     gray, colour = ({n: (2, *x.shape) for n, x in leaves(tree).items()} for tree in shapes)
-    assert (
-        [n for n in gray if gray[n] != colour[n]]
-        == list(warm_start._other_channels(gray, colour))
-        == list(warm_start._other_channels(colour, gray))
-    )
-    ((name, pair),) = warm_start._other_channels(gray, colour).items()
-    assert pair == (1, 3) and name.startswith("params/stack/stem_conv")
+    (name,) = [n for n in gray if gray[n] != colour[n]]
+    assert warm_start._first_kernels(gray, colour) == {name}
+    assert warm_start._first_kernels(colour, gray) == {name}
+    assert name.startswith("params/stack/stem_")
 
 
 def test_other_architectures_are_not_other_channels():
@@ -291,11 +291,12 @@ def test_other_architectures_are_not_other_channels():
         {"params/stack/a/kernel": (2, 3, 3, 4, 16), "params/stack/b/kernel": (2, 3, 3, 4, 16)},
         {"params/stack/a/bias": (1,), "params/stack/b/kernel": (2, 3, 3, 4, 16)},
     ):
-        assert warm_start._other_channels(have, other) == {}
-    assert warm_start._other_channels(
-        {"params/stack/a/kernel": (2, 3, 3, 3, 16), "params/leader/a/kernel": (3, 3, 3, 16)},
-        {"params/stack/a/kernel": (2, 3, 3, 1, 16), "params/leader/a/kernel": (3, 3, 1, 16)},
-    ) == {"params/stack/a/kernel": (3, 1), "params/leader/a/kernel": (3, 1)}
+        assert not warm_start._first_kernels(have, other)
+    kernels = [
+        {"params/stack/a/kernel": (2, 3, 3, c, 16), "params/leader/a/kernel": (3, 3, c, 16)}
+        for c in (3, 1)
+    ]
+    assert warm_start._first_kernels(*kernels) == kernels[0].keys()
 
 
 @pytest.mark.parametrize("folder", ["a,b", "a=b", "lr=0.1,wd=1e-4", "a:ema"])
@@ -368,3 +369,68 @@ def test_files_of_single_networks(tmp_path):
         taken["params/stack/stem_conv1/kernel"], np.stack([stems[1], stems[0]])
     )
     assert set(HEAD) <= taken.keys()
+
+
+# ---- Fine-tuning: one whole network for several, another image size
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """(a file as timm publishes: one Vision Transformer of 16 x 16 patches and 7 classes, arrays).
+
+    Its data set has images of 32 pixels; here they have 8.
+    """
+    spec = models.divided("vit_ti2", 1)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    module = models.build(spec, 7)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype("float32"), shapes)
+    path = tmp_path_factory.mktemp("published") / "vit.npz"
+    np.savez(path, **state_of(spec, variables))
+    return path, leaves(variables)
+
+
+def test_several_networks_start_from_one(published):
+    """All weights are the file's, in every network; positions are resized, heads are drawn."""
+    path, wanted = published
+    config = make_config(arch="vit_ti2", divide=False, init_from=str(path), method="independent")
+    config.mesh.data, config.mesh.net = 2, 2
+    exp, shapes = like(config)
+    start = warm_start.read(config, shapes)
+    got = leaves(start.taken)
+    position = "params/stack/stem_tokens/positions"
+    for name, value in got.items():
+        assert value.sharding == leaves(shapes)[name].sharding
+        if name != position:
+            own = wanted[name.replace("stack/", "")]
+            np.testing.assert_array_equal(value, np.stack([own, own]))
+    assert got.keys() == leaves(shapes).keys() - set(HEAD)
+    assert got[position].shape == (2, 1, 17, 192)
+    token = wanted["params/stem_tokens/positions"][:, 0]
+    np.testing.assert_array_equal(got[position][:, :, 0], [token, token])
+    first_line, last = start.note.splitlines()[-2:]
+    assert first_line == f"{position}: resized from 256 patches to 16, bicubic"
+    assert "arrays taken, each for 2 networks, not taken: params/stack/head/bias [7] -> " in last
+    args = (exp.method, exp.optimizer, config.seed, exp.dataset.image_shape, exp.sharding)
+    head = np.asarray(leaves(state.init(*args, start.taken).variables)[HEAD[1]])
+    assert (head[0] != head[1]).any()
+
+
+def test_resized_positions():
+    """A smooth grid stays what it is; the class token's position is not touched."""
+    x, y = np.meshgrid(np.linspace(-1, 1, 14), np.linspace(-1, 1, 14))
+    grid = np.stack([x, y], -1).reshape(1, 196, 2)
+    positions = np.concatenate([np.full((1, 1, 2), 7.0), grid], 1).astype("float32")
+    got = np.asarray(warm_start._for_patches(positions, 1 + 28 * 28, 1))
+    np.testing.assert_array_equal(got[:, 0], 7.0)
+    x, y = np.meshgrid(*[(np.arange(28) - 13.5) / 13] * 2)
+    inner = got[0, 1:].reshape(28, 28, 2)[3:-3, 3:-3]
+    np.testing.assert_allclose(inner, np.stack([x, y], -1)[3:-3, 3:-3], atol=1e-4)
+    np.testing.assert_array_equal(warm_start._for_patches(positions, 197, 1), positions)
+
+
+def test_divided_networks_do_not_start_from_one(published):
+    config = make_config(arch="vit_ti2", init_from=str(published[0]))
+    with pytest.raises(ConfigError, match="the checkpoint holds 1 network, config has split=2"):
+        warm_start.read(config, like(config)[1])
