@@ -155,7 +155,9 @@ def _optim() -> Fields:
     config.centered = False  # rmsprop, rmsprop_tf: divide by the standard deviation
     config.eps = 1e-8  # all but sgd: added to the divisor; rmsprop_tf adds it inside the root
     config.weight_decay = 1e-4  # 0 or more
-    config.decay_norm = True  # whether the scales of BatchNorm decay, as in the reference
+    # Whether the scales of BatchNorm and LayerNorm decay, as in the reference. Position embeddings,
+    # class tokens and layer scales never decay.
+    config.decay_norm = True
     config.decay_bias = False  # whether biases decay
     config.divide_weight_decay = False  # multiply weight_decay by exp(1/S - 1), the paper's Eq. (6)
     # Largest norm of the gradient, of each network and of each further module; 0: no clipping.

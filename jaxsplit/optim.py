@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PyTree = Any
 STACK = "stack"  # the part of the parameters whose leaves have a network axis: [S, ...]
+# Leaves that never decay, as in timm: position embeddings, the class token, and the factors by
+# which a residual block multiplies its output (LayerScale, arXiv 2103.17239).
+NEVER_DECAY = ("positions", "class_token", "layer_scale")
 
 
 def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) -> PyTree:
@@ -29,17 +32,18 @@ def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) ->
 
     Args:
         params: nested dicts of arrays or shapes, with or without a network axis.
-        decay_norm: whether the scales of BatchNorm decay.
+        decay_norm: whether the scales of BatchNorm and LayerNorm decay.
         decay_bias: whether biases decay.
 
     Returns:
-        A tree of bool like `params`: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`,
-        factors of a kernel, `factor_...`, False.
+        A tree of bool like `params`: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`, and
+        False for the names in `NEVER_DECAY` and factors of a kernel, `factor_...`.
 
     Raises:
         ValueError: a leaf has another name.
     """
     decays = {"kernel": True, "bias": decay_bias, "scale": decay_norm}
+    decays |= dict.fromkeys(NEVER_DECAY, False)
 
     def decide(path: tuple, _: Any) -> bool:
         full = jax.tree_util.keystr(path, simple=True, separator="/")
