@@ -160,6 +160,9 @@ def _optim() -> Fields:
     config.decay_norm = True
     config.decay_bias = False  # whether biases decay
     config.divide_weight_decay = False  # multiply weight_decay by exp(1/S - 1), the paper's Eq. (6)
+    # In (0, 1], such as 0.75 to fine-tune: the learning rate of a layer of depth d is multiplied by
+    # layer_decay ** (D - d); the stem has depth 0, the head D = blocks + 1. 1: off.
+    config.layer_decay = 1.0
     # Largest norm of the gradient, of each network and of each further module; 0: no clipping.
     config.clip_norm = 0.0
     # Micro-batches per step; their gradients are averaged. More of them need less memory.

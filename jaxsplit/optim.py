@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from jaxsplit import layer_decay
 from jaxsplit.errors import ConfigError
 from jaxsplit.schedules import Schedule
 
@@ -316,6 +317,8 @@ def build(
 ) -> optax.GradientTransformation:
     """Makes the optimizer that `config.optim` describes, behind gradient clipping if there is any.
 
+    `optim.layer_decay` lowers the rates of the first layers, in all groups; see `layer_decay.py`.
+
     Args:
         optim_config: `config.optim`; its fields are read as attributes.
         lr_schedule: step -> learning rate, already scaled to the batch size.
@@ -327,7 +330,7 @@ def build(
             `lr_schedule`.
 
     Raises:
-        ConfigError: unknown `optim.name`, or a value out of range.
+        ConfigError: unknown `optim.name`, a value out of range, or layers whose order is unknown.
         ValueError: a parameter that no decay rule covers.
     """
     fields = {field: getattr(optim_config, field) for field in _FIELDS}
@@ -342,6 +345,9 @@ def build(
         parts: dict[Hashable, optax.GradientTransformation] = {"": optimizer}
         parts |= {label: make(changes) for label, changes in groups.items()}
         optimizer = optax.partition(parts, labels)
+    if params and fields["layer_decay"] != 1:
+        by = layer_decay.factors(params, fields["layer_decay"])
+        optimizer = layer_decay.scaled(optimizer, by)
     if not fields["clip_norm"]:
         return optimizer
     # Only the gradient of the loss is clipped: an L2 term is added to it afterwards.
@@ -374,7 +380,7 @@ def _of_group(
 
 
 _FIELDS = ("name", "weight_decay", "divide_weight_decay", "decay_norm", "decay_bias", "clip_norm")
-_FIELDS += ("momentum", "nesterov", "beta1", "beta2", "eps", "alpha", "centered")
+_FIELDS += ("layer_decay", "momentum", "nesterov", "beta1", "beta2", "eps", "alpha", "centered")
 
 
 def _check(fields: Mapping[str, Any]) -> None:
@@ -382,5 +388,6 @@ def _check(fields: Mapping[str, Any]) -> None:
         raise ConfigError(f"optim.name={fields['name']!r}: must be one of {', '.join(OPTIMIZERS)}")
     if fields["weight_decay"] < 0:
         raise ConfigError(f"optim.weight_decay={fields['weight_decay']}: must be 0 or more")
+    layer_decay.check(fields["layer_decay"])
     if fields["clip_norm"] < 0:
         raise ConfigError(f"optim.clip_norm={fields['clip_norm']}: must be 0 (no clipping) or more")

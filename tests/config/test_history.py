@@ -94,7 +94,8 @@ def test_what_may_never_change(field, before, after):
 
 def shapes(config):
     """Of the optimizer's state."""
-    params = {"stack": {"a": {"kernel": jnp.zeros((2, 3)), "scale": jnp.zeros((2, 3))}}}
+    layer = {"kernel": jnp.zeros((2, 3)), "scale": jnp.zeros((2, 3))}
+    params = {"stack": {"stage1_block1": layer}}
     made = optim.build(config.optim, lambda step: 0.1, params, 2)
     return jax.tree.map(lambda x: (x.shape, str(x.dtype)), jax.eval_shape(made.init, params))
 
