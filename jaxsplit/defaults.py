@@ -26,6 +26,13 @@ def get_config() -> ConfigDict:
     # are always float32.
     config.dtype = "float32"
     config.batch_norm = "local"  # statistics of each device: local | of the whole batch: sync
+    # Loss on labels: cross_entropy | bce (binary cross-entropies, their mean over examples and
+    # classes, as in timm) | bce_sum (their sum over classes, which weighs as much as cross_entropy
+    # beside the losses between networks).
+    config.label_loss = "cross_entropy"
+    # bce, bce_sum only: targets above this become 1, the others 0, in [0, 1]; 1: off. With 0 both
+    # labels of mixed images are targets (DeiT III).
+    config.bce_threshold = 1.0
     config.label_smoothing = 0.0  # probability spread over all classes, in [0, 0.9]; 0: off
     config.distill = _distill()
     config.data = _data()

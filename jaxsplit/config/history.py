@@ -20,6 +20,8 @@ CHANGEABLE = (
     "schedule",
     "augment",
     "data.scale_min",
+    "label_loss",
+    "bce_threshold",
     "label_smoothing",
     "views",
     "dtype",
