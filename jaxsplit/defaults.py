@@ -128,6 +128,9 @@ def _data() -> Fields:
 
 def _augment() -> Fields:
     config = Fields()
+    # Copies of each image in a batch, each with views of its own (repeated augmentation, arXiv
+    # 1901.09335), such as 3; 1: off. An epoch has as many steps, and 1 / repeats of the images.
+    config.repeats = 1
     config.crop_padding = 4  # pixels added on each side before the random crop; 0: no crop
     config.crop_mode = "zeros"  # content of the padding: zeros | reflect
     # Device-side random-resized crop instead of pad-and-crop. Streamed images are always cropped

@@ -144,6 +144,9 @@ def _sizes(section: Section) -> None:
     for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
         need(field, "at least 1", section.given[field] >= 1)
     need("data.threads", f"at most {MOST_THREADS}", config.data.threads <= MOST_THREADS)
+    repeats = config.augment.repeats
+    of_batch = f"in 1 (off) ... batch_size={config.batch_size}"
+    need("augment.repeats", of_batch, 1 <= repeats <= config.batch_size)
     parts = config.optim.accumulate
     fits = parts >= 1 and config.batch_size % parts == 0
     need("optim.accumulate", f"a divisor of batch_size={config.batch_size}", fits)

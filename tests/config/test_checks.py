@@ -286,6 +286,8 @@ WRONG = [  # fields changed, how the message begins, what else it says
         [],
     ),
     (dict(optim__layer_decay=0.0), "optim.layer_decay=0.0: must be in (0, 1]; 1: off", []),
+    (dict(augment__repeats=0), "augment.repeats=0: must be in 1 (off) ... batch_size=", []),
+    (dict(augment__repeats=4097), "augment.repeats=4097: must be in 1 (off) ... batch_size=", []),
     (dict(augment__mixup=-0.1), "augment.mixup=-0.1: must be 0 or more", []),
     (dict(resume_with="all"), "resume_with='all': must be '' or 'changed'", []),
     (dict(stop__patience=-1), "stop.patience=-1: must be 0 (off) or more", []),

@@ -78,6 +78,7 @@ def test_a_refusal_names_the_way_where_there_is_one():
         ("optim.name", "sgd", "adamw"),
         ("optim.momentum", 0.9, 0.0),
         ("optim.clip_norm", 0.0, 1.0),
+        ("augment.repeats", 1, 3),
         ("ema", 0.0, 0.99),
         ("ema", 0.9, 0.99),
         ("ffsd.leader", "", "resnet56"),
