@@ -26,6 +26,13 @@ def get_config() -> ConfigDict:
     # are always float32.
     config.dtype = "float32"
     config.batch_norm = "local"  # statistics of each device: local | of the whole batch: sync
+    # Loss on labels: cross_entropy | bce (binary cross-entropies, their mean over examples and
+    # classes, as in timm) | bce_sum (their sum over classes, which weighs as much as cross_entropy
+    # beside the losses between networks).
+    config.label_loss = "cross_entropy"
+    # bce, bce_sum only: targets above this become 1, the others 0, in [0, 1]; 1: off. With 0 both
+    # labels of mixed images are targets (DeiT III).
+    config.bce_threshold = 1.0
     config.label_smoothing = 0.0  # probability spread over all classes, in [0, 0.9]; 0: off
     config.distill = _distill()
     config.data = _data()
@@ -121,6 +128,9 @@ def _data() -> Fields:
 
 def _augment() -> Fields:
     config = Fields()
+    # Copies of each image in a batch, each with views of its own (repeated augmentation, arXiv
+    # 1901.09335), such as 3; 1: off. An epoch has as many steps, and 1 / repeats of the images.
+    config.repeats = 1
     config.crop_padding = 4  # pixels added on each side before the random crop; 0: no crop
     config.crop_mode = "zeros"  # content of the padding: zeros | reflect
     # Device-side random-resized crop instead of pad-and-crop. Streamed images are always cropped
@@ -155,9 +165,14 @@ def _optim() -> Fields:
     config.centered = False  # rmsprop, rmsprop_tf: divide by the standard deviation
     config.eps = 1e-8  # all but sgd: added to the divisor; rmsprop_tf adds it inside the root
     config.weight_decay = 1e-4  # 0 or more
-    config.decay_norm = True  # whether the scales of BatchNorm decay, as in the reference
+    # Whether the scales of BatchNorm and LayerNorm decay, as in the reference. Position embeddings,
+    # class tokens and layer scales never decay.
+    config.decay_norm = True
     config.decay_bias = False  # whether biases decay
     config.divide_weight_decay = False  # multiply weight_decay by exp(1/S - 1), the paper's Eq. (6)
+    # In (0, 1], such as 0.75 to fine-tune: the learning rate of a layer of depth d is multiplied by
+    # layer_decay ** (D - d); the stem has depth 0, the head D = blocks + 1. 1: off.
+    config.layer_decay = 1.0
     # Largest norm of the gradient, of each network and of each further module; 0: no clipping.
     config.clip_norm = 0.0
     # Micro-batches per step; their gradients are averaged. More of them need less memory.

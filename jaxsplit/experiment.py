@@ -162,6 +162,7 @@ def _feed(
         process_count=parts,
         threads=config.data.threads,
         scale_min=config.data.scale_min,
+        repeats=config.augment.repeats,
     )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from jaxsplit import layer_decay
 from jaxsplit.errors import ConfigError
 from jaxsplit.schedules import Schedule
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 PyTree = Any
 STACK = "stack"  # the part of the parameters whose leaves have a network axis: [S, ...]
+# Leaves that never decay, as in timm: position embeddings, the class token, and the factors by
+# which a residual block multiplies its output (LayerScale, arXiv 2103.17239).
+NEVER_DECAY = ("positions", "class_token", "layer_scale")
 
 
 def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) -> PyTree:
@@ -29,17 +33,18 @@ def decay_mask(params: PyTree, *, decay_norm: bool, decay_bias: bool = False) ->
 
     Args:
         params: nested dicts of arrays or shapes, with or without a network axis.
-        decay_norm: whether the scales of BatchNorm decay.
+        decay_norm: whether the scales of BatchNorm and LayerNorm decay.
         decay_bias: whether biases decay.
 
     Returns:
-        A tree of bool like `params`: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`,
-        factors of a kernel, `factor_...`, False.
+        A tree of bool like `params`: `kernel` True, `bias` `decay_bias`, `scale` `decay_norm`, and
+        False for the names in `NEVER_DECAY` and factors of a kernel, `factor_...`.
 
     Raises:
         ValueError: a leaf has another name.
     """
     decays = {"kernel": True, "bias": decay_bias, "scale": decay_norm}
+    decays |= dict.fromkeys(NEVER_DECAY, False)
 
     def decide(path: tuple, _: Any) -> bool:
         full = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -312,6 +317,8 @@ def build(
 ) -> optax.GradientTransformation:
     """Makes the optimizer that `config.optim` describes, behind gradient clipping if there is any.
 
+    `optim.layer_decay` lowers the rates of the first layers, in all groups; see `layer_decay.py`.
+
     Args:
         optim_config: `config.optim`; its fields are read as attributes.
         lr_schedule: step -> learning rate, already scaled to the batch size.
@@ -323,7 +330,7 @@ def build(
             `lr_schedule`.
 
     Raises:
-        ConfigError: unknown `optim.name`, or a value out of range.
+        ConfigError: unknown `optim.name`, a value out of range, or layers whose order is unknown.
         ValueError: a parameter that no decay rule covers.
     """
     fields = {field: getattr(optim_config, field) for field in _FIELDS}
@@ -338,6 +345,9 @@ def build(
         parts: dict[Hashable, optax.GradientTransformation] = {"": optimizer}
         parts |= {label: make(changes) for label, changes in groups.items()}
         optimizer = optax.partition(parts, labels)
+    if params and fields["layer_decay"] != 1:
+        by = layer_decay.factors(params, fields["layer_decay"])
+        optimizer = layer_decay.scaled(optimizer, by)
     if not fields["clip_norm"]:
         return optimizer
     # Only the gradient of the loss is clipped: an L2 term is added to it afterwards.
@@ -370,7 +380,7 @@ def _of_group(
 
 
 _FIELDS = ("name", "weight_decay", "divide_weight_decay", "decay_norm", "decay_bias", "clip_norm")
-_FIELDS += ("momentum", "nesterov", "beta1", "beta2", "eps", "alpha", "centered")
+_FIELDS += ("layer_decay", "momentum", "nesterov", "beta1", "beta2", "eps", "alpha", "centered")
 
 
 def _check(fields: Mapping[str, Any]) -> None:
@@ -378,5 +388,6 @@ def _check(fields: Mapping[str, Any]) -> None:
         raise ConfigError(f"optim.name={fields['name']!r}: must be one of {', '.join(OPTIMIZERS)}")
     if fields["weight_decay"] < 0:
         raise ConfigError(f"optim.weight_decay={fields['weight_decay']}: must be 0 or more")
+    layer_decay.check(fields["layer_decay"])
     if fields["clip_norm"] < 0:
         raise ConfigError(f"optim.clip_norm={fields['clip_norm']}: must be 0 (no clipping) or more")

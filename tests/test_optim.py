@@ -31,6 +31,31 @@ PARAMS = {  # stacked: a BatchNorm scale has two axes
 }
 
 
+TOKENS = {  # of a vision transformer, and a block with LayerScale
+    "positions": jnp.ones((4, 1, 5, 2)),
+    "class_token": jnp.ones((4, 1, 1, 2)),
+    "stage1_block1": {
+        "norm1": {"scale": jnp.ones((4, 2)), "bias": jnp.ones((4, 2))},
+        "qkv": {"kernel": jnp.ones((4, 2, 6)), "bias": jnp.ones((4, 6))},
+        "scale1": {"layer_scale": jnp.ones((4, 2))},
+    },
+}
+
+
+@pytest.mark.parametrize("decay_norm", [True, False])
+@pytest.mark.parametrize("decay_bias", [True, False])
+def test_tokens_positions_and_layer_scales_never_decay(decay_norm, decay_bias):
+    assert optim.decay_mask(TOKENS, decay_norm=decay_norm, decay_bias=decay_bias) == {
+        "positions": False,
+        "class_token": False,
+        "stage1_block1": {
+            "norm1": {"scale": decay_norm, "bias": decay_bias},
+            "qkv": {"kernel": True, "bias": decay_bias},
+            "scale1": {"layer_scale": False},
+        },
+    }
+
+
 @pytest.mark.parametrize("decay_norm", [True, False])
 def test_decay_mask_goes_by_name(decay_norm):
     assert optim.decay_mask(PARAMS, decay_norm=decay_norm) == {

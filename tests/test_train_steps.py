@@ -274,7 +274,9 @@ def test_methods_without_exchange_are_the_sum_of_cross_entropies():
     config = types.SimpleNamespace(
         method="independent",
         split=2,
+        label_loss="cross_entropy",
         label_smoothing=0.0,
+        bce_threshold=1.0,
         eval=types.SimpleNamespace(ensemble="mean_logits"),
     )
     method = methods.make(config, None, networks)

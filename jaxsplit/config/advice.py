@@ -16,7 +16,7 @@ _NEGLIGIBLE = 0.01
 
 def lines(config: ConfigDict, plan: Plan) -> list[str]:
     """A warning for each setting without effect, if the run goes from its start to its end."""
-    found = (_average, _rate, _method, _intervals, _stop)
+    found = (_average, _rate, _labels, _method, _intervals, _stop)
     return [f"warning: {line}" for of in found for line in of(config, plan)]
 
 
@@ -76,6 +76,15 @@ def _rate(config: ConfigDict, plan: Plan) -> Iterator[str]:
                 f"schedule.decay_every={its.decay_every!r}: the first decay would not come "
                 f"before the end of the run, step {total}"
             )
+
+
+def _labels(config: ConfigDict, plan: Plan) -> Iterator[str]:
+    if config.label_loss == "bce" and not methods.METHODS[config.method].labels_only:
+        yield (
+            "label_loss='bce': is a mean over K classes, beside which the other losses of "
+            f"method={config.method!r} weigh K times as much as beside cross_entropy; "
+            "label_loss='bce_sum' avoids that"
+        )
 
 
 def _method(config: ConfigDict, plan: Plan) -> Iterator[str]:

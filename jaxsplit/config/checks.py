@@ -115,6 +115,7 @@ def _names(section: Section) -> None:
     of_paper = "different, same or paper (as in the method's paper)"
     section.need("views", of_paper, section.config.views in VIEWS)
     one_of("eval.ensemble", losses.ENSEMBLES)
+    one_of("label_loss", losses.LABEL_LOSSES)
     one_of("dtype", DTYPES)
     one_of("checkpoint.on_corrupt", ON_CORRUPT)
     one_of("batch_norm", stack.BATCH_NORMS)
@@ -143,6 +144,9 @@ def _sizes(section: Section) -> None:
     for field in ("batch_size", "optim.base_batch_size", "checkpoint.keep", "data.threads"):
         need(field, "at least 1", section.given[field] >= 1)
     need("data.threads", f"at most {MOST_THREADS}", config.data.threads <= MOST_THREADS)
+    repeats = config.augment.repeats
+    of_batch = f"in 1 (off) ... batch_size={config.batch_size}"
+    need("augment.repeats", of_batch, 1 <= repeats <= config.batch_size)
     parts = config.optim.accumulate
     fits = parts >= 1 and config.batch_size % parts == 0
     need("optim.accumulate", f"a divisor of batch_size={config.batch_size}", fits)
@@ -163,6 +167,13 @@ def _optimizer(section: Section) -> None:
     need("augment.mix_switch", "in [0, 1]", 0 <= config.augment.mix_switch <= 1)
     need("ema", "in [0, 1)", 0 <= config.ema < 1)
     need("label_smoothing", "in [0, 1)", 0 <= config.label_smoothing < 1)
+    threshold = config.bce_threshold
+    need("bce_threshold", "in [0, 1]; 1: off", 0 <= threshold <= 1)
+    if threshold < 1:
+        its, binary = config.label_loss, config.label_loss != "cross_entropy"
+        need("bce_threshold", f"1 (off) with label_loss={its!r}", binary)
+        sharp = f"0 with bce_threshold={threshold}, which makes every target 0 or 1"
+        need("label_smoothing", sharp, config.label_smoothing == 0)
 
 
 def _schedule(section: Section) -> None:

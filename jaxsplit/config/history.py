@@ -20,14 +20,17 @@ CHANGEABLE = (
     "schedule",
     "augment",
     "data.scale_min",
+    "label_loss",
+    "bce_threshold",
     "label_smoothing",
     "views",
     "dtype",
     "batch_norm",
     "distill",
 )  # and the fields of methods, except those in `fixed` of their Entry
-# A field of these groups that must not change, because arrays of the state depend on it.
-FIXED = ("optim.name",)
+# Fields of these groups that must not change, because arrays of the state or the order of the data
+# depend on them.
+FIXED = ("optim.name", "augment.repeats")
 # These must not change between 0 (False) and another value: the optimizer's arrays would differ.
 ON_OR_OFF = ("optim.momentum", "optim.clip_norm", "optim.centered")
 # Fields added after the first runs, with the value that these runs used. A run whose config.json

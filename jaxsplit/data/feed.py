@@ -8,6 +8,11 @@ single process.
 Where bad records are skipped, the next good record in the order of the epoch replaces a bad one. So
 batches still depend on (seed, k) alone: no other example moves or is lost, and the replacing record
 is seen once more. Splits in memory and streams give the same batches.
+
+With repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335) an image takes R rows, one after
+another, and each copy gets views of its own. As in timm an epoch keeps its number of steps and so
+visits an R-th of the images, and R need not divide the batch: the image at its end may have copies
+in the next one. A stream decodes the copies among a process's rows of a batch once.
 """
 
 from __future__ import annotations
@@ -77,21 +82,24 @@ class _Plan:
     """Which examples of a split each step visits, in one process.
 
     rows: this process's rows of a batch.
+    repeats: R, how many rows in a row are one example.
     """
 
-    def __init__(self, examples: int, batch_size: int, rows: range, seed: int) -> None:
+    def __init__(
+        self, examples: int, batch_size: int, rows: range, seed: int, repeats: int
+    ) -> None:
         self.steps_per_epoch = examples // batch_size
         self.seed = seed
-        self._batch_size, self._rows = batch_size, rows
+        self._batch_size, self._rows, self._repeats = batch_size, rows, repeats
         draw = functools.partial(epoch_order, examples, seed)
         # Threads may work on both sides of an epoch's end.
         self.order: Callable[[int], np.ndarray] = functools.lru_cache(maxsize=2)(draw)
 
-    def positions(self, step: int) -> tuple[int, range]:
-        """(epoch, positions in the order of that epoch) of a step's rows."""
+    def positions(self, step: int) -> tuple[int, list[tuple[int, int]]]:
+        """(epoch, (position in the order of that epoch, number of the copy) of each row)."""
         epoch, k = divmod(step, self.steps_per_epoch)
         first = k * self._batch_size
-        return epoch, range(first + self._rows.start, first + self._rows.stop)
+        return epoch, [divmod(first + row, self._repeats) for row in self._rows]
 
 
 def train_feed(
@@ -104,6 +112,7 @@ def train_feed(
     process_count: int = 1,
     threads: int = 8,
     scale_min: float = 0.1,
+    repeats: int = 1,
 ) -> TrainFeed:
     """The feed of `dataset.train`.
 
@@ -116,6 +125,7 @@ def train_feed(
       threads: threads that decode a streamed split. Each makes a whole batch, so up to `threads`
         batches of S * batch_size / process_count images wait in memory.
       scale_min: smallest share of the area that a random-resized crop takes, in (0, 1].
+      repeats: rows of each image, in 1 ... batch_size; above 1 is repeated augmentation.
 
     Raises:
       ConfigError: batch_size exceeds the split or is not divisible by process_count, or another
@@ -128,7 +138,9 @@ def train_feed(
             f"batch_size={batch_size}: must be at most {len(split)}, the size of the training set"
         )
     _check_ranges(num_views, seed, threads, scale_min)
-    plan, skipped = _Plan(len(split), batch_size, rows, seed), Skipped()
+    if not 1 <= repeats <= batch_size:
+        raise ConfigError(f"augment.repeats={repeats}: must be in 1 ... batch_size={batch_size}")
+    plan, skipped = _Plan(len(split), batch_size, rows, seed, repeats), Skipped()
     if isinstance(split, Arrays):
         resident = split if dataset.resident else None
         kind = _array_batches if resident is None else _index_batches
@@ -178,12 +190,12 @@ def _array_batches(split: Arrays, plan: _Plan, skipped: Skipped, start_step: int
 def _indices(split: Arrays, plan: _Plan, skipped: Skipped, start_step: int) -> Iterator[np.ndarray]:
     """int32[b] of each step: the examples that it visits, bad ones replaced."""
     for step in itertools.count(start_step):
-        epoch, positions = plan.positions(step)
+        epoch, rows = plan.positions(step)
         order = plan.order(epoch)
-        index = order[positions.start : positions.stop].copy()
+        index = order[[position for position, _ in rows]]
         bad: list[str] = []
         for b in [b for b, i in enumerate(index.tolist()) if i in split.bad]:
-            index[b], _ = _next_good(split, order, positions[b], split.read, bad)
+            index[b], _ = _next_good(split, order, rows[b][0], split.read, bad)
         skipped.add(bad)
         yield index
 
@@ -193,13 +205,13 @@ def _indices(split: Arrays, plan: _Plan, skipped: Skipped, start_step: int) -> I
 
 def _whole_batch(split: Stream, plan: _Plan, image_shape: tuple[int, int, int], step: int) -> Made:
     """The batch of `step`, with the images as they are: uint8[b, H, W, C]."""
-    epoch, positions = plan.positions(step)
-    read = functools.partial(split.read, channels=image_shape[2])
-    images = np.empty((len(positions), *image_shape), np.uint8)
-    labels = np.empty(len(positions), np.int32)
+    epoch, rows = plan.positions(step)
+    images = np.empty((len(rows), *image_shape), np.uint8)
+    labels = np.empty(len(rows), np.int32)
     bad: list[str] = []
-    for b, position in enumerate(positions):
-        _, (images[b], labels[b]) = _next_good(split, plan.order(epoch), position, read, bad)
+    decoded = _decoded(split, plan.order(epoch), rows, image_shape[2], bad)
+    for b, (image, label) in enumerate(decoded):
+        images[b], labels[b] = image, label
     return {"images": images, "labels": labels}, bad
 
 
@@ -212,19 +224,35 @@ def _cropped_batch(
     step: int,
 ) -> Made:
     """The batch of `step`, with S random-resized crops of each image: uint8[S, b, H, W, C]."""
-    epoch, positions = plan.positions(step)
-    read = functools.partial(split.read, channels=image_shape[2])
-    images = np.empty((num_views, len(positions), *image_shape), np.uint8)
-    labels = np.empty(len(positions), np.int32)
+    epoch, rows = plan.positions(step)
+    images = np.empty((num_views, len(rows), *image_shape), np.uint8)
+    labels = np.empty(len(rows), np.int32)
     bad: list[str] = []
-    for b, position in enumerate(positions):
-        _, (image, labels[b]) = _next_good(split, plan.order(epoch), position, read, bad)
-        rng = _generator(plan.seed, _CROPS, epoch, position)
+    decoded = _decoded(split, plan.order(epoch), rows, image_shape[2], bad)
+    for b, (image, labels[b]) in enumerate(decoded):
+        position, copy = rows[b]
+        rng = _generator(plan.seed, _CROPS, epoch, position, *([copy] if copy else []))
         random_crops(image, images[:, b], rng, scale_min)
     return {"images": images, "labels": labels}, bad
 
 
-def first_images(dataset: Dataset, *, seed: int, count: int) -> np.ndarray:
+def _decoded(
+    split: Stream, order: np.ndarray, rows: list[tuple[int, int]], channels: int, bad: list[str]
+) -> Iterator[tuple[np.ndarray, int]]:
+    """(image, label) of each row of a batch; copies in a row are decoded once.
+
+    The error of a bad example is appended to `bad` once for each of its rows.
+    """
+    read = functools.partial(split.read, channels=channels)
+    for position, copies in itertools.groupby(position for position, _ in rows):
+        errors: list[str] = []
+        _, example = _next_good(split, order, position, read, errors)
+        for _ in copies:
+            bad += errors
+            yield example
+
+
+def first_images(dataset: Dataset, *, seed: int, count: int, repeats: int = 1) -> np.ndarray:
     """uint8[count, H, W, C]: the images of the first batch of `count`, as evaluation sees them."""
     split, out, bad = dataset.train, [], []
     order = epoch_order(len(split), seed, 0)
@@ -235,7 +263,7 @@ def first_images(dataset: Dataset, *, seed: int, count: int) -> np.ndarray:
         return split.read_eval(i, dataset.image_shape)
 
     for position in range(count):
-        _, (image, _) = _next_good(split, order, position, read, bad)
+        _, (image, _) = _next_good(split, order, position // repeats, read, bad)
         out.append(image)
     return np.stack(out)
 

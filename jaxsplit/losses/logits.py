@@ -24,49 +24,6 @@ def _log_mean_exp(log_p: Array) -> Array:
     return jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.asarray(log_p.shape[0], log_p.dtype))
 
 
-def cross_entropy(
-    logits: Array,
-    labels: Array,
-    *,
-    label_smoothing: float = 0.0,
-    partner: Array | None = None,
-    lam: Array | float | None = None,
-) -> Array:
-    """Mean cross-entropy of every network.
-
-    The target of one example is t = (1 - e) * onehot(label) + e / K with e = `label_smoothing`
-    (arXiv 1512.00567). With mixup (arXiv 1710.09412) the loss is
-    lam * CE(label) + (1 - lam) * CE(partner); it is linear in t, so the targets are mixed instead.
-
-    Args:
-        logits: float[S, B, K].
-        labels: int[B], shared by the networks.
-        label_smoothing: e, in [0, 1].
-        partner: int[B], labels of the images mixed in; together with `lam` or not at all.
-        lam: scalar share of `labels`, in [0, 1].
-
-    Returns:
-        float[S]: the mean over the batch.
-
-    Raises:
-        ValueError: only one of `partner` and `lam` is given.
-
-    Example:
-        >>> float(cross_entropy(jnp.zeros((1, 2, 4)), jnp.array([0, 3]))[0])  # log 4
-        1.3862943649291992
-    """
-    if (partner is None) != (lam is None):
-        raise ValueError("cross_entropy: partner and lam must be given together or not at all")
-    log_p = jax.nn.log_softmax(_wide(logits))
-    classes = log_p.shape[-1]
-    target = jax.nn.one_hot(labels, classes, dtype=log_p.dtype)
-    if partner is not None:
-        lam = jnp.asarray(lam, log_p.dtype)
-        target = lam * target + (1 - lam) * jax.nn.one_hot(partner, classes, dtype=log_p.dtype)
-    target = (1 - label_smoothing) * target + label_smoothing / classes
-    return -(target[None] * log_p).sum(-1).mean(-1)
-
-
 def js_divergence(logits: Array) -> Array:
     """Jensen-Shannon divergence between the predictions of S networks.
 

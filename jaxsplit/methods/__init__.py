@@ -7,6 +7,7 @@ outside the package adds itself to `METHODS`: see `docs/extending.md`.
 from typing import Any
 
 from jaxsplit.errors import ConfigError
+from jaxsplit.losses import LabelLoss
 from jaxsplit.methods import (
     batch_ensemble,
     cl_ilr,
@@ -78,7 +79,8 @@ def make(config: Any, plan: Any, stack: Stack) -> Method:
         raise ConfigError(f"method={config.method!r}: must be one of {', '.join(METHODS)}")
     check_split(config.method, config.split)
     its = METHODS[config.method]
-    fields = dict(label_smoothing=config.label_smoothing, ensemble=config.eval.ensemble)
+    loss = LabelLoss(config.label_loss, config.label_smoothing, config.bce_threshold)
+    fields = dict(label_loss=loss, ensemble=config.eval.ensemble)
     made = its.make(config, plan, stack, **fields)
     if made.answer != (said := its.answer_of(config.split)):
         raise ValueError(

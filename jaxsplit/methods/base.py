@@ -13,6 +13,7 @@ from jax import Array
 
 from jaxsplit import losses
 from jaxsplit.features import Features
+from jaxsplit.losses import CROSS_ENTROPY, LabelLoss
 from jaxsplit.sharding import first_example, mean_over_batch
 from jaxsplit.stack import Stack, merge
 
@@ -166,12 +167,12 @@ def over_stack(
     answers: Callable[[Pass], dict[str, Array]] | None = None,
     answer: str = "",
     group: Callable[[tuple[str, ...]], str] = lambda path: "",
-    label_smoothing: float = 0.0,
+    label_loss: LabelLoss = CROSS_ENTROPY,
     label_weight: float = 1.0,
     trunk_gradient: float = 1.0,
     ensemble: str = "mean_logits",
 ) -> Method:
-    """A method whose loss is the networks' summed cross-entropy, plus what they exchange.
+    """A method whose loss is the networks' summed loss on labels, plus what they exchange.
 
     Args:
       stack: the networks.
@@ -180,8 +181,8 @@ def over_stack(
         modules that `exchange` applies too.
       answer: name of the method's answer; '' means the ensemble, or the only network.
       group: see `Method`.
-      label_smoothing: label smoothing of the cross-entropy.
-      label_weight: weight of the cross-entropy in the loss.
+      label_loss: the loss on labels.
+      label_weight: its weight in the loss.
       trunk_gradient: factor that multiplies the gradient of the stack's trunk.
       ensemble: how the networks' logits are combined, a name in `losses.ENSEMBLES`.
     """
@@ -189,7 +190,7 @@ def over_stack(
         stack,
         exchange,
         answers,
-        label_smoothing=label_smoothing,
+        label_loss=label_loss,
         label_weight=label_weight,
         trunk_gradient=trunk_gradient,
         ensemble=ensemble,
@@ -205,7 +206,7 @@ class _Trained:
     stack: Stack
     exchange: Callable[[Pass], dict[str, Array]] | None
     answers: Callable[[Pass], dict[str, Array]] | None
-    label_smoothing: float
+    label_loss: LabelLoss
     label_weight: float
     trunk_gradient: float
     ensemble: str
@@ -241,9 +242,9 @@ class _Trained:
         stack, variables = self.stack, self._scale_trunk_gradient(variables)
         joined = _join(variables)
         logits, features, stats = stack.apply(joined, batch["views"], train=True, key=key)
-        by_network = cross_entropy(logits, batch, self.label_smoothing)
+        by_network = self.label_loss(logits, batch)
         total = self.label_weight * by_network.sum()
-        metrics = {"cross_entropy": by_network, "top1": top1(logits, batch["labels"])}
+        metrics = {self.label_loss.metric: by_network, "top1": top1(logits, batch["labels"])}
         if self.several:
             together = losses.ensemble(logits, self.ensemble)[None]
             metrics["ensemble/top1"] = top1(together, batch["labels"])[0]
@@ -294,20 +295,6 @@ def scale_gradient(x: Array, factor: float) -> Array:
     """Returns `x` unchanged and multiplies its gradient by `factor`."""
     fixed = jax.lax.stop_gradient(x)
     return fixed + factor * (x - fixed)  # x - fixed is zero: the value stays exact
-
-
-def cross_entropy(logits: Array, batch: dict[str, Array], label_smoothing: float) -> Array:
-    """Cross-entropy of every network: logits float[S, B, K] and a batch -> float[S].
-
-    If the batch has `partner` and `lam`, the labels are mixed.
-    """
-    return losses.cross_entropy(
-        logits,
-        batch["labels"],
-        label_smoothing=label_smoothing,
-        partner=batch.get("partner"),
-        lam=batch.get("lam"),
-    )
 
 
 def top1(logits: Array, labels: Array) -> Array:

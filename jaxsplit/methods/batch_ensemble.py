@@ -49,7 +49,7 @@ def make(stack: Stack, **fields: Any) -> Method:
 
     Args:
       stack: S networks with the tying of `tie`. Kernels lie in the part `trunk`.
-      **fields: label_smoothing, ensemble (see `over_stack`).
+      **fields: label_loss, ensemble (see `over_stack`).
     """
     s = stack.num_networks
     method = over_stack(stack, group=_group, label_weight=1 / s, **fields)
@@ -192,6 +192,7 @@ def _costs(networks: Networks) -> dict[str, tuple[int, int]]:
 ENTRY = Entry(
     lambda config, plan, stack, **fields: make(stack, **fields),
     trunk="never",
+    labels_only=True,
     optimizers=lambda config: {FACTORS: dict(lr=config.batch_ensemble.rate * config.optim.lr)},
     fields={
         "start": "normal",  # normal | signs: how the factors start

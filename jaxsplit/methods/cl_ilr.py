@@ -26,7 +26,7 @@ def make(stack: Stack, *, distill: Distill, label_weight: float = 0.5, **fields:
       stack: S >= 2 heads.
       distill: distillation loss; in the paper KL at temperature 2.
       label_weight: beta, in [0, 1].
-      **fields: label_smoothing, ensemble (see `over_stack`).
+      **fields: label_loss, ensemble (see `over_stack`).
     """
     heads = stack.num_networks
 

@@ -32,7 +32,7 @@ def make(stack: Stack, *, distill: Distill, every: int = 10, **fields: Any) -> M
       stack: S >= 2 networks.
       distill: distillation loss; in the paper KL.
       every: K >= 1; with 1 the method is `dml`.
-      **fields: label_smoothing, ensemble (see `over_stack`).
+      **fields: label_loss, ensemble (see `over_stack`).
     """
 
     def exchange(this: Pass) -> dict[str, Array]:

@@ -52,7 +52,7 @@ def make(
       floor: smallest weight during the warm-up.
       warmup_steps: length of the warm-up; 0: the full weight from the start.
       distill: distillation loss; only used, and then needed, with loss 'distill'.
-      **fields: label_smoothing, ensemble (see `over_stack`).
+      **fields: label_loss, ensemble (see `over_stack`).
     """
 
     def exchange(this: Pass) -> dict[str, Array]:

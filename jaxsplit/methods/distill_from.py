@@ -33,7 +33,7 @@ def make(stack: Stack, *, distill: Distill, **fields: Any) -> Method:
     Args:
       stack: S >= 1 networks, which exchange nothing.
       distill: distillation loss; in the paper T^2 KL, here with T = 4.
-      **fields: label_weight, label_smoothing, ensemble (see `over_stack`).
+      **fields: label_weight, label_loss, ensemble (see `over_stack`).
     """
 
     def exchange(this: Pass) -> dict[str, Array]:

@@ -20,7 +20,7 @@ def make(stack: Stack, *, distill: Distill, **fields: Any) -> Method:
     Args:
       stack: S >= 2 networks.
       distill: distillation loss; in the paper KL.
-      **fields: label_smoothing, ensemble (see `over_stack`).
+      **fields: label_loss, ensemble (see `over_stack`).
     """
 
     def exchange(this: Pass) -> dict[str, Array]:

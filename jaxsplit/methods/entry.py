@@ -47,7 +47,7 @@ class Entry:
     """
 
     make: Callable[..., Method]
-    """(config, plan, stack, label_smoothing=, ensemble=) -> Method."""
+    """(config, plan, stack, label_loss=, ensemble=) -> Method."""
     views: str = "same"
     """With `config.views` 'paper', whether networks see different views: different | same."""
     trunk: str = "none"
@@ -67,6 +67,8 @@ class Entry:
     """Names of two of `fields`: the workdir of a fixed teacher, and its checkpoint; (): none."""
     kept: str = ""
     """The one network that is deployed after training, such as 'net0'; '': the answer is."""
+    labels_only: bool = False
+    """Whether all losses are `label_loss`, so that none weighs more beside a smaller one."""
     whole: bool = False
     """Whether a comparison at equal cost trains whole networks, not divided ones: one of them is
     deployed, or all together cost about as much as one."""

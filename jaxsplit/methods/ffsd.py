@@ -32,10 +32,10 @@ from jax import Array
 from jaxsplit import models
 from jaxsplit.costs import Networks, cost, map_shape
 from jaxsplit.errors import ConfigError
-from jaxsplit.losses import attention
+from jaxsplit.losses import CROSS_ENTROPY, LabelLoss, attention
 from jaxsplit.losses import distill as distill_lib
 from jaxsplit.methods import self_distillation
-from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
+from jaxsplit.methods.base import Method, Pass, over_stack, top1
 from jaxsplit.methods.entry import Entry, Single, of_stack
 from jaxsplit.models import fusion
 from jaxsplit.section import Section
@@ -72,7 +72,7 @@ def make(
     weights: Weights | None = None,
     steps_per_epoch: int = 1,
     warmup_steps: int = 0,
-    label_smoothing: float = 0.0,
+    label_loss: LabelLoss = CROSS_ENTROPY,
     ensemble: str = "mean_logits",
 ) -> Method:
     """FFSD over a stack of M >= 2 students.
@@ -89,7 +89,7 @@ def make(
       weights: weights of the other terms; None: the published ones.
       steps_per_epoch: steps per epoch; the warm-up changes once per epoch.
       warmup_steps: length of the warm-up of `weights`; 0: none.
-      label_smoothing, ensemble: see `over_stack`.
+      label_loss, ensemble: see `over_stack`.
     """
     lessons = _Lessons(
         leader,
@@ -98,7 +98,7 @@ def make(
         weights or Weights(),
         steps_per_epoch,
         warmup_steps,
-        label_smoothing,
+        label_loss,
     )
     return over_stack(
         stack,
@@ -106,7 +106,7 @@ def make(
         answers=lessons.answers,
         answer="leader",
         group=_group,
-        label_smoothing=label_smoothing,
+        label_loss=label_loss,
         ensemble=ensemble,
     )
 
@@ -148,7 +148,7 @@ class _Lessons:
     weights: Weights
     steps_per_epoch: int
     warmup_steps: int
-    label_smoothing: float
+    label_loss: LabelLoss
 
     def exchange(self, this: Pass) -> dict[str, Array]:
         """Losses and metrics of one training step; `exchange` is the loss to add."""
@@ -175,11 +175,11 @@ class _Lessons:
             "distill": students.mutual,
             "diversity": students.diversity,
             "self_distillation": students.taught,
-            "fusion/cross_entropy": fusion_ce,
+            f"fusion/{self.label_loss.metric}": fusion_ce,
             "fusion/distill": fusion_kl,
             "fusion/top1": top1(fusion_logits[None], labels)[0],
             "leader/loss": leader_loss,
-            "leader/cross_entropy": leader.cross_entropy,
+            f"leader/{self.label_loss.metric}": leader.cross_entropy,
             "leader/distill": leader.distill,
             "leader/fusion": leader.fusion,
             "leader/trans_fusion": leader.trans_fusion,
@@ -214,7 +214,7 @@ class _Lessons:
         return joined, *this.apply_module("fusion", module, joined)
 
     def _label_loss(self, this: Pass, logits: Array) -> Array:
-        return cross_entropy(logits[None], this.batch, self.label_smoothing)[0]
+        return self.label_loss(logits[None], this.batch)[0]
 
     def _towards(self, this: Pass, logits: Array, teacher: Array) -> Array:
         labels = this.batch["labels"]

@@ -8,8 +8,12 @@ from jaxsplit.stack import Stack
 
 
 def make(stack: Stack, **fields: Any) -> Method:
-    """Cross-entropy summed over networks; `fields`: label_smoothing, ensemble."""
+    """Cross-entropy summed over networks; `fields`: label_loss, ensemble."""
     return over_stack(stack, **fields)
 
 
-ENTRY = Entry(lambda config, plan, stack, **fields: make(stack, **fields), views="different")
+ENTRY = Entry(
+    lambda config, plan, stack, **fields: make(stack, **fields),
+    views="different",
+    labels_only=True,
+)

@@ -17,7 +17,8 @@ import jax
 from jax import Array
 
 from jaxsplit import losses
-from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack
+from jaxsplit.losses import CROSS_ENTROPY, LabelLoss
+from jaxsplit.methods.base import Method, Pass, over_stack
 from jaxsplit.methods.entry import Entry
 from jaxsplit.section import Section
 from jaxsplit.stack import Stack
@@ -30,7 +31,7 @@ def make(
     *,
     weight: float = 0.5,
     of: str = "mean_logits",
-    label_smoothing: float = 0.0,
+    label_loss: LabelLoss = CROSS_ENTROPY,
     **fields: Any,
 ) -> Method:
     """(1 - weight) x the summed cross-entropies + weight x S x the ensemble's cross-entropy.
@@ -39,25 +40,25 @@ def make(
       stack: S >= 2 networks.
       weight: w in [0, 1]; with 0 the method is `independent`, to the last bit of its gradients.
       of: a name in `OF`: what the trained ensemble averages.
-      label_smoothing: label smoothing of all cross-entropies.
+      label_loss: CE, of the networks and of the ensemble.
       **fields: ensemble (see `over_stack`).
     """
 
     def exchange(this: Pass) -> dict[str, Array]:
         # With a weight of 0 nothing may be added to a gradient, not even zeros: -0 + 0 is 0.
         logits = this.logits if weight else jax.lax.stop_gradient(this.logits)
-        (own,) = cross_entropy(losses.ensemble(logits, of)[None], this.batch, label_smoothing)
-        alone = cross_entropy(this.logits, this.batch, label_smoothing).mean()
+        (own,) = label_loss(losses.ensemble(logits, of)[None], this.batch)
+        alone = label_loss(this.logits, this.batch).mean()
         return {
             "exchange": weight * stack.num_networks * own,
-            "ensemble/cross_entropy": own,
+            f"ensemble/{label_loss.metric}": own,
             "joint/diversity": jax.lax.stop_gradient(alone - own),
         }
 
     return over_stack(
         stack,
         exchange,
-        label_smoothing=label_smoothing,
+        label_loss=label_loss,
         label_weight=1 - weight,
         **fields,
     )
@@ -70,10 +71,15 @@ def _make(config, plan, stack: Stack, **fields) -> Method:
 def _check(section: Section) -> None:
     section.need("weight", "in [0, 1]", 0 <= section.given["weight"] <= 1)
     section.one_of("of", OF)
+    loss = section.config.label_loss
+    if section.config.method == section.group and loss != "cross_entropy":
+        of_logits = f"mean_logits with label_loss={loss!r}"
+        section.need("of", of_logits, section.given["of"] == "mean_logits")
 
 
 ENTRY = Entry(
     _make,
+    labels_only=True,
     fields={
         "weight": 0.5,  # of the ensemble's cross-entropy, in [0, 1]; 0: `independent`
         "of": "mean_logits",  # what the trained ensemble averages: mean_logits | mean_probs

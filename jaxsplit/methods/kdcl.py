@@ -49,7 +49,7 @@ def make(stack: Stack, *, distill: Distill, teacher: str = "min_logit", **fields
       stack: S >= 2 networks.
       distill: distillation loss, with a detached teacher; in the paper KL at temperature 2.
       teacher: a name in `TEACHERS`.
-      **fields: label_smoothing, ensemble (see `over_stack`).
+      **fields: label_loss, ensemble (see `over_stack`).
     """
     together = TEACHERS[teacher]
 

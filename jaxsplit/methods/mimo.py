@@ -25,7 +25,8 @@ from jax import Array
 
 from jaxsplit import losses
 from jaxsplit.errors import ConfigError
-from jaxsplit.methods.base import Method, cross_entropy
+from jaxsplit.losses import CROSS_ENTROPY, LabelLoss
+from jaxsplit.methods.base import Method
 from jaxsplit.methods.entry import Entry
 from jaxsplit.section import Section
 from jaxsplit.sharding import fold_in_data
@@ -38,7 +39,7 @@ def make(
     heads: int,
     input_repetition: float = 0.0,
     batch_repetitions: int = 4,
-    label_smoothing: float = 0.0,
+    label_loss: LabelLoss = CROSS_ENTROPY,
     ensemble: str = "mean_logits",
 ) -> Method:
     """MIMO over a stack of one network without a trunk, made for M times as many classes.
@@ -50,7 +51,7 @@ def make(
       heads: M.
       input_repetition: rho in [0, 1], the share of rows with one image for all inputs.
       batch_repetitions: how often each image is in a batch.
-      label_smoothing: label smoothing of the cross-entropy.
+      label_loss: CE.
       ensemble: how the outputs are combined, a name in `losses.ENSEMBLES`.
 
     Raises:
@@ -58,7 +59,7 @@ def make(
     """
     if stack.num_networks != 1 or stack.shares:
         raise ValueError("mimo: needs a stack of 1 network that shares nothing")
-    its = _Inputs(stack, heads, input_repetition, batch_repetitions, label_smoothing, ensemble)
+    its = _Inputs(stack, heads, input_repetition, batch_repetitions, label_loss, ensemble)
     answer = "ensemble" if heads > 1 else "net0"
     return Method(its.init, its.loss, its.predict, lambda path: "", answer)
 
@@ -71,7 +72,7 @@ class _Inputs:
     heads: int
     input_repetition: float
     batch_repetitions: int
-    label_smoothing: float
+    label_loss: LabelLoss
     ensemble: str
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict:
@@ -95,11 +96,11 @@ class _Inputs:
         parts = []
         for m in range(self.heads):
             own = mixed | {name: x[m] for name, x in targets.items()}
-            parts.append(cross_entropy(logits[m][None], own, self.label_smoothing))
+            parts.append(self.label_loss(logits[m][None], own))
         by_head = jnp.concatenate(parts)
         hit = logits.argmax(-1) == targets["labels"]
         top1, total = hit.astype(jnp.float32).mean(-1), by_head.sum()
-        return total, (stats, {"cross_entropy": by_head, "top1": top1, "loss": total})
+        return total, (stats, {self.label_loss.metric: by_head, "top1": top1, "loss": total})
 
     def predict(self, variables: dict, images: Array) -> dict[str, Array]:
         """As `Method.predict`."""
@@ -177,6 +178,7 @@ def _check(section: Section) -> None:
 ENTRY = Entry(
     _make,
     trunk="never",
+    labels_only=True,
     fields={
         "input_repetition": 0.0,  # rho, the share of rows with one image for all inputs
         "batch_repetitions": 4,  # how often each image is in a batch; the step costs as much more

@@ -52,7 +52,7 @@ def make(stack: Stack, *, distill: Distill, factor: int = 8, **fields: Any) -> M
       stack: S >= 3 networks.
       distill: distillation loss; in the paper KL at temperature 3.
       factor: L and E have this many times fewer features than the networks.
-      **fields: label_smoothing, ensemble (see `over_stack`).
+      **fields: label_loss, ensemble (see `over_stack`).
     """
 
     def exchange(this: Pass) -> dict[str, Array]:

@@ -29,8 +29,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsplit.costs import Networks
+from jaxsplit.losses import CROSS_ENTROPY, LabelLoss
 from jaxsplit.losses import distill as distill_lib
-from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
+from jaxsplit.methods.base import Method, Pass, over_stack, top1
 from jaxsplit.methods.entry import MEAN, Entry, Single, of_stack
 from jaxsplit.section import Section
 from jaxsplit.stack import Stack
@@ -62,7 +63,7 @@ def make(
     gamma: float = 0.5,
     every: int = 1,
     r: str = "dirichlet",
-    label_smoothing: float = 0.0,
+    label_loss: LabelLoss = CROSS_ENTROPY,
     ensemble: str = "mean_logits",
 ) -> Method:
     """OKDPH over a stack of S >= 2 students; the answer is `hybrid`.
@@ -75,10 +76,10 @@ def make(
       gamma: share of the hybrid in a student that is drawn to it; 0: never.
       every: steps between two such moves.
       r: a name in `COEFFICIENTS`.
-      label_smoothing, ensemble: see `over_stack`.
+      label_loss, ensemble: see `over_stack`.
     """
-    lessons = _Lessons(distill, omega, beta, r, label_smoothing)
-    fields: dict[str, Any] = dict(label_smoothing=label_smoothing, ensemble=ensemble)
+    lessons = _Lessons(distill, omega, beta, r, label_loss)
+    fields: dict[str, Any] = dict(label_loss=label_loss, ensemble=ensemble)
     made = over_stack(
         stack,
         lessons.exchange,
@@ -116,19 +117,19 @@ class _Lessons:
     omega: float
     beta: float
     r: str
-    label_smoothing: float
+    label_loss: LabelLoss
 
     def exchange(self, this: Pass) -> dict[str, Array]:
         """Losses and metrics of one training step; `exchange` is the loss to add."""
         labels, z = this.batch["labels"], this.logits
         hybrid = _hybrid(this, coefficients(self.r, this.key, z.shape[0]))[None]
-        (own,) = cross_entropy(hybrid, this.batch, self.label_smoothing)
+        (own,) = self.label_loss(hybrid, this.batch)
         together = jnp.concatenate([z, hybrid]).mean(0, keepdims=True)
         taught = self.beta * self.distill(z, together, labels)
         return {
             "exchange": taught.sum() + (1 - self.omega) * own,
             "distill": taught,
-            "hybrid/cross_entropy": own,
+            f"hybrid/{self.label_loss.metric}": own,
             "hybrid/top1": top1(hybrid, labels)[0],
         }
 

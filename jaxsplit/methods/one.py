@@ -19,8 +19,9 @@ from flax import linen as nn
 from jax import Array
 
 from jaxsplit.costs import Networks, map_shape
+from jaxsplit.losses import CROSS_ENTROPY, LabelLoss
 from jaxsplit.losses.distill import Distill
-from jaxsplit.methods.base import Method, Pass, cross_entropy, over_stack, top1
+from jaxsplit.methods.base import Method, Pass, over_stack, top1
 from jaxsplit.methods.entry import Entry, distilling
 from jaxsplit.models.layers import BatchNorm, Dtype, widen
 from jaxsplit.stack import Stack
@@ -40,7 +41,9 @@ class Gate(nn.Module):
         return jax.nn.softmax(nn.relu(x))
 
 
-def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fields: Any) -> Method:
+def make(
+    stack: Stack, *, distill: Distill, label_loss: LabelLoss = CROSS_ENTROPY, **fields: Any
+) -> Method:
     """ONE of a stack with a trunk. Variables: parts `stack`, `trunk` and `gate`; answer `gated`.
 
     If networks see different views, the gate sees the mean of their features.
@@ -48,7 +51,7 @@ def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fiel
     Args:
       stack: S >= 2 branches.
       distill: distillation loss; in the paper KL at temperature 3.
-      label_smoothing: label smoothing of all cross-entropies.
+      label_loss: CE, of the branches and of their ensemble.
       **fields: ensemble (see `over_stack`).
 
     Raises:
@@ -65,12 +68,12 @@ def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fiel
 
     def exchange(this: Pass) -> dict[str, Array]:
         labels, together = this.batch["labels"], gated(this)[None]
-        (own,) = cross_entropy(together, this.batch, label_smoothing)
+        (own,) = label_loss(together, this.batch)
         by_network = distill(this.logits, together, labels)
         return {
             "exchange": own + by_network.sum(),
             "distill": by_network,
-            "gated/cross_entropy": own,
+            f"gated/{label_loss.metric}": own,
             "gated/top1": top1(together, labels)[0],
         }
 
@@ -82,7 +85,7 @@ def make(stack: Stack, *, distill: Distill, label_smoothing: float = 0.0, **fiel
         exchange,
         answers=answers,
         answer="gated",
-        label_smoothing=label_smoothing,
+        label_loss=label_loss,
         **fields,
     )
 

@@ -24,7 +24,7 @@ from jaxsplit.stack import Stack
 
 
 def make(stack: Stack, **fields: Any) -> Method:
-    """Cross-entropy summed over members; `fields`: label_smoothing, ensemble."""
+    """Cross-entropy summed over members; `fields`: label_loss, ensemble."""
     return over_stack(stack, **fields)
 
 
@@ -60,6 +60,7 @@ def _networks(config: Any) -> dict[str, Single]:
 
 ENTRY = Entry(
     lambda config, plan, stack, **fields: make(stack, **fields),
+    labels_only=True,
     fields={
         "alpha": 2.0,  # channels of all members over those of arch; at most M
         "gamma": 2,  # groups within a member's convolutions

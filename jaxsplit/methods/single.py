@@ -8,7 +8,7 @@ from jaxsplit.stack import Stack
 
 
 def make(stack: Stack, **fields: Any) -> Method:
-    """Cross-entropy of one network; `fields`: label_smoothing.
+    """Cross-entropy of one network; `fields`: label_loss.
 
     Raises:
       ValueError: the stack has several networks.
@@ -21,6 +21,7 @@ def make(stack: Stack, **fields: Any) -> Method:
 ENTRY = Entry(
     lambda config, plan, stack, **fields: make(stack, **fields),
     answer="net0",
+    labels_only=True,
     least=1,
     most=1,
 )

@@ -53,6 +53,7 @@ def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndar
     """The first images: (originals uint8[B, H, W, C], views uint8[S or 1, B, H, W, C])."""
     num_views = config_lib.resolve(config).num_views
     count = min(_IMAGES, len(dataset.train))
+    repeats = min(config.augment.repeats, count)
     feed = data.train_feed(
         dataset,
         batch_size=count,
@@ -60,12 +61,13 @@ def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndar
         seed=config.seed,
         threads=1,
         scale_min=config.data.scale_min,
+        repeats=repeats,
     )
     batches = feed.batches(0)
     batch = next(batches)
     batches.close()
     images = batch["images"] if feed.resident is None else feed.resident.images[batch["index"]]
-    originals = data.first_images(dataset, seed=config.seed, count=count)
+    originals = data.first_images(dataset, seed=config.seed, count=count, repeats=repeats)
     ops = augment.pipeline(
         config.augment,
         dataset.mean,

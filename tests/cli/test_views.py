@@ -20,13 +20,15 @@ def config_of(**fields):
     return config
 
 
-@pytest.mark.parametrize("resident", ["device", "stream"])
-def test_views_without_augmentation_are_the_images(resident):
+@pytest.mark.parametrize(("resident", "repeats"), [("device", 1), ("stream", 1), ("device", 3)])
+def test_views_without_augmentation_are_the_images(resident, repeats):
     config = config_of(augment__crop_padding=0, augment__flip=False, data__resident=resident)
+    config.augment.repeats = repeats
     config.augment.erase_prob = 0.0
     dataset = data.load(config.data)
     originals, views = show.draw(config, dataset)
     order = data.epoch_order(len(dataset.train), config.seed, 0)[:8]
+    order = order.repeat(config.augment.repeats)[:8]
     np.testing.assert_array_equal(originals, dataset.train.images[order])
     assert views.shape == (4, *originals.shape)
     np.testing.assert_array_equal(views, np.broadcast_to(originals, views.shape))

@@ -35,6 +35,12 @@ CASES = [
         "of it will still be the initial weights; ema_warmup=True avoids that",
     ),
     (
+        dict(label_loss="bce"),
+        "label_loss='bce': is a mean over K classes, beside which the other losses of "
+        "method='cotrain' weigh K times as much as beside cross_entropy; label_loss='bce_sum' "
+        "avoids that",
+    ),
+    (
         dict(schedule__warmup="60 steps"),
         "schedule.warmup='60 steps': as long as the run of 60 steps, so the learning rate never "
         "falls",

@@ -78,6 +78,7 @@ def test_a_refusal_names_the_way_where_there_is_one():
         ("optim.name", "sgd", "adamw"),
         ("optim.momentum", 0.9, 0.0),
         ("optim.clip_norm", 0.0, 1.0),
+        ("augment.repeats", 1, 3),
         ("ema", 0.0, 0.99),
         ("ema", 0.9, 0.99),
         ("ffsd.leader", "", "resnet56"),
@@ -94,7 +95,8 @@ def test_what_may_never_change(field, before, after):
 
 def shapes(config):
     """Of the optimizer's state."""
-    params = {"stack": {"a": {"kernel": jnp.zeros((2, 3)), "scale": jnp.zeros((2, 3))}}}
+    layer = {"kernel": jnp.zeros((2, 3)), "scale": jnp.zeros((2, 3))}
+    params = {"stack": {"stage1_block1": layer}}
     made = optim.build(config.optim, lambda step: 0.1, params, 2)
     return jax.tree.map(lambda x: (x.shape, str(x.dtype)), jax.eval_shape(made.init, params))
 

@@ -8,6 +8,7 @@ import pytest
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, stack
 from jaxsplit.errors import ConfigError
+from jaxsplit.losses import LabelLoss
 from jaxsplit.methods import independent, joint
 from tests.support.by_hand import ONEHOT, B, K, S, ce, given, run, softmax
 from tests.support.nets import registered
@@ -43,7 +44,8 @@ def test_by_hand(logits, of, weight):
 def test_smoothed_and_mixed_labels(logits):
     mixed = dict(partner=np.array([1, 1, 2, 0]), lam=0.7)
     target = 0.9 * (0.7 * ONEHOT + 0.3 * np.eye(K)[mixed["partner"]]) + 0.1 / K
-    value, _, _ = run(joint.make(given(), weight=1.0, label_smoothing=0.1), logits, **mixed)
+    method = joint.make(given(), weight=1.0, label_loss=LabelLoss(smoothing=0.1))
+    value, _, _ = run(method, logits, **mixed)
     together = -(target * np.log(softmax(logits.mean(0)))).sum(-1).mean()
     np.testing.assert_allclose(value, S * together, rtol=1e-12)
 

@@ -11,6 +11,7 @@ from configs import common
 from jaxsplit import config as config_lib
 from jaxsplit import costs, models, sharding, stack
 from jaxsplit.errors import ConfigError
+from jaxsplit.losses import LabelLoss
 from jaxsplit.methods import mimo, single
 from jaxsplit.report import summary
 from tests.models.test_trunk import FAMILIES, shallow
@@ -105,7 +106,8 @@ def test_loss_and_gradient(mixed):
     views = rng.normal(size=(1, B, 1, 1, 2))
     made = make()
     networks = Linear(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
-    method = mimo.make(networks, heads=M, input_repetition=1.0, label_smoothing=smoothing)
+    loss = LabelLoss(smoothing=smoothing)
+    method = mimo.make(networks, heads=M, input_repetition=1.0, label_loss=loss)
     batch, target = {"views": views, "labels": LABELS}, np.eye(K)[LABELS]
     if mixed:
         batch |= {"partner": LABELS[::-1].copy(), "lam": 0.3}

@@ -11,7 +11,7 @@ from configs import common, digits_wrn16_4_x4
 from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, methods, models, sharding, stack, state
 from jaxsplit.errors import ConfigError
-from jaxsplit.losses import distill
+from jaxsplit.losses import LabelLoss, distill
 from jaxsplit.methods import cl_ilr, codistill, cotrain, dml, kdcl, okddip, one
 from jaxsplit.models import resnet
 
@@ -242,7 +242,7 @@ def test_one(mixed):
 
     def make(weight):
         loss = kl_at(t, weight=weight)
-        return one.make(given(), distill=loss, label_smoothing=smoothing)
+        return one.make(given(), distill=loss, label_loss=LabelLoss(smoothing=smoothing))
 
     value, got, grads = run(make(1.0), variables, batch)
     close(got["distill"], taught)

@@ -36,6 +36,7 @@ BELOW_CORE = {
     "state": "the value that step takes and returns",
     "workdir.files": "whole files, which metrics writes",
     "features": "maps with names, which a stack returns",
+    "layer_decay": "learning rates by layer, of optim",
     "section": "the checks of a method's fields",
     "costs": "parameters and multiply-adds, which methods tell of their modules",
 }
