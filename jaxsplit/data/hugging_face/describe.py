@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxsplit.data import decoding
 from jaxsplit.data.hugging_face.place import Found, find, one_line
-from jaxsplit.data.hugging_face.rows import Columns, Part, Rows, mapped, part_of
+from jaxsplit.data.hugging_face.rows import Columns, Part, Rows, mapped, no_examples, part_of
 from jaxsplit.data.stream import Skipped, Stream, announced, chunks
 from jaxsplit.errors import ConfigError
 
@@ -31,7 +31,8 @@ class Description(NamedTuple):
 def counts(data_config: ConfigDict, splits: Iterable[str]) -> dict[str, int]:
     """Split -> number of examples, of those of `splits` that the set has; raises as `find`."""
     found = find(data_config)
-    return {s: len(mapped(part_of(found, s))[0]) for s in splits if s in found.splits}
+    filled = [split for split in splits if split in found.splits and found.splits[split][1]]
+    return {split: len(mapped(part_of(found, split))[0]) for split in filled}
 
 
 def open_split(
@@ -73,7 +74,7 @@ def describe(found: Found, data_config: ConfigDict, splits: list[str]) -> Descri
     columns = _columns(features, data_config)
     for split, table in tables.items():
         if not len(table):
-            raise ConfigError(f"data.name={found.name!r}: split {split!r} has no examples")
+            raise no_examples(found.name, split)
         for column in columns:
             if (other := table.features.get(column)) != features[column]:
                 raise ConfigError(
@@ -153,7 +154,7 @@ def _classes(name: str, table: Any, column: str) -> tuple[str, ...]:
             )
         classes = list(map(str, labels))
     if len(classes) < 2:
-        raise ConfigError(f"{where}: has {len(classes)} classes, must have at least two")
+        raise ConfigError(f"{where}: must have at least two classes, has {len(classes)}")
     return tuple(classes)
 
 

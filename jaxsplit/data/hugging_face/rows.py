@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxsplit.data.hugging_face.place import INFO, Found, damaged
+from jaxsplit.errors import ConfigError
 
 
 class Part(NamedTuple):
@@ -23,8 +24,14 @@ class Columns(NamedTuple):
     label: str
 
 
+def no_examples(name: str, split: str) -> ConfigError:
+    return ConfigError(f"data.name={name!r}: split {split!r} has no examples")
+
+
 def part_of(found: Found, split: str) -> Part:
     folder, files = found.splits[split]
+    if not files:  # save_to_disk writes none for a split without examples
+        raise no_examples(found.name, split)
     try:
         changed = (folder / INFO).stat().st_mtime_ns
         known = [(str(file), file.stat()) for file in files]
