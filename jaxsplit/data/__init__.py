@@ -156,7 +156,7 @@ def _other_source(data_config: ConfigDict) -> Source:
 def _hugging_face_source(data_config: ConfigDict) -> Source:
     found = hugging_face.find(data_config)
     draft = _with_named_splits(_stranger(found.name, from_hugging_face), data_config)
-    trains, tests = draft.splits(found.splits, found.folder)
+    trains, tests = draft.splits(found.splits, f"data.name: {found.folder}")
     num_classes, class_names, shape = hugging_face.describe(found, data_config, trains + tests)
     return replace(_described(draft, data_config, num_classes, shape), own_names=class_names)
 

@@ -165,7 +165,7 @@ def from_hugging_face(
 ) -> _Splits:
     """Opens a data set of Hugging Face."""
     found = hugging_face.find(data_config)
-    splits = source.splits(found.splits, found.folder)
+    splits = source.splits(found.splits, f"data.name: {found.folder}")
 
     def open_split(splits: list[str], whole: tuple[int, int, int] | None) -> Stream:
         return hugging_face.open_split(found, data_config, splits[0], source.num_classes, whole)

@@ -83,7 +83,8 @@ def _all_examples(data_config: ConfigDict) -> int | None:
     count = sum(counts.get(split, 0) for split in source.train_splits)
     if not count:
         return TRAIN_EXAMPLES.get(name)
-    if source.may_lack_test and not any(split in counts for split in source.test_splits):
+    tests = set(source.test_splits) - set(source.train_splits)
+    if source.may_lack_test and not tests & set(counts):
         count -= round(data_config.test_share * count)
     return count
 

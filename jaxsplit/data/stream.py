@@ -173,7 +173,12 @@ class Stream:
     def _without_images(self, positions: Sequence[int]) -> Sequence["dict | BadRecordError"]:
         """The examples at `positions`, as `examples`; without images where the source has a way."""
         if hasattr(self.source, "labels"):
-            return self.source.labels([self._record(i) for i in positions])
+            try:
+                return self.source.labels([self._record(i) for i in positions])
+            except (MemoryError, ImportError):
+                raise
+            except Exception:  # one of them is bad: `examples` finds it
+                pass
         return self.examples(positions)
 
     def _record(self, i: int) -> int:

@@ -156,7 +156,7 @@ def test_splits_are_found_or_named(tmp_path):
     assert sizes(train_split="test") == (4, 5)  # not the same examples on both sides
     assert sizes(train_split="validation", test_split="train") == (5, 6)
     assert message_of(lambda: sizes(test_split="dev")) == (
-        f"{tmp_path / 'd'}: 'hf:d' has no split 'dev' (has: train, validation, test, "
+        f"data.name: {tmp_path / 'd'}: 'hf:d' has no split 'dev' (has: train, validation, test, "
         "unsupervised); data.train_split and data.test_split name others"
     )
     assert message_of(lambda: sizes(train_split="test", test_split="test")) == (
@@ -164,6 +164,9 @@ def test_splits_are_found_or_named(tmp_path):
     )
     given = data_config("hf:d", tmp_path, test_split="validation")
     assert stand_in.train_examples(given) == 6
+    hf.save(tmp_path / "e", {"test": tiny(50)})
+    given = data_config("hf:e", tmp_path, train_split="test")
+    assert stand_in.train_examples(given) == len(load(given).train) == 45
 
 
 def test_counts_without_a_test_split(tmp_path):
