@@ -46,13 +46,18 @@ def save(
 
 
 def cache(
-    folder: pathlib.Path, splits: dict[str, Examples], *, subset: str = "default", version="0.0.0"
+    folder: pathlib.Path, splits: dict[str, Examples], *, subset: str = "default", **options
 ) -> pathlib.Path:
-    """Prepares 'someone/InsectPhotos' in a cache, as `load_dataset` does; returns its folder."""
+    """Prepares 'someone/InsectPhotos' in a cache, as `load_dataset` does; returns its folder.
+
+    options: of `download_and_prepare`.
+    """
 
     class Prepare(datasets.GeneratorBasedBuilder):
+        DEFAULT_WRITER_BATCH_SIZE = 1  # so that small sets have several files, too
+
         def _info(self):
-            return datasets.DatasetInfo(features=features(), version=version)
+            return datasets.DatasetInfo(features=features(), version="0.0.0")
 
         def _split_generators(self, dl_manager):
             return [
@@ -73,5 +78,5 @@ def cache(
         config_name=subset,
         hash="0123456789abcdef",
     )
-    builder.download_and_prepare()
+    builder.download_and_prepare(**options)
     return pathlib.Path(builder.cache_dir)

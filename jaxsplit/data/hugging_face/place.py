@@ -126,7 +126,8 @@ def _cached(data_config: ConfigDict) -> Found | None:
     """The newest version of the set in the cache of `datasets`; uses no network.
 
     Raises:
-      ConfigError: it has several configurations and data.subset names none, or another one.
+      ConfigError: it has several configurations and data.subset names none, or another one that
+        may not be downloaded.
     """
     text, subset = _own(data_config.name), data_config.subset
     if not _IN_HUB.fullmatch(text):
@@ -142,6 +143,8 @@ def _cached(data_config: ConfigDict) -> Found | None:
     if not subsets:
         return None
     if subset not in (subsets if subset or len(subsets) > 1 else [""]):
+        if subset and data_config.download:
+            return None
         raise ConfigError(
             f"data.subset={subset!r}: must be one of {', '.join(subsets)}, which {root} holds"
         )
@@ -149,10 +152,10 @@ def _cached(data_config: ConfigDict) -> Found | None:
     folder = max(chosen, key=lambda path: path.stat().st_mtime)
     named = {}
     with _reading(folder / INFO) as info:
+        prefix = info.get("dataset_name") or info["builder_name"]  # as old versions have it
         for split, known in info["splits"].items():
-            files = filenames_for_dataset_split(
-                str(folder), info["dataset_name"], split, "arrow", known.get("shard_lengths")
-            )
+            lengths = known.get("shard_lengths")
+            files = filenames_for_dataset_split(str(folder), prefix, split, "arrow", lengths)
             named[split] = (folder, [pathlib.Path(file) for file in files])
     return Found(data_config.name, str(folder), named)
 

@@ -91,6 +91,15 @@ def test_the_cache_of_the_library(tmp_path, own_cache):
     assert hugging_face.find(data_config(NAME)).folder == str(place)
 
 
+def test_files_of_the_cache_are_in_order(own_cache):
+    place = hf.cache(own_cache, SPLITS, max_shard_size=4000)
+    files = sorted(place.glob("insect_photos-train-*.arrow"))
+    made = load(data_config(NAME, resident="stream"))
+    assert len(files) > 2 and [path for path, _ in made.train.files] == list(map(str, files))
+    assert made.train.labels().tolist() == WANTED[0]
+    np.testing.assert_array_equal(made.train.read(11, 3)[0], SPLITS["train"][11][0])
+
+
 def test_configurations_in_the_cache(own_cache):
     hf.cache(own_cache, SPLITS, subset="small")
     assert hugging_face.find(data_config(NAME)).folder.endswith("0123456789abcdef")
@@ -148,13 +157,14 @@ def test_download_only_if_asked_and_missing(own_cache, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     message_of(lambda: load(data_config(NAME)))
     assert asked == []
-    for _ in range(2):  # the second time it is there
+    hf.cache(own_cache, {"train": tiny(9)}, subset="large")  # another one is there
+    for _ in range(2):  # the second time it is there, too
         given = data_config(NAME, download=True, subset="small")
         assert labels_of(load(given)) == WANTED
     assert asked == [("someone/InsectPhotos", "small")]
     said = capsys.readouterr().out
     assert said.count(f"downloading '{NAME}' into {own_cache}") == 1
-    assert labels_of(load(data_config(NAME))) == WANTED
+    assert labels_of(load(data_config(NAME, subset="small"))) == WANTED
 
 
 def test_a_failed_download_is_one_line(monkeypatch):
