@@ -3,7 +3,7 @@
 python -m bench.data [--images 300] [--views 4] [--size 224] [--threads 1 2] [--out FILE.md]
                      [--sources tfds hf]
 
-`tfds` is an array_record, `hf` holds the same JPEGs as a data set of Hugging Face; rounds alternate.
+`tfds` is an array_record, `hf` the same JPEGs as a data set of Hugging Face; rounds alternate.
 
 The JPEGs have 500x375 pixels at quality 90, with smooth colours, edges and noise, so they are about
 as large as those of ImageNet. The training feed decodes each once and cuts S random-resized crops
