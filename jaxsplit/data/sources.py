@@ -120,15 +120,18 @@ class Source:
         """
         trains = [split for split in self.train_splits if split in has]
         tests = [split for split in self.test_splits if split in has and split not in trains][:1]
-        needed = [self.train_splits[:1]]
-        if not self.may_lack_test:
-            needed.append(self.test_splits)
-        for wanted in needed:
-            if not set(wanted) & set(has):
-                raise ConfigError(
-                    f"{where}: {self.name!r} has no split {' or '.join(map(repr, wanted))} "
-                    f"(has: {', '.join(has)}); data.train_split and data.test_split name others"
-                )
+        missing = ""
+        if self.train_splits[0] not in has:
+            missing = f"no split {self.train_splits[0]!r}"
+        elif not tests and not self.may_lack_test:
+            wanted = " or ".join(map(repr, self.test_splits))
+            other = " that it is not trained on" if set(self.test_splits) & set(trains) else ""
+            missing = f"no split {wanted}{other}"
+        if missing:
+            raise ConfigError(
+                f"{where}: {self.name!r} has {missing} (has: {', '.join(has)}); data.train_split "
+                "and data.test_split name others"
+            )
         return trains, tests
 
 

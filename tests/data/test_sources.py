@@ -142,6 +142,10 @@ def test_splits_may_be_named(tmp_path):
         f"data.dir={tmp_path}: 'leaves' has no split 'dev' (has: train, extra, test, validation); "
         "data.train_split and data.test_split name others"
     )
+    assert message_of(lambda: sizes(test_split="train")) == (
+        f"data.dir={tmp_path}: 'leaves' has no split 'train' that it is not trained on (has: "
+        "train, extra, test, validation); data.train_split and data.test_split name others"
+    )
 
 
 def test_sets_without_named_splits(tmp_path):
