@@ -9,9 +9,17 @@ from PIL import Image
 
 from jaxsplit import loop
 from jaxsplit.data import facts
+from jaxsplit.errors import Stopped
 from tests.support import hugging_face as hf
 from tests.support.data import tiny
-from tests.support.runs import DIGITS, lines_of, one_network
+from tests.support.runs import (
+    DIGITS,
+    AskedAt,
+    assert_same_bits,
+    lines_of,
+    one_network,
+    state_at,
+)
 from tests.support.tfds import encode
 
 # ml_collections loads config files by a function that Python warns of.
@@ -28,16 +36,20 @@ def insects(tmp_path_factory):
     return hf.save(folder / "insects", {"train": train, "test": tiny(10, 8, 8, first=60)})
 
 
-@pytest.fixture(scope="module")
-def trained(insects, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "run"
-    config = one_network(
+def config_of(insects):
+    return one_network(
         data__name="hf:insects",
         data__dir=str(insects.parent),
         data__image_size=0,
         data__on_bad_record="skip",
+        data__resident="stream",
     )
-    results = loop.train_and_evaluate(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def trained(insects, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    results = loop.train_and_evaluate(config_of(insects), workdir)
     return workdir, results
 
 
@@ -56,6 +68,17 @@ def test_training_and_evaluation(trained, run, capsys):
     assert "net0 " in capsys.readouterr().out
     record = json.loads((workdir / "eval.json").read_text())
     assert record["config"]["data"] == "hf:insects"
+
+
+def test_a_resumed_run_ends_bit_identical(trained, insects, tmp_path):
+    workdir, results = trained
+    config = config_of(insects)
+    with pytest.raises(Stopped):
+        loop.train_and_evaluate(config, tmp_path, stop=AskedAt(2))
+    assert loop.train_and_evaluate(config, tmp_path) == results
+    assert_same_bits(*(state_at(config, folder, 4) for folder in (tmp_path, workdir)))
+    counts = [[line.get("data/bad_records") for line in lines_of(w)] for w in (tmp_path, workdir)]
+    assert counts[0] == counts[1]
 
 
 def test_prediction_names_the_classes(trained, run, tmp_path):
