@@ -103,16 +103,25 @@ def _distill() -> Fields:
 
 def _data() -> Fields:
     config = Fields()
-    # A name in jaxsplit.data.DATASETS, or another image classification set of tfds in data.dir.
+    # A name in jaxsplit.data.DATASETS, another image classification set of tfds in data.dir, or
+    # 'hf:NAME_OR_PATH': a set of Hugging Face in a folder of save_to_disk or in its cache.
     config.name = "cifar10"
     config.dir = "~/tensorflow_datasets"  # folder of the prepared sets; digits needs none
-    config.download = False  # let tfds download and prepare a set that data.dir lacks
+    config.download = False  # let tfds or Hugging Face's datasets download a set that is missing
+    # Names of splits. '': train; and test, else validation, else a share of the training set.
+    config.train_split = ""
+    config.test_split = ""
+    # Of Hugging Face's sets: the configuration in the cache, the column of images, that of labels.
+    # '': the only one there is.
+    config.subset = ""
+    config.image_column = ""
+    config.label_column = ""
     config.image_size = 0  # height and width in pixels for the networks; 0: as in the data set
     # Mean and standard deviation of each channel, for pixels in 0..1. (): those of the data set if
     # they are known, else ImageNet's.
     config.mean = ()
     config.std = ()
-    config.test_share = 0.1  # share of the training set to test on, if a tfds set has no test set
+    config.test_share = 0.1  # share of the training set to test on, if there is no test split
     # Share of the training set held out for validation, in [0, 1). The best checkpoint is chosen
     # on it; 0: on the test set.
     config.validation = 0.0

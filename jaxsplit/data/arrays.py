@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxsplit.data import names
 from jaxsplit.data.stream import BadRecordError, Skipped
 from jaxsplit.errors import ConfigError
 
@@ -237,6 +238,8 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[Any, str]]:
 def find_npz(name: str, data_dir: str) -> pathlib.Path | None:
     """<data.dir>/<name>.npz, where it exists."""
     if {"", ".", ".."} & set(name.split("/")):  # it would lie elsewhere
+        return None
+    if name.startswith(names.HUGGING_FACE):
         return None
     path = pathlib.Path(data_dir).expanduser() / f"{name}.npz"
     return path if path.exists() else None

@@ -1,5 +1,6 @@
 """Encoded images as arrays: the decoder of each format, 16-bit values, EXIF orientation."""
 
+import contextlib
 import functools
 import io
 import struct
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+_Bytes = bytes | memoryview
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNK = struct.Struct(">I4s").unpack_from  # (number of bytes, name) of a chunk
 _MAX_PIXELS = 178_956_970  # the most that a file of any format may claim; Pillow's own limit
@@ -146,6 +148,41 @@ def checked_shape(data: bytes, check: str) -> tuple[tuple[int, int, int], bool]:
     Raises:
       Exception: as `decode`.
     """
+    shape, turned, form = _header_of_pillow(data)
+    if check == "full":
+        decode(data, shape[2])
+    else:
+        end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form or "", b"")
+        if end not in data:
+            raise ValueError("ends too early")
+    return shape, turned > 1
+
+
+def header_shape(data: _Bytes) -> tuple[int, int, int]:
+    """(H, W, C) of an encoded image as `decode` gives it; reads the header only.
+
+    Raises:
+      Exception: many kinds, if the data is no image or its header is damaged.
+    """
+    height = width = channels = 0
+    if data[:2] == _JPEG:
+        import simplejpeg
+
+        with contextlib.suppress(ValueError):  # Pillow accepts some files with small errors
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            channels = 1 if colours == "Gray" else 3
+    elif data[:8] == _PNG and data[12:16] == b"IHDR":
+        width, height = struct.unpack_from(">II", data, 16)
+        channels = 1 if data[25] in (0, 4) else 3  # gray, and gray with transparency
+    if not channels:
+        return _header_of_pillow(bytes(data))[0]
+    if orientation(data) >= 5:
+        height, width = width, height
+    return int(height), int(width), channels
+
+
+def _header_of_pillow(data: bytes) -> tuple[tuple[int, int, int], int, str | None]:
+    """((H, W, C) as decoded, EXIF's orientation, the format) of an image of any format."""
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
     try:
@@ -161,13 +198,7 @@ def checked_shape(data: bytes, check: str) -> tuple[tuple[int, int, int], bool]:
         raise ValueError("no known image format") from error
     if turned >= 5:
         width, height = height, width
-    if check == "full":
-        decode(data, channels)
-    else:
-        end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form or "", b"")
-        if end not in data:
-            raise ValueError("ends too early")
-    return (height, width, channels), turned > 1
+    return (height, width, channels), turned, form
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -181,7 +212,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
-def orientation(data: bytes, image: Any = None) -> int:
+def orientation(data: _Bytes, image: Any = None) -> int:
     """EXIF's orientation of an encoded image, 1 to 8; 1 (not turned) if it is missing or wrong.
 
     image: the image as Pillow has opened it; needed for formats other than JPEG and PNG.
@@ -201,7 +232,7 @@ def orientation(data: bytes, image: Any = None) -> int:
     return found if found is not None and found in range(1, 9) else 1
 
 
-def _jpeg_exif(data: bytes) -> tuple[bytes, int, int]:
+def _jpeg_exif(data: _Bytes) -> tuple[_Bytes, int, int]:
     """(data, first, end) of the EXIF block data[first:end] in a JPEG; an empty block if none."""
     at, end = 2, len(data) - 4
     while at < end and data[at] == 0xFF:
@@ -221,7 +252,7 @@ def _jpeg_exif(data: bytes) -> tuple[bytes, int, int]:
     return data, 0, 0
 
 
-def _png_exif(data: bytes) -> tuple[bytes, int, int]:
+def _png_exif(data: _Bytes) -> tuple[_Bytes, int, int]:
     """The same as `_jpeg_exif`, for a PNG."""
     at, end = 8, len(data) - 8
     while at < end:  # a search for the name would read the whole file
@@ -235,11 +266,11 @@ def _png_exif(data: bytes) -> tuple[bytes, int, int]:
     return data, 0, 0
 
 
-def _of_tiff(data: bytes, first: int, end: int) -> int | None:
+def _of_tiff(data: _Bytes, first: int, end: int) -> int | None:
     """The orientation in the first directory of the TIFF structure data[first:end]."""
     if first == end:
         return None
-    order = {b"II": "<", b"MM": ">"}.get(data[first : first + 2])
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[first : first + 2]))
     if order is None or end - first < 14:
         return None
     at = first + struct.unpack_from(order + "I", data, first + 4)[0]

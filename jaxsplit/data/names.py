@@ -1,6 +1,9 @@
-"""The class names of well-known data sets, in the order of their labels."""
+"""How data sets of Hugging Face are called, and the classes of well-known data sets."""
+
+HUGGING_FACE = "hf:"  # how the names of its data sets begin
 
 _DIGITS = tuple("0123456789")
+# In the order of their labels.
 KNOWN: dict[str, tuple[str, ...]] = {
     "digits": _DIGITS,
     "mnist": _DIGITS,

@@ -1,13 +1,12 @@
 """A data set's size, and a stand-in of the same shape, before any of its examples is read."""
 
 import json
-import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxsplit import data
-from jaxsplit.data import arrays, facts, prepared
+from jaxsplit.data import arrays, facts, hugging_face, prepared
 from jaxsplit.data.stream import Stream
 from jaxsplit.errors import ConfigError
 
@@ -26,8 +25,8 @@ TRAIN_EXAMPLES = {
 def train_examples(data_config: ConfigDict) -> int | None:
     """The number of examples to train on, without those held out; None: it is not known yet.
 
-    It is counted in <data.dir>/<name>.npz or in the metadata of what is prepared in data.dir; of a
-    known set that is not there it is the published one.
+    It is counted in <data.dir>/<name>.npz, in the metadata of what is prepared in data.dir, or in
+    the files of a set of Hugging Face; of a known set that is not there it is the published one.
 
     Raises:
       ConfigError: as `data.source`.
@@ -76,26 +75,27 @@ def _all_examples(data_config: ConfigDict) -> int | None:
     name, source = data_config.name, data.source(data_config)
     if npz := arrays.find_npz(name, data_config.dir):
         return arrays.count_npz(npz)
-    try:
-        folder = prepared.find(name, data_config.dir)
-        counts = {} if folder is None else _counts(folder)
-    except (
-        ConfigError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # loading it tells why
-        counts = {}
+    if hugging_face.is_named(name):
+        splits = (*source.train_splits, *source.test_splits)
+        counts = hugging_face.counts(data_config, splits)
+    else:
+        counts = _prepared_counts(name, data_config.dir)
     count = sum(counts.get(split, 0) for split in source.train_splits)
     if not count:
         return TRAIN_EXAMPLES.get(name)
-    if source.may_lack_test and not any(split in counts for split in source.test_splits):
+    tests = set(source.test_splits) - set(source.train_splits)
+    if source.may_lack_test and not tests & set(counts):
         count -= round(data_config.test_share * count)
     return count
 
 
-def _counts(folder: pathlib.Path) -> dict[str, int]:
-    """Split -> number of examples, of what tfds prepared in a folder."""
-    info = json.loads((folder / "dataset_info.json").read_text())
-    return {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+def _prepared_counts(name: str, data_dir: str) -> dict[str, int]:
+    """Split -> number of examples, of what tfds prepared; {} if there is none or it is damaged."""
+    try:
+        folder = prepared.find(name, data_dir)
+        if folder is None:
+            return {}
+        info = json.loads((folder / "dataset_info.json").read_text())
+        return {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+    except (ConfigError, OSError, ValueError, KeyError, TypeError):  # loading it tells why
+        return {}

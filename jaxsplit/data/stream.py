@@ -58,13 +58,16 @@ class Stream:
     """A split of encoded images in a random-access source, decoded when they are needed.
 
     source: has a length; source[i] is dict(image=..., label=int), and the image is an encoded file
-      (bytes of JPEG, PNG, ...) or uint8[H, W, C].
+      (bytes of JPEG, PNG, ...) or uint8[H, W, C]. It may read several records together
+      (`__getitems__`), and without their images (`labels`).
     indices: int[N], the records of the source that make up this split; None: all.
     shape: (H, W, C) of every image, which is used whole; None: sizes vary and images are cropped.
     num_classes: labels must lie below it; None: any label is allowed.
     files: (path, number of records) of the source's files, in order; for messages.
     skipped: counts the bad records that evaluations leave out; None: a bad record is an error.
     name: name of the data set and its splits; for messages.
+    where: the field that errors begin with.
+    record: what a record must be; for messages.
     """
 
     source: Any
@@ -74,6 +77,8 @@ class Stream:
     files: tuple[tuple[str, int], ...] = ()
     skipped: Skipped | None = None
     name: str = ""
+    where: str = "data.dir"
+    record: str = "a tf.train.Example"
 
     def __len__(self) -> int:
         return len(self.source) if self.indices is None else len(self.indices)
@@ -128,7 +133,7 @@ class Stream:
             label = int(example["label"])
         if self.num_classes is not None and not 0 <= label < self.num_classes:
             raise BadRecordError(
-                f"data.dir: {self._name(i, example)} has the label {label}, must lie in "
+                f"{self.where}: {self._name(i, example)} has the label {label}, must lie in "
                 f"0..{self.num_classes - 1}"
             )
         return label
@@ -143,7 +148,7 @@ class Stream:
             height, width, channels = self.shape
             turned = image.shape == (width, height, channels)
             raise BadRecordError(
-                f"data.dir: {self._name(i, example)} has the shape {image.shape}, must be "
+                f"{self.where}: {self._name(i, example)} has the shape {image.shape}, must be "
                 f"{self.shape}" + " (prepare the set again if EXIF turns its images)" * turned
             )
         return image
@@ -157,7 +162,7 @@ class Stream:
         out = np.full(len(self), -1)
         parts = chunks(len(self), READ_AHEAD_ANY_SIZE if self.shape is None else READ_AHEAD)
         for some in announced(parts, f"the labels of {self.name}", len(self)):
-            for i, example in zip(some, self.examples(some), strict=True):
+            for i, example in zip(some, self._without_images(some), strict=True):
                 try:
                     out[i] = self.label(i, example)
                 except BadRecordError:
@@ -165,11 +170,22 @@ class Stream:
                         raise
         return out
 
+    def _without_images(self, positions: Sequence[int]) -> Sequence["dict | BadRecordError"]:
+        """The examples at `positions`, as `examples`; without images where the source has a way."""
+        if hasattr(self.source, "labels"):
+            try:
+                return self.source.labels([self._record(i) for i in positions])
+            except (MemoryError, ImportError):
+                raise
+            except Exception:  # one of them is bad: `examples` finds it
+                pass
+        return self.examples(positions)
+
     def _record(self, i: int) -> int:
         return int(i if self.indices is None else self.indices[i])
 
     def _example(self, i: int) -> dict:
-        with self._must(i, {}, "cannot be read", "a tf.train.Example"):
+        with self._must(i, {}, "cannot be read", self.record):
             return self.source[self._record(i)]
 
     @contextlib.contextmanager
@@ -186,7 +202,7 @@ class Stream:
         except Exception as error:
             line = str(error).strip().partition("\n")[0] or type(error).__name__
             raise BadRecordError(
-                f"data.dir: {self._name(i, example)} {what} ({line}); must be {allowed}"
+                f"{self.where}: {self._name(i, example)} {what} ({line}); must be {allowed}"
             ) from error
 
     def _name(self, i: int, example: dict) -> str:

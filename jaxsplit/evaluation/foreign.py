@@ -46,6 +46,7 @@ def load(data_config: ConfigDict, name: str, image_shape: tuple[int, int, int]) 
         raise ConfigError(f"eval.ood={name!r}: must be another data set than data.name")
     its = ConfigDict(data_config.to_dict())
     its.name, its.mean, its.std, its.validation = name, (), (), 0.0
+    its.update(train_split="", test_split="", subset="", image_column="", label_column="")
     its.resident = "stream"  # else the training part would be decoded, too
     side = max(*image_shape[:2], _LEAST)
     try:

@@ -40,7 +40,7 @@ class WandbRun:
 
         self._start, self._before = start, sys.exc_info()[1]
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or f"jaxsplit-{config.data.name}",
+            project=os.environ.get("WANDB_PROJECT") or _project(config.data.name),
             name=os.environ.get("WANDB_NAME") or workdir.name,
             id=_id(workdir, start),
             resume="allow",
@@ -60,6 +60,11 @@ class WandbRun:
         """Ends the wandb run: as finished, or as failed if an error or a signal ends ours."""
         error = sys.exc_info()[1]
         self._run.finish(exit_code=int(error is not None and error is not self._before))
+
+
+def _project(name: str) -> str:
+    """The project of a data set, in at most 128 characters that wandb takes."""
+    return f"jaxsplit-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}"[:128]
 
 
 def _id(workdir: pathlib.Path, start: int) -> str:

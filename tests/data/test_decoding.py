@@ -199,8 +199,10 @@ def test_damaged_exif_leaves_the_image_as_it_is(form):
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_shapes_are_those_of_the_turned_image(form, check):
     for orientation, shape in ((1, (5, 7, 3)), (3, (5, 7, 3)), (8, (7, 5, 3))):
-        found = decoding.checked_shape(oriented(form, orientation), check)
-        assert found == (shape, orientation > 1)
+        data = oriented(form, orientation)
+        assert decoding.checked_shape(data, check) == (shape, orientation > 1)
+        for given in (data, memoryview(data)):
+            assert decoding.header_shape(given) == shape
 
 
 @pytest.mark.parametrize("check", ["header", "full"])
@@ -208,10 +210,24 @@ def test_gray_has_one_channel_whatever_its_mode(check):
     for mode, form in (("1", "PNG"), ("LA", "PNG"), ("I;16", "PNG"), ("I;16B", "TIFF")):
         data = saved(of_mode(mode), form)
         assert decoding.checked_shape(data, check) == ((5, 7, 1), False), mode
+        assert decoding.header_shape(data) == (5, 7, 1), mode
     assert decoding.checked_shape(saved(wide("I"), "PPM"), check)[0] == (5, 7, 1)
     for mode in ("I", "F", "LAB"):
         with pytest.raises(ValueError, match=f"mode {mode}: "):
             decoding.checked_shape(saved(of_mode(mode), "TIFF"), check)
+
+
+def test_headers_tell_what_decoding_gives():
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        assert decoding.header_shape(saved(of_mode(mode), "PNG"))[2] == (
+            3 if mode[0] in "RP" else 1
+        )
+    for mode, channels in (("L", 1), ("RGB", 3), ("CMYK", 3)):
+        data = saved(of_mode(mode), "JPEG")
+        assert decoding.header_shape(data) == (5, 7, channels)
+        with pytest.raises(ValueError, match="no known image format"):
+            decoding.header_shape(data[1:])
+        assert decoding.header_shape(data[:-20]) == (5, 7, channels)  # its end is not read
 
 
 @pytest.mark.parametrize("check", ["full", "header"])

@@ -124,6 +124,51 @@ def test_a_config_of_any_prepared_set_is_checked_and_summarised(tmp_path):
     assert "must be one of digits" in message_of(lambda: config.check(made))
 
 
+# ---- Named splits
+
+
+def test_splits_may_be_named(tmp_path):
+    splits = {"train": tiny(12), "extra": tiny(9), "test": tiny(6), "validation": tiny(3)}
+    write_image_dataset(tmp_path, "leaves", splits, num_classes=5, shape=(20, 20, 3))
+
+    def sizes(**fields):
+        made = load(data_config("leaves", tmp_path, **fields))
+        return len(made.train), len(made.test)
+
+    assert sizes(test_split="validation") == (12, 3)
+    assert sizes(train_split="extra", test_split="train") == (9, 12)
+    assert sizes(train_split="test") == (6, 3)
+    assert message_of(lambda: sizes(test_split="dev")) == (
+        f"data.dir={tmp_path}: 'leaves' has no split 'dev' (has: train, extra, test, validation); "
+        "data.train_split and data.test_split name others"
+    )
+    assert message_of(lambda: sizes(test_split="train")) == (
+        f"data.dir={tmp_path}: 'leaves' has no split 'train' that it is not trained on (has: "
+        "train, extra, test, validation); data.train_split and data.test_split name others"
+    )
+
+
+def test_sets_without_named_splits(tmp_path):
+    for field in ("train_split", "test_split"):
+        message = message_of(lambda f=field: load(data_config("digits", **{f: "test"})))
+        assert message == (
+            f"data.{field}='test': must be '', as the splits of 'digits' have no other names"
+        )
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2
+    np.savez(
+        tmp_path / "own.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+    )
+    message = message_of(lambda: load(data_config("own", tmp_path, test_split="dev")))
+    assert message == (
+        f"data.test_split='dev': must be '', as the splits of '{tmp_path / 'own.npz'}' have no "
+        "other names"
+    )
+
+
 # ---- Without a test split
 
 

@@ -20,7 +20,7 @@ def photos(tmp_path_factory):
 
 def test_an_epoch_of_real_sized_jpegs(photos):
     config = get_config().data
-    config.update(name=bench.NAME, dir=str(photos), image_size=224)
+    config.update(name=bench.NAMES["tfds"], dir=str(photos), image_size=224)
     dataset = data.load(config)
     feed = data.train_feed(dataset, batch_size=24, num_views=4, seed=1, threads=2)
     assert feed.steps_per_epoch == 10 and feed.cropped
@@ -37,5 +37,7 @@ def test_an_epoch_of_real_sized_jpegs(photos):
 
 
 def test_the_benchmark_measures_it(photos):
-    speed = bench.measure(photos, views=1, size=64, threads=1, rounds=1)
-    assert speed.wall > 0 and speed.per_core > 0
+    bench.write_hugging_face(photos, IMAGES, distinct=40)
+    for source in bench.NAMES:
+        speed = bench.measure(photos, views=1, size=64, threads=1, rounds=1, source=source)
+        assert speed.wall > 0 and speed.per_core > 0

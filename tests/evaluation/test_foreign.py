@@ -8,6 +8,8 @@ from PIL import Image
 from jaxsplit import defaults
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import foreign
+from tests.support import hugging_face as hf
+from tests.support.data import tiny
 
 
 @pytest.fixture
@@ -43,6 +45,18 @@ def test_another_set_is_loaded_with_a_line_on_what_changes(data_config):
         "images of 'synthetic' are resized from 32x32 to 8x8 (bilinear) and made gray"
     )
     assert foreign.load(data_config, "synthetic", (32, 32, 3)).note == ""
+
+
+def test_a_set_of_hugging_face_is_loaded_whatever_the_runs_own_columns_are_called(
+    data_config, tmp_path
+):
+    hf.save(tmp_path / "insects", {"train": tiny(5), "test": tiny(3), "validation": tiny(4)})
+    data_config.update(name="hf:other", label_column="kind", test_split="validation", subset="s")
+    found = foreign.load(data_config, "hf:insects", (8, 8, 1))
+    assert len(found.examples) == 3 and found.image_shape == (20, 20, 3)
+    assert found.note == (
+        "images of 'hf:insects' are resized from 20x20 to 8x8 (bilinear) and made gray"
+    )
 
 
 @pytest.mark.parametrize(

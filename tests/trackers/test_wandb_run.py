@@ -79,6 +79,12 @@ def test_what_is_no_id_is_replaced(fake, tmp_path, text):
     assert len(name) == 8 and (tmp_path / wandb_run.ID_FILE).read_text() == f"{name}\n"
 
 
+def test_the_project_has_no_characters_that_wandb_refuses(fake, tmp_path):
+    config = tiny(data__name="hf:someone/my photos?")
+    wandb_run.WandbRun(tmp_path, start=0, config=config, say=print).close()
+    assert fake.INITS[0]["project"] == "jaxsplit-hf-someone-my-photos-"
+
+
 def test_its_variables_hold(fake, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "p")
     monkeypatch.setenv("WANDB_NAME", "n")
