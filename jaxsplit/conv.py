@@ -13,6 +13,7 @@ narrow networks would leave it partly empty. `lowered("grouped")` leaves convolu
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -27,6 +28,8 @@ from jaxsplit.sharding import same_axes
 Padding = str | Sequence[tuple[int, int]]
 
 LOWERINGS = ("dense", "grouped", "packed")
+# On CPU: depthwise kernels with more taps than 5x5, on maps up to this width, are banded matrices.
+_MOST_TAPS, _WIDEST_BAND = 25, 64
 _lowering = contextvars.ContextVar("lowering", default="dense")
 
 
@@ -93,6 +96,8 @@ def conv(
     small = any(-(-n // s) < k for n, s, k in sizes)
     if compiler.platform() == "cpu":
         if groups > 1 and groups == x.shape[-1] == kernel.shape[-1]:
+            if math.prod(kernel.shape[:2]) > _MOST_TAPS and x.shape[2] <= _WIDEST_BAND:
+                return _depthwise_bands(x, kernel, strides, padding)
             return _depthwise_sum(x, kernel, strides, padding)
         if small:
             return _patch_product(x, kernel, strides, padding, groups)
@@ -130,6 +135,29 @@ def _depthwise_sum(x, kernel, strides, padding) -> Array:
     taps = kernel.astype(wide).reshape(len(patches), 1, 1, 1, -1)
     products = (patch * tap for patch, tap in zip(patches, taps, strict=True))
     return jnp.asarray(sum(products), x.dtype)
+
+
+def _depthwise_bands(x, kernel, strides, padding) -> Array:
+    """A depthwise convolution as one matrix product for each channel.
+
+    A row of the kernel, applied to a row of the map, is a banded matrix [W, W'] of each channel. On
+    CPU this takes a quarter to three quarters of the time of `_depthwise_sum` for 7x7 kernels, whose
+    49 products also compile slowly.
+    """
+    (h, w), (top, left) = kernel.shape[:2], strides
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], (h, w), strides, padding)
+    x = jnp.pad(x, ((0, 0), tuple(padding[0]), (0, 0), (0, 0)))
+    out_h = (x.shape[1] - h) // top + 1
+    rows = jnp.stack([x[:, i : i + (out_h - 1) * top + 1 : top] for i in range(h)])
+    out_w = (x.shape[2] + sum(padding[1]) - w) // left + 1
+    tap = np.arange(x.shape[2])[:, None] + padding[1][0] - left * np.arange(out_w)  # [W, W']
+    taps = kernel[:, np.clip(tap, 0, w - 1), 0]  # [h, W, W', C]
+    inside = ((tap >= 0) & (tap < w))[None, :, :, None]
+    bands = jnp.where(inside, taps, jnp.zeros_like(taps))
+    wide = jnp.promote_types(jnp.float32, x.dtype)
+    y = jnp.einsum("ibhwc,iwvc->bhvc", rows, bands, preferred_element_type=wide)
+    return y.astype(x.dtype)
 
 
 def _patch_product(x, kernel, strides, padding, groups) -> Array:

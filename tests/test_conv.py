@@ -31,6 +31,8 @@ CASES = {
     "small strided": ((5, 3, 4, 6), dict(strides=(3, 2))),
     "small grouped": ((7, 3, 2, 6), dict(groups=2, padding=((3, 3), (1, 0)), strides=(2, 1))),
     "small depthwise": ((5, 5, 1, 8), dict(groups=4, strides=(2, 2))),
+    "large depthwise": ((7, 7, 1, 4), dict(groups=4, padding=((3, 3), (3, 3)))),
+    "large depthwise strided": ((7, 5, 1, 4), dict(groups=4, strides=(2, 3), padding="SAME")),
     "small valid": ((5, 3, 4, 6), dict(strides=(2, 2), padding="VALID")),
 }
 IMAGE = (6, 5, C)

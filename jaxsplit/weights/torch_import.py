@@ -94,7 +94,7 @@ def to_variables(
     if weights.trans_fusion:
         parts["trans_fusion"] = torch_network.trans_fusion(weights.trans_fusion)
     return {
-        collection: {part: tree[collection] for part, tree in parts.items()}
+        collection: {part: tree.get(collection, {}) for part, tree in parts.items()}
         for collection in ("params", "batch_stats")
     }
 

@@ -411,7 +411,7 @@ def test_several_networks_start_from_one(published):
     np.testing.assert_array_equal(got[position][:, :, 0], [token, token])
     first_line, last = start.note.splitlines()[-2:]
     assert first_line == f"{position}: resized from 256 patches to 16, bicubic"
-    assert "arrays taken, each for 2 networks, not taken: params/stack/head/bias [7] -> " in last
+    assert "arrays taken, each for 2 networks, not taken: params/stack/head/bias [1, 7] -> " in last
     args = (exp.method, exp.optimizer, config.seed, exp.dataset.image_shape, exp.sharding)
     head = np.asarray(leaves(state.init(*args, start.taken).variables)[HEAD[1]])
     assert (head[0] != head[1]).any()
