@@ -42,7 +42,11 @@ DURATIONS = (
     "eval.every",
     "checkpoint.every",
 )
-NUMBER_OR_PAPER = ("distill.temperature",)  # fields that take a number or 'paper'
+NUMBER_OR_PAPER = (
+    "distill.temperature",
+    "dropout",
+    "drop_path",
+)  # fields that take a number or 'paper'
 MOST_NETWORKS, MOST_THREADS = 4096, 1024
 VIEWS = ("different", "same", PAPER)
 DTYPES = ("float32", "bfloat16")
@@ -127,6 +131,9 @@ def _networks(section: Section) -> None:
     need("split", "at least 1", config.split >= 1 or (config.divide and not config.divide_in))
     need("split", f"at most {MOST_NETWORKS}", config.split <= MOST_NETWORKS)
     need("divide_in", "0 (as split) or more", config.divide_in >= 0)
+    for field in models.RATES:
+        rate = config[field]
+        need(field, "'paper' or in [0, 1)", rate == PAPER or 0 <= rate < 1)
     models.remat_stages(resolve(config).spec, config.remat)
     methods.check_split(config.method, config.split)
 

@@ -50,7 +50,7 @@ def resolve(config: ConfigDict) -> Resolved:
 
     Raises:
       ConfigError: the method or architecture is unknown, the architecture has no division into so
-        many networks, the stage of `trunk` is unknown, or the method needs a trunk and has none, or
+        many networks or no rate that is given, the stage of `trunk` is unknown, or the method needs a trunk and has none, or
         has one and cannot.
     """
     if config.method not in methods.METHODS:
@@ -62,7 +62,8 @@ def resolve(config: ConfigDict) -> Resolved:
     networks = config.split // heads
     parts = (config.divide_in or networks) if config.divide else 1
     make = entry.spec or (lambda config, parts: models.divided(config.arch, parts))
-    of_one = make(config, parts)
+    rates = {field: config[field] for field in models.RATES if config[field] != PAPER}
+    of_one = models.with_rates(make(config, parts), parts, rates)
     # An unchecked config may still have '', the old value that means PAPER.
     views = entry.views if config.views in ("", PAPER) else config.views
     text = "" if config.trunk == PAPER else config.trunk

@@ -3,9 +3,10 @@
 Each file ends in one `Family`, which `FAMILIES` lists. `register` adds a backbone of your own.
 """
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -45,6 +46,10 @@ FAMILIES: dict[str, Family[Any]] = {
     "vit": vit.FAMILY,
     "convnext": convnext.FAMILY,
 }
+
+
+# Fields of some Specs: rates at which a network drops values and residual branches.
+RATES = ("dropout", "drop_path")
 
 
 def register(
@@ -105,6 +110,26 @@ def divided(arch: str, num_networks: int) -> Spec:
         splits = ", ".join(map(str, spec.splits))
         raise ConfigError(f"split={num_networks}: {arch} can be divided into {splits}")
     return family.divide(spec, num_networks)
+
+
+def with_rates(spec: Any, divided_in: int, rates: Mapping[str, float]) -> Any:
+    """A Spec with other `RATES`, given for the undivided network: each divided by sqrt(S).
+
+    Raises:
+      ConfigError: the architecture has no such rate.
+    """
+    if isinstance(spec, subgroups.Member):
+        return dataclasses.replace(spec, spec=with_rates(spec.spec, divided_in, rates))
+    for name, rate in rates.items():
+        if not hasattr(spec, name):
+            raise ConfigError(f"{name}={rate}: must be 'paper' with {spec.arch}, which has none")
+    return dataclasses.replace(spec, **{n: x / divided_in**0.5 for n, x in rates.items()})
+
+
+def without_rates(spec: Any) -> Any:
+    """A Spec without `RATES`, to compare what networks compute in evaluation."""
+    plain = subgroups.plain(spec)
+    return with_rates(spec, 1, {name: 0.0 for name in RATES if hasattr(plain, name)})
 
 
 def packed(arch: str, factor: float, *, gamma: int = 1, least: int = 64) -> Spec:

@@ -101,7 +101,7 @@ class Block(nn.Module):
             name="conv_dw",
         )
         y = LayerNorm(dtype=self.dtype, name="norm")(depthwise(x))
-        y = Mlp(4 * c, self.dtype, name="mlp")(y)
+        y = Mlp(4 * c, self.dtype, truncated_normal, name="mlp")(y)
         scale = parameter(self, "layer_scale", nn.initializers.constant(LAYER_SCALE), (c,))
         y = y * scale.reshape(1, 1, 1, c).astype(y.dtype)
         return x + DropPath(self.drop_path, name="drop_path")(y, train, example_ids)
@@ -116,7 +116,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        return Patches(self.features, 2, self.dtype, name="conv")(x)
+        return Patches(self.features, 2, self.dtype, truncated_normal, name="conv")(x)
 
 
 class ConvNeXt(nn.Module):
@@ -145,7 +145,10 @@ class ConvNeXt(nn.Module):
                 f"arch={spec.arch!r}: takes images of at least {least} x {least} pixels, not "
                 f"{height} x {width}{hint}"
             )
-        x = Patches(spec.channels[0], spec.patch, self.dtype, name="stem_patches")(x)
+        stem = Patches(
+            spec.channels[0], spec.patch, self.dtype, truncated_normal, name="stem_patches"
+        )
+        x = stem(x)
         x = LayerNorm(dtype=self.dtype, name="stem_norm")(x)
         features, done, total = {}, 0, sum(spec.blocks)
         for stage, (channels, blocks) in enumerate(

@@ -16,7 +16,11 @@ from jax import Array, lax
 from jaxsplit.models import subgroups
 from jaxsplit.models.layers import Dtype, parameter, widen
 
-# Normal with deviation 0.02, cut at two, as ViT, DeiT and ConvNeXt start.
+# As ViT starts (arXiv 2010.11929), whatever its width. DeiT's constant deviation of 0.02 would leave
+# narrow networks, such as divided ones, with nearly no signal.
+xavier_uniform = nn.initializers.xavier_uniform()
+lecun_normal = nn.initializers.lecun_normal()
+# As ConvNeXt starts: normal with deviation 0.02, cut at two deviations.
 truncated_normal = nn.initializers.truncated_normal(0.02)
 
 
@@ -48,7 +52,7 @@ class Dense(nn.Module):
 
     features: int
     dtype: Dtype | None = None
-    kernel_init: Callable = truncated_normal
+    kernel_init: Callable = xavier_uniform
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -86,13 +90,14 @@ class Patches(nn.Module):
     features: int
     size: int
     dtype: Dtype | None = None
+    kernel_init: Callable = lecun_normal
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         p, (b, height, width, c) = self.size, x.shape
         groups = subgroups.current().of(self.name, c, self.features, 1)
         shape = (p, p, c // groups, self.features)
-        kernel = parameter(self, "kernel", truncated_normal, shape)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         h, w = height // p, width // p
         # Channels of a group lie together: [..., groups, p, p, C / groups].
@@ -145,8 +150,9 @@ class Mlp(nn.Module):
 
     hidden: int
     dtype: Dtype | None = None
+    kernel_init: Callable = xavier_uniform
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = Dense(self.hidden, self.dtype, name="fc1")(x)
-        return Dense(x.shape[-1], self.dtype, name="fc2")(gelu(y))
+        y = Dense(self.hidden, self.dtype, self.kernel_init, name="fc1")(x)
+        return Dense(x.shape[-1], self.dtype, self.kernel_init, name="fc2")(gelu(y))

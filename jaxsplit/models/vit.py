@@ -24,7 +24,7 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.models.family import Family, ModuleFields, scaled
 from jaxsplit.models.layers import Dtype, block_class, classify, find_block, parameter, widen
 from jaxsplit.models.stochastic import Dropout, DropPath
-from jaxsplit.models.tokens import Attention, LayerNorm, Mlp, Patches, truncated_normal
+from jaxsplit.models.tokens import Attention, LayerNorm, Mlp, Patches
 
 # Size -> (width, heads). Every size has 12 blocks.
 SIZES = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
@@ -109,10 +109,9 @@ class Tokens(nn.Module):
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)
         if self.class_token:
-            init = nn.initializers.normal(1e-6)
-            token = parameter(self, "class_token", init, (1, 1, c))
+            token = parameter(self, "class_token", nn.initializers.zeros, (1, 1, c))
             x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (b, 1, c)), x], 1)
-        positions = parameter(self, "positions", truncated_normal, (1, x.shape[1], c))
+        positions = parameter(self, "positions", nn.initializers.normal(0.02), (1, x.shape[1], c))
         return x + positions.astype(x.dtype)
 
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxsplit import config as config_lib
-from jaxsplit import stack, values
+from jaxsplit import models, stack, values
 from jaxsplit.checkpoints import integrity, store
 from jaxsplit.checkpoints import read as reading
 from jaxsplit.errors import ConfigError
@@ -90,8 +90,8 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
         raise ConfigError("holds no checkpoints; must be a workdir or its checkpoints/<step>")
     other = config_lib.load(path)
     has, wants = config_lib.resolve(other), config_lib.resolve(config)
-    kinds = [(its.spec, its.num_networks, its.heads) for its in (has, wants)]
-    copied = has.num_networks == 1 and _takes_copies(wants) and has.spec == wants.spec
+    kinds = [(models.without_rates(its.spec), its.num_networks, its.heads) for its in (has, wants)]
+    copied = has.num_networks == 1 and _takes_copies(wants) and kinds[0][0] == kinds[1][0]
     if kinds[0] != kinds[1] and not copied:
         theirs, ours = (summary.title(c) for c in (other, config))
         raise ConfigError(f"holds {theirs}, config has {ours}")
