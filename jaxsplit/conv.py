@@ -140,9 +140,9 @@ def _depthwise_sum(x, kernel, strides, padding) -> Array:
 def _depthwise_bands(x, kernel, strides, padding) -> Array:
     """A depthwise convolution as one matrix product for each channel.
 
-    A row of the kernel, applied to a row of the map, is a banded matrix [W, W'] of each channel. On
-    CPU this takes a quarter to three quarters of the time of `_depthwise_sum` for 7x7 kernels, whose
-    49 products also compile slowly.
+    A row of the kernel, applied to a row of the map, is a banded matrix [W, W'] of each channel.
+    For 7x7 kernels on CPU this takes a quarter to three quarters of the time of `_depthwise_sum`,
+    whose 49 products also compile slowly.
     """
     (h, w), (top, left) = kernel.shape[:2], strides
     if isinstance(padding, str):

@@ -73,8 +73,8 @@ def _networks(config: Fields) -> None:
     config.split = 4  # S: the number of networks that are trained
     config.divide = True  # True: S small networks replace `arch`; False: each is a whole `arch`
     config.divide_in = 0  # number of small networks that would replace `arch`; 0: as `split`
-    # Rates of the undivided network, in [0, 1), for architectures that drop anything | paper (as the
-    # architecture has them). S small networks have them over sqrt(S).
+    # Rates of the undivided network, in [0, 1), for architectures that drop anything | paper (as
+    # the architecture has them). S small networks have them over sqrt(S).
     config.dropout = number_or("paper")  # of single values
     config.drop_path = number_or("paper")  # of the last residual branch; grows with the depth
     config.divide_anyway = False  # allow small networks that cost over 1.5 times as much as `arch`

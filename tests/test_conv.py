@@ -146,6 +146,7 @@ def test_gradients_equal_a_loop(name, lowering):
     assert_close(quick(stacked)(x, kernel), quick(looped)(x, kernel), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "strided", "depthwise", "strided 1x1"])
 def test_second_derivatives(name, lowering):
     shape, kwargs = CASES[name]

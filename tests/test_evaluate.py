@@ -169,6 +169,7 @@ def test_it_ends_with_what_it_wrote_and_the_next_command(run):
 # ---- Without one thing or the other
 
 
+@pytest.mark.slow
 def test_no_event_files_without_the_tracker(run, copy, capsys):
     loop.evaluate_checkpoint(run.config, copy)
     assert not list(copy.glob("events.*")) and (copy / record.FILE).exists()
@@ -184,6 +185,7 @@ def test_a_run_at_work_keeps_its_event_files(run, copy, capsys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [record.FILE, predictions.FILE])
 def test_a_file_that_cannot_be_written(run, copy, capsys, name):
     (copy / name).mkdir()
@@ -195,6 +197,7 @@ def test_a_file_that_cannot_be_written(run, copy, capsys, name):
     assert not [p.name for p in copy.iterdir() if "tmp" in p.name or p.name.startswith("events")]
 
 
+@pytest.mark.slow
 def test_logits_that_do_not_fit_into_memory(run, copy, capsys, monkeypatch):
     monkeypatch.setattr(predictions, "memory", lambda *_: 10**18)
     results = loop.evaluate_checkpoint(run.config, copy)

@@ -70,6 +70,7 @@ def test_what_a_run_would_refuse():
         expected.cost(tiny(stop__metric="test/leader/nll", stop__patience=3))
 
 
+@pytest.mark.slow
 def test_pace():
     config = one_network(duration="1 epochs")
     found = expected.pace(config)

@@ -100,6 +100,7 @@ def test_only_the_word_stops():
     assert not hooks.stop()
 
 
+@pytest.mark.slow
 def test_an_exception_of_a_hook_ends_the_run(tmp_path):
     def fail(event):
         raise RuntimeError(f"at {event.step}")

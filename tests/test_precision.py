@@ -133,6 +133,7 @@ def test_shapes_and_types(arch):
     assert types(logits) == {"float32"} and types(features) == {"bfloat16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["densenet40_12", slow("ffsd_wide_resnet16_2")])
 def test_only_the_stages_named_recompute(arch, monkeypatch):
     """Every recomputed block is one barrier in the program; on CPU a convolution has some too."""

@@ -239,6 +239,7 @@ def test_dropout_does_not_depend_on_the_mesh(on_meshes, mesh):
     assert_close(on_meshes[mesh], on_meshes[1, 1], 1e-11)
 
 
+@pytest.mark.slow
 def test_local_batch_norm_is_that_of_every_part():
     """By hand: each half of the batch its own statistics; kept is the mean of the new ones."""
     s, half = 2, B // 2

@@ -185,7 +185,7 @@ def augment_config():
     ("mesh", "shared", "in_a_loop"),
     [
         pytest.param((1, 1), False, False, marks=pytest.mark.slow),
-        ((1, 1), False, True),
+        pytest.param((1, 1), False, True, marks=pytest.mark.slow),
         pytest.param((4, 2), False, False, marks=pytest.mark.slow),
         ((4, 2), True, True),
     ],

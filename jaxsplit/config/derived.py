@@ -50,8 +50,8 @@ def resolve(config: ConfigDict) -> Resolved:
 
     Raises:
       ConfigError: the method or architecture is unknown, the architecture has no division into so
-        many networks or no rate that is given, the stage of `trunk` is unknown, or the method needs a trunk and has none, or
-        has one and cannot.
+        many networks or no rate that is given, the stage of `trunk` is unknown, or the method needs
+        a trunk and has none, or has one and cannot.
     """
     if config.method not in methods.METHODS:
         names = ", ".join(methods.METHODS)

@@ -16,8 +16,8 @@ from jax import Array, lax
 from jaxsplit.models import subgroups
 from jaxsplit.models.layers import Dtype, parameter, widen
 
-# As ViT starts (arXiv 2010.11929), whatever its width. DeiT's constant deviation of 0.02 would leave
-# narrow networks, such as divided ones, with nearly no signal.
+# As ViT starts (arXiv 2010.11929), whatever its width. DeiT's constant deviation of 0.02 would
+# leave narrow networks, such as divided ones, with nearly no signal.
 xavier_uniform = nn.initializers.xavier_uniform()
 lecun_normal = nn.initializers.lecun_normal()
 # As ConvNeXt starts: normal with deviation 0.02, cut at two deviations.

@@ -1,7 +1,7 @@
 """What recipes of Vision Transformers and ConvNeXt on ImageNet share.
 
-The values are those of DeiT (Touvron et al. 2021, arXiv 2012.12877, table 9), which ConvNeXt (Liu et
-al. 2022, arXiv 2201.03545, table 5) took over but for batch size, learning rate and warm-up. The
+The values are those of DeiT (Touvron et al. 2021, arXiv 2012.12877, table 9), which ConvNeXt (Liu
+et al. 2022, arXiv 2201.03545, table 5) took over but for batch size, learning rate and warm-up. The
 co-training is that of arXiv 2011.14660 on ImageNet: a warm-up of half of the run.
 """
 

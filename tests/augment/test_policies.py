@@ -336,6 +336,7 @@ def test_a_gray_image_is_treated_as_an_rgb_image_of_that_gray(fields):
     assert 0.3 < changed < 0.95
 
 
+@pytest.mark.slow
 def test_resample_nearest_leaves_out_the_filters(monkeypatch, keys):
     for fields in FORMS[:2]:
         geometric = {
@@ -355,6 +356,7 @@ def test_resample_nearest_leaves_out_the_filters(monkeypatch, keys):
         assert pixels.NEAREST in geometric["nearest"]
 
 
+@pytest.mark.slow
 def test_pixels_from_outside_are_gray_or_the_mean():
     """RandAugment fills with ImageNet's mean colour, AutoAugment with (128, 128, 128)."""
     black = jnp.zeros((16, 16, 3), jnp.uint8)

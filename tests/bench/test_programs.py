@@ -42,6 +42,7 @@ def call(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_train_step(call, tmp_path):
     """The table, a line of JSON for each row, and a plot of a series of them."""
     out = call(train_step.main, "--quick", "--rounds", 1, "--out", tmp_path / "figures.md")
@@ -107,6 +108,7 @@ def test_passes(call):
     assert out.count("| 8, 8, 4 |") == 3
 
 
+@pytest.mark.slow
 def test_compiler_options(call):
     out = call(compiler_options.main, "--quick")
     assert "| nothing | 1.00 (" in out and "| dots |" in out
@@ -171,6 +173,7 @@ def test_fields_of_a_config_are_set():
         tpu.load_config(name, ["batchsize=64"])
 
 
+@pytest.mark.slow
 def test_the_step_of_streamed_images_is_lowered():
     """On a mesh of any devices: the data set of the config is not needed."""
     fields = ["batch_size=8", "mesh.net=2", "data.image_size=32", "lowering=packed"]

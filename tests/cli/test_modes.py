@@ -13,6 +13,7 @@ from jaxsplit.cli import modes
 from jaxsplit.workdir import lock
 from tests.support.paths import ROOT
 from tests.support.runs import DIGITS
+from tests.support.samples import first_rows
 
 # ml_collections loads config files by a function that Python warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -312,15 +313,21 @@ def test_shorter_duration(refused, trained):
 
 @pytest.mark.parametrize(
     "args, start",
-    [
-        ((DIGITS, "--config.arc=x"), "error: arc='x': no such field in jaxsplit/defaults.py"),
-        ((DIGITS, "--config.split=3"), "error: split=3: wide_resnet16_4 can be divided into 1, 2"),
-        (
-            (f"--config={ROOT}/configs/cifar100.py:split=3",),
-            "error: split=3: wide_resnet28_10 can be divided into 1, 2",
-        ),
-        (("--mode=eval",), "error: workdir='{}': holds no readable config.json"),
-    ],
+    first_rows(
+        1,
+        [
+            ((DIGITS, "--config.arc=x"), "error: arc='x': no such field in jaxsplit/defaults.py"),
+            (
+                (DIGITS, "--config.split=3"),
+                "error: split=3: wide_resnet16_4 can be divided into 1, 2",
+            ),
+            (
+                (f"--config={ROOT}/configs/cifar100.py:split=3",),
+                "error: split=3: wide_resnet28_10 can be divided into 1, 2",
+            ),
+            (("--mode=eval",), "error: workdir='{}': holds no readable config.json"),
+        ],
+    ),
 )
 def test_bad_input_in_the_shell(args, start, tmp_path):
     done = shell(*args, f"--workdir={tmp_path / 'run'}", cwd=tmp_path)
@@ -343,6 +350,7 @@ def test_nan_is_one_line_and_status_1(run, capsys, tmp_path, monkeypatch):
     assert line.endswith("; there is no checkpoint yet")
 
 
+@pytest.mark.slow
 def test_python_does_what_the_shell_does(trained):
     """The lines of the README: get_config, a change, train_and_evaluate."""
     from configs.digits_wrn16_4_x4 import get_config

@@ -48,6 +48,7 @@ def test_without_compiling(run, capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_compiling(run, capsys):
     """On two devices, each with one of the two networks."""
     run("--mode=summary", "--compile", *TINY)

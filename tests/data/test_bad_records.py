@@ -466,6 +466,7 @@ def train_batches_of(dataset, steps):
     return take(feed, 0, steps), feed.bad_records
 
 
+@pytest.mark.slow
 def test_the_views_that_are_shown_skip_bad_records_too(leaves, tmp_path):
     """The originals belong to the views, replacements included; for whole and cropped images."""
     folder, bad = leaves

@@ -205,6 +205,7 @@ print(np.abs(found - check["probabilities"]).max())
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_the_other_environment_fails_in_one_line(workdir, monkeypatch, tmp_path):
     monkeypatch.setenv(onnx.PYTHON, str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="JAXSPLIT_ONNX_PYTHON=.*: cannot be run"):

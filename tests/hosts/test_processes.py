@@ -241,6 +241,7 @@ distributed.leave(7)
 """
 
 
+@pytest.mark.slow
 def test_what_they_have_to_agree_on(start, tmp_path, monkeypatch):
     port = free_port()
     processes = start(2, lambda i: ["-c", CHECKS, str(i), str(port), str(tmp_path)])
@@ -396,6 +397,7 @@ def test_a_port_in_use(met):
     assert met == []
 
 
+@pytest.mark.slow
 def test_nobody_at_the_coordinator(met):
     port = free_port()
     line = f"^coordinator='localhost:{port}': must be reachable; process 0 has not answered for 1 s"

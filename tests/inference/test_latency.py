@@ -131,6 +131,7 @@ def test_what_would_take_too_long_is_left_out(found, monkeypatch):
     assert "a call would take about 32 s" in latency.table(made)
 
 
+@pytest.mark.slow
 def test_all_lowerings_compute_the_same(workdir):
     images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     made = latency.candidates(tiny(), jaxsplit.load(workdir).restored.facts)
@@ -141,6 +142,7 @@ def test_all_lowerings_compute_the_same(workdir):
         np.testing.assert_allclose(found, said["dense"], rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_only_the_lowerings_that_are_asked_for(workdir):
     """`auto` is `unrolled` here; with statistics over all networks it is `dense`."""
     known = jaxsplit.load(workdir).restored.facts

@@ -111,6 +111,7 @@ def test_wrong_options(predictor, options, line):
     assert line in str(caught.value)
 
 
+@pytest.mark.slow
 def test_large_input_is_cut_into_padded_batches(stacked, predictor):
     workdir, exp, _, _ = stacked
     images = exp.dataset.test.images[:23]
@@ -202,6 +203,7 @@ def test_wrong_workdirs(stacked, tmp_path):
         jaxsplit.load(stacked[0], batch_size=-1)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_no_network(tmp_path):
     """ONE answers by gates over its networks; FFSD is in methods/test_ffsd_runs.py."""
     exp = write_untrained(tiny(method="one"), tmp_path)

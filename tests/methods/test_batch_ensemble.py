@@ -18,6 +18,7 @@ from jaxsplit.methods import batch_ensemble, single
 from jaxsplit.models.layers import Conv
 from jaxsplit.report import summary
 from tests.models.test_trunk import FAMILIES, shallow
+from tests.support.samples import first
 from tests.support.xla import FAST
 
 S, B, K, IMAGE = 2, 4, 5, (8, 8, 3)
@@ -142,9 +143,7 @@ def by_tiling():
         return args, jax.device_get(on_a_tiled_batch(*args))
 
 
-@pytest.mark.parametrize(
-    "mesh", [(1, 1), (2, 2), *(pytest.param(m, marks=pytest.mark.slow) for m in ((2, 1), (1, 2)))]
-)
+@pytest.mark.parametrize("mesh", first(1, [(2, 2), (1, 1), (2, 1), (1, 2)]))
 def test_equals_a_tiled_batch(by_tiling, mesh):
     """Loss, statistics and gradients; BatchNorm's are of all networks, on any mesh."""
     args, ((value, stats), grads) = by_tiling
@@ -159,13 +158,15 @@ def test_equals_a_tiled_batch(by_tiling, mesh):
     assert grads["stack"]["head"]["bias"].shape == (S, K)
 
 
-@pytest.mark.parametrize("lowering", ["packed", pytest.param("grouped", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lowering", ["packed", "grouped"])
 def test_lowerings_agree(by_tiling, lowering):
     args, (_, grads) = by_tiling
     with jax.enable_x64(True):
         assert_close(step_of(batch_ensemble.make(make(lowering=lowering)))(*args)[1], grads)
 
 
+@pytest.mark.slow
 def test_factors_of_one_are_a_single_network():
     """S = 1 and r = s = 1: loss, statistics and gradients of `single`."""
     ours = batch_ensemble.make(make(networks=1))
@@ -191,6 +192,7 @@ def test_factors_of_one_are_a_single_network():
     assert_close(got, want_grads["stack"], 1e-10)
 
 
+@pytest.mark.slow
 def test_own_norms_are_networks_that_share_kernels():
     """Each network alone, as a plain module, has the same logits and statistics."""
     with jax.enable_x64(True):
@@ -220,7 +222,7 @@ def test_own_norms_are_networks_that_share_kernels():
 # ---- Factors
 
 
-@pytest.mark.parametrize("start", batch_ensemble.STARTS)
+@pytest.mark.parametrize("start", first(1, batch_ensemble.STARTS))
 def test_how_factors_start(start):
     """Networks differ; the kernel is network 0's, as without factors."""
     networks = make()

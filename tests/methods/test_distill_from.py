@@ -122,6 +122,7 @@ def test_evaluation_needs_no_teacher(whole, student, tmp_path):
     assert found["test/net0/nll"] == pytest.approx(whole[1]["test/net0/nll"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_changed_teacher_is_refused(whole, arch, student, taught, tmp_path):
     """By what it is, not by where it lies."""
     moved = shutil.copytree(taught, tmp_path / "teacher")
@@ -196,6 +197,7 @@ def two_steps(config):
     return jax.device_get((s.raw, s.ema)), float(totals.sums["loss"])
 
 
+@pytest.mark.slow
 def test_micro_batches_have_their_own_targets(student):
     """The teacher's logits are cut as the views are: without BatchNorm's noise nothing changes."""
     exp = experiment.build(student())
@@ -234,6 +236,7 @@ def test_a_teacher_of_several_outputs_costs_what_it_is(tmp_path):
     assert found.params > expected.cost(tiny(method="single", split=1, divide=False)).params
 
 
+@pytest.mark.slow
 def test_another_loss(student):
     config = student(distill__loss="dkd", distill__standardize=True, distill__temperature=2.0)
     z, z_t = np.random.default_rng(0).normal(size=(2, 1, B, K))

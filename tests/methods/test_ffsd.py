@@ -304,6 +304,7 @@ def test_every_parameter_and_statistic_after_each_step(cases, name, dtype):
         assert compared == sum(not k.endswith("num_batches_tracked") for k in stored) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [CASES[1]])
 def test_rounding_of_gradients(cases, name):
     case, spec = cases[name], SPEC

@@ -121,6 +121,7 @@ def check_collectives(exp, text):
     assert sent == (maps if net > 1 else set())
 
 
+@pytest.mark.slow
 def test_every_part_learns(one_device):
     exp, after, _ = one_device
     before = state.init(exp.method, exp.optimizer, 0, exp.dataset.image_shape, exp.sharding)
@@ -502,6 +503,7 @@ def test_resnet20_on_digits(tmp_path):
     assert results["test/leader/top1"] >= 0.975
 
 
+@pytest.mark.slow
 def test_a_leader_like_divided_students_is_exported_as_one_of_them(tmp_path):
     s = saved(tiny(divide=True), tmp_path)
     extract.leader(config_lib.load(tmp_path), tmp_path)
@@ -520,6 +522,7 @@ def test_the_default_leader_is_one_of_a_division_in_more():
     assert one == jax.tree.map(lambda x: x.shape, params["leader"])
 
 
+@pytest.mark.slow
 def test_networks_of_other_methods(tmp_path):
     with pytest.raises(ConfigError, match="holds no checkpoints"):
         extract.leader(tiny(), tmp_path / "none")
@@ -539,6 +542,7 @@ def test_networks_of_other_methods(tmp_path):
             np.testing.assert_array_equal(own, leaf[1] if part == "stack" else leaf)
 
 
+@pytest.mark.slow
 def test_the_leader_of_okddip_is_its_last_network(tmp_path):
     s = saved(tiny(method="okddip", split=3), tmp_path)
     said = extract.leader(config_lib.load(tmp_path), tmp_path)

@@ -50,6 +50,7 @@ def test_smoothed_and_mixed_labels(logits):
     np.testing.assert_allclose(value, S * together, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_weight_0_is_independent():
     """To the last bit of every gradient, in a real network."""
     with registered("tiny_joint") as arch:

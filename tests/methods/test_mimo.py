@@ -175,6 +175,7 @@ def assert_close(got, want, tolerance):
         assert error <= tolerance, (jax.tree_util.keystr(path), error)
 
 
+@pytest.mark.slow
 def test_one_head_is_a_single_network():
     """M = 1: loss, statistics, gradients and logits of `single`; only the order of rows differs."""
     networks = make(heads=1)

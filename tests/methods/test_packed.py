@@ -158,6 +158,7 @@ def test_recomputed_blocks_have_the_same_gradients(config):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_member_alone_is_a_member(config, tmp_path):
     """Its config describes one of two members; it answers as in the run."""
     run = tmp_path / "run"

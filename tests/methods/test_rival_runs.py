@@ -50,6 +50,7 @@ def trained(make, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SLOW)
 def test_a_run_that_is_stopped_loses_nothing(trained, method, tmp_path):
     config, workdir, results = trained(method)
@@ -133,6 +134,7 @@ def test_it_learns(make, method, tmp_path):
     assert results[f"test/{METHODS[method][0]}/top1"] > 0.6
 
 
+@pytest.mark.slow
 def test_accumulated_steps_draw_their_own_mixtures(make):
     config = make("okdph", optim__accumulate=2)
     variables, loss = two_steps(config)

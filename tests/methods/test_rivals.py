@@ -78,6 +78,7 @@ def test_it_learns(whole):
     assert {"test/net0/top1", "test/net1/top1"} < results.keys()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on(whole, config_with, tmp_path):
     at = STEPS // 2 + 1
     with pytest.raises(Stopped):
@@ -97,6 +98,7 @@ def test_predictions(predictor):
     np.testing.assert_allclose(one, found.networks["net1"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_network_of_a_run(method, whole, predictor):
     """A network of BatchEnsemble is a plain one; an output of MIMO is none."""
     workdir, _ = whole
@@ -118,6 +120,7 @@ def test_one_network_of_a_run(method, whole, predictor):
     np.testing.assert_allclose(asked.networks["net1"], want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exports(method, whole, predictor, config_with, tmp_path):
     """The program answers as `predict`, and weights in a file start a run as those of a workdir."""
     workdir, _ = whole
@@ -155,6 +158,7 @@ def test_reports_count_what_it_costs(method, whole, config_with):
     assert ("undivided" in costs) == (method == "mimo")  # a network of the other one is undivided
 
 
+@pytest.mark.slow
 def test_latency_times_its_network(method, whole, config_with):
     """Traced, not run: costs, and the networks that are one program."""
     known = jaxsplit.load(whole[0]).restored.facts

@@ -13,6 +13,7 @@ from jaxsplit import costs, models
 from jaxsplit.models import densenet
 from jaxsplit.models.layers import BatchNorm
 from jaxsplit.weights import torch_network
+from tests.support.samples import first, first_rows
 from tests.support.xla import FAST
 
 TINY = densenet.Spec("densenet190", (1, 2), 2, stem="norm", shake_drop=0.6)
@@ -49,7 +50,7 @@ def shapes_of(spec, num_classes, size, dtype=None):
 # ---- sizes and dividing
 
 
-@pytest.mark.parametrize("arch", IMAGENET)
+@pytest.mark.parametrize("arch", first(1, IMAGENET))
 def test_imagenet_networks_are_the_papers(arch):
     spec = models.divided(arch, 1)
     (logits, features), variables = shapes_of(spec, 1000, 224, jnp.bfloat16)
@@ -95,12 +96,15 @@ def cost_of(arch, s):
 # is not the reference's own: the most and the least.
 @pytest.mark.parametrize(
     "arch, s, ratios",
-    [
-        ("densenet40_12", 2, (0.915, 0.890)),
-        ("densenet40_12", 4, (1.059, 1.003)),
-        ("densenet121", 8, (1.199, 1.021)),
-        ("densenet161", 8, (1.041, 0.930)),
-    ],
+    first_rows(
+        2,
+        [
+            ("densenet40_12", 2, (0.915, 0.890)),
+            ("densenet40_12", 4, (1.059, 1.003)),
+            ("densenet121", 8, (1.199, 1.021)),
+            ("densenet161", 8, (1.041, 0.930)),
+        ],
+    ),
 )
 def test_divided_networks_cost_what_the_whole_does(arch, s, ratios):
     small, large = cost_of(arch, s), cost_of(arch, 1)
@@ -213,6 +217,7 @@ def test_shake_drop_grows_over_the_layers():
     assert np.abs(got - without).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_shake_drop_is_drawn_in_training():
     module = densenet.build(TINY, 5)
     x = jax.random.normal(jax.random.key(2), (2, 4, 4, 3))

@@ -125,6 +125,7 @@ def test_networks_and_steps_draw_differently(on_meshes):
     assert len({out.round(9).tobytes() for out in outs}) >= len(outs) - 2
 
 
+@pytest.mark.slow
 def test_a_branch_is_scaled_in_evaluation():
     """By 1 - rate."""
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)

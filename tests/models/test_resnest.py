@@ -145,6 +145,7 @@ def test_drop_block_is_in_stages_3_and_4():
     assert all(set(layers) == {"drop"} for layers in found.values())
 
 
+@pytest.mark.slow
 def test_drop_block_in_a_block():
     """It zeroes squares of what the branch adds, before squeeze-excite, and scales the rest."""
     spec = tiny("se_resnet50_B", drop_block=0.3)

@@ -156,6 +156,7 @@ def test_a_mesh_equals_one_device(on_meshes):
             assert error <= 1e-10 * max(np.abs(w).max() for w in want)
 
 
+@pytest.mark.slow
 def test_networks_and_steps_draw_differently(on_meshes):
     outs = [logits for step in on_meshes[1, 1] for logits in step[0]]
     assert len(outs) == 2 * S

@@ -21,6 +21,7 @@ from jaxsplit import config as config_lib
 from jaxsplit import defaults
 from jaxsplit.recipes import experiments
 from tests.support.paths import ROOT
+from tests.support.samples import first
 
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")],
@@ -305,7 +306,7 @@ PROGRAMS = sorted(
 )
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", first(3, PROGRAMS))
 def test_help_has_every_flag(program, clone):
     """--help of a program names each flag that a page gives it, but those of config fields."""
     done = shell(f"{program} --help", clone, timeout=300)

@@ -120,6 +120,7 @@ def test_it_is_the_wheel_that_runs(jaxsplit):
     assert "environment" in done.stdout and str(ROOT) not in done.stdout
 
 
+@pytest.mark.slow
 def test_summary_of_a_built_in_experiment(jaxsplit):
     config = "--config=cifar100:arch=resnet110,split=2"
     done = jaxsplit("summary", config, "--config.data.name=digits")

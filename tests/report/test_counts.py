@@ -125,7 +125,9 @@ def test_the_sample_has_every_family_and_split():
 
 def test_all_that_divide_is_in_the_table():
     """Every architecture by its name, at every S that it has, but for those listed here."""
-    specs = [spec for family in models.FAMILIES.values() for spec in family.specs.values()]
+    of_timm = {"vit", "convnext"}  # tests/models/test_vit.py counts them
+    families = [family for name, family in models.FAMILIES.items() if name not in of_timm]
+    specs = [spec for family in families for spec in family.specs.values()]
     table = {(arch, s) for arch, s, *_ in ROWS}
     assert {(spec.arch, s) for spec in specs for s in spec.splits} - table == NOT_THE_REFERENCES
 

@@ -134,6 +134,7 @@ def test_of_a_config():
     assert rows["all 4"] == [str(4 * 691834), str(4 * 6301952)]
 
 
+@pytest.mark.slow
 def test_of_the_imagenet_config():
     """Figures of the reference: one of four SE-ResNet-101, and the undivided one."""
     rows = rows_of(summary.of_config(imagenet_seresnet101_x4.get_config()))

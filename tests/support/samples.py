@@ -7,14 +7,13 @@ import pytest
 
 
 def first(count: int, values: Iterable[Any]) -> list[Any]:
-    """The values, all but the first `count` marked as slow."""
-    marked = []
-    for place, value in enumerate(values):
-        if place < count:
-            marked.append(value)
-        elif isinstance(value, type(pytest.param())):
-            marked.append(pytest.param(*value.values, id=value.id, marks=pytest.mark.slow))
-        else:
-            several = value if isinstance(value, tuple) else (value,)
-            marked.append(pytest.param(*several, marks=pytest.mark.slow))
-    return marked
+    """The values of one argument, all but the first `count` marked as slow."""
+    return first_rows(count, ((value,) for value in values))
+
+
+def first_rows(count: int, rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """The values of several arguments, all but the first `count` rows marked as slow."""
+    return [
+        pytest.param(*row, marks=[] if place < count else pytest.mark.slow)
+        for place, row in enumerate(rows)
+    ]

@@ -48,6 +48,7 @@ def test_without_tensorflow_it_goes_on_and_says_so_once(tmp_path, monkeypatch, c
     assert said.err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True], ids=["", "without a session before"])
 def test_tensorboard_drops_what_came_after_the_step_resumed_at(tmp_path, monkeypatch, old):
     """`old`: the files are of a version that did not tell TensorBoard of its start."""

@@ -548,6 +548,7 @@ def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run
             loop.evaluate_checkpoint(config, workdir, "best")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_average_by_the_command(run, save, tmp_path, capsys):
     states, averages = networks(2), networks(4)[2:]
@@ -765,6 +766,7 @@ def test_nothing_is_overwritten_nor_trained_on(tmp_path):
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_command_in_the_shell(tmp_path):
     np.savez(tmp_path / "a.npz", **numbered(networks(2)))
     command = [sys.executable, "-m", "jaxsplit.torch_import", str(tmp_path / "a.npz"), *OVERRIDES]

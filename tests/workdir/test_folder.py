@@ -44,6 +44,7 @@ def test_a_second_run_is_refused_and_changes_nothing(whole, tmp_path, untrained)
     held.release()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_taken_over_saves_nothing(tmp_path, monkeypatch):
     def taken_over(folder):
         raise SaveError(f"{folder} was taken over")
