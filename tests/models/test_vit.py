@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsplit import costs, models, sharding, stack
+from jaxsplit import config as config_lib
+from jaxsplit import costs, defaults, models, sharding, stack
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import convnext, vit
 from jaxsplit.weights import torch_network
@@ -70,6 +71,35 @@ def test_rates_are_divided():
         small = models.known(spec.arch)[0].divide(spec, 4)
         assert small.drop_path == 0.2
         assert getattr(small, "dropout", 0.1) == 0.1
+
+
+def config_of(**fields):
+    config = defaults.get_config()
+    config.arch, config.split = "vit_ti4", 4
+    config.update(fields)
+    return config
+
+
+def test_rates_of_a_config():
+    """Those of the undivided network; 'paper' leaves those of the architecture."""
+    spec = config_lib.resolve(config_of(drop_path=0.4, dropout=0.1)).spec
+    assert (spec.drop_path, spec.dropout, spec.width) == (0.2, 0.05, 92)
+    assert config_lib.resolve(config_of(drop_path=0.4, divide=False)).spec.drop_path == 0.4
+    b3 = config_lib.resolve(config_of(arch="efficientnetb3_lightnetpp", dropout=0.1)).spec
+    assert (b3.dropout, b3.drop_path) == (0.05, 0.15)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(drop_path=1.0), r"^drop_path=1.0: must be 'paper' or in \[0, 1\)$"),
+        (dict(dropout="x"), "^dropout='x': must be 'paper' or a finite number$"),
+        (dict(arch="resnet110", drop_path=0.1), "^drop_path=0.1: must be 'paper' with resnet110,"),
+    ],
+)
+def test_wrong_rates(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.check(config_of(**fields))
 
 
 @pytest.mark.parametrize("name", GOLDENS)
