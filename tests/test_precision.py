@@ -13,7 +13,7 @@ from jaxsplit import compiler, evaluation, loop, losses, methods, models, shardi
 from jaxsplit import config as config_lib
 from jaxsplit.conv import conv
 from jaxsplit.errors import ConfigError
-from jaxsplit.models import efficientnet, fusion, layers, pooling, resnet
+from jaxsplit.models import efficientnet, fusion, layers, pooling, resnet, vit
 from tests.support.xla import FAST, USUAL
 
 K, B = 5, 4
@@ -32,6 +32,8 @@ ARCHS = (
     "pyramidnet164",
     "resnet20",
     "ffsd_wide_resnet28_10",
+    "vit_ti4",
+    "convnext_atto_p1",
 )
 
 
@@ -41,6 +43,8 @@ def tiny(arch: str):
     fields = {f.name for f in dataclasses.fields(spec)}
     if isinstance(spec, efficientnet.Spec):
         return dataclasses.replace(spec, depth=0.1)
+    if isinstance(spec, vit.Spec):
+        return dataclasses.replace(spec, width=24, heads=2, blocks=4)
     if "layers" in fields:
         return dataclasses.replace(spec, layers=(1,) * len(spec.layers), growth=4, shake_drop=0.3)
     if "stages" in fields:

@@ -38,6 +38,7 @@ _CODE = (
     "errors.py",
     "sharding.py",
     "losses/__init__.py",
+    "losses/labels.py",
     "losses/logits.py",
     "models/*.py",
 )

@@ -127,7 +127,7 @@ def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: 
         one = config
         if len(weights.networks) == 1 < config.split and _takes_copies(config_lib.resolve(config)):
             one = values.copy(config)
-            one.method, one.split = "single", 1
+            one.split = 1
         variables = torch_import.to_variables(one, weights, fit="convertible")
         notes = weights.notes
     else:

@@ -65,7 +65,7 @@ def test_yes():
     assert "the undivided network 90.00 ± 0.20 %" in found.text
     assert "The difference is +4.00 percentage points" in found.text
     assert "over 3 seeds and 1,000 test images" in found.text
-    assert "trains 1.50 times as long (150 s, not 100 s)" in found.text
+    assert "trains 1.50 times as long (2.5 minutes, not 1.7 minutes)" in found.text
     assert "after temperature scaling its NLL is 0.0500 ± 0.0000 nats lower" in found.text
     assert "lower in 3 of 3 seeds" in found.text
 

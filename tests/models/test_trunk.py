@@ -254,6 +254,8 @@ FAMILIES = [
     "resnet20",
     "ffsd_resnet18",
     "ffsd_wide_resnet16_2",
+    "vit_ti4",
+    "convnext_atto",
 ]
 # Depth is what takes the time; no family names its layers by it.
 SHALLOW = {"blocks": (2, 1, 1), "layers": (2, 1, 1)}
@@ -262,8 +264,9 @@ SHALLOW = {"blocks": (2, 1, 1), "layers": (2, 1, 1)}
 def shallow(arch):
     spec = models.divided(arch, 1)
     for field, value in SHALLOW.items():
-        if isinstance(getattr(spec, field, None), tuple) and arch[:9] != "efficient":
-            spec = dataclasses.replace(spec, **{field: value})
+        own = getattr(spec, field, None)
+        if isinstance(own, tuple) and arch[:9] != "efficient":
+            spec = dataclasses.replace(spec, **{field: (*value, *(1,) * (len(own) - len(value)))})
     return spec
 
 

@@ -622,8 +622,8 @@ def test_bad_input_of_the_command(refused, tmp_path):
     line = refused(npz, *OVERRIDES, workdir, "--config.data.name=cifar10")  # three channels
     assert line == (
         "layer0.0.weight: shape (16, 1, 3, 3) where wide_resnet10_1 divided in 2 has (16, 3, 3, 3)"
-        "; data.name='cifar10' has images of 3 channels: give the file to --init_from, which takes "
-        "weights for another number of channels"
+        "; data.name='cifar10' has images of 32 x 32 pixels with 3 channels: give the file to "
+        "--init_from, which takes weights for another number of channels or of patches"
     )
     line = refused(npz, *OVERRIDES, workdir, "--ema")
     assert line.startswith(f"{npz}: holds no averaged weights; searched: ")
