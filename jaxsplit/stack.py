@@ -43,8 +43,12 @@ LOWERINGS = ("auto", "dense", "unrolled", "packed", "grouped")
 BATCH_NORMS = ("local", "sync")
 
 
-def choose_lowering(lowering: str, num_networks: int, platform: str) -> str:
+def choose_lowering(
+    lowering: str, num_networks: int, platform: str, spec: models.Spec | None = None
+) -> str:
     """The given lowering, or, for `auto`, the best one for a platform ('cpu', 'gpu', 'tpu').
+
+    `spec`: of each network; None: of a network of convolutions.
 
     Raises:
       ConfigError: the lowering is unknown.
@@ -53,6 +57,8 @@ def choose_lowering(lowering: str, num_networks: int, platform: str) -> str:
         raise ConfigError(f"lowering={lowering!r}: must be one of {', '.join(LOWERINGS)}")
     if lowering != "auto":
         return lowering
+    if spec is not None and models.known(spec.arch)[0].products:
+        return "dense"  # S products are one batched product, which copies nothing
     # Unrolling saves the slices and concatenations around every convolution, but the program and
     # its compilation time grow with S.
     return "unrolled" if platform == "cpu" and num_networks <= 4 else "dense"
@@ -202,7 +208,7 @@ class Stack:
             (logits, features), new = out if train else (out, variables)
             return logits, Features(features), new.get("batch_stats", {})
 
-        lowering = choose_lowering(self.lowering, n, self.sharding.platform)
+        lowering = choose_lowering(self.lowering, n, self.sharding.platform, self.spec)
         if lowering == "unrolled" and (self.trunk or self.tying.joint_norm):
             # Each copy of the network would compute the trunk again, and only `vmap` has an axis to
             # take statistics over.

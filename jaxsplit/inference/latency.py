@@ -165,7 +165,7 @@ def candidates(
         wanted.append((ONE, small, 1, "auto", 1, ""))
     if count > 1:
         platform = devices[0].platform
-        chosen = [stack.choose_lowering(one, count, platform) for one in lowerings]
+        chosen = [stack.choose_lowering(one, count, platform, small) for one in lowerings]
         if not resolved.unrolls:  # a stack then takes `dense` instead
             chosen = ["dense" if one == "unrolled" else one for one in chosen]
         for lowering in dict.fromkeys(chosen):
@@ -195,7 +195,7 @@ def candidates(
         if n > 1:
             sizes = dict(num_classes=classes, image_shape=shape)
             params, macs = costs.own_costs(config, resolved, each, **sizes)[costs.ALL]
-        lowering = stack.choose_lowering(lowering, n // over, mesh.platform)
+        lowering = stack.choose_lowering(lowering, n // over, mesh.platform, spec)
         candidate = Candidate(name, config.arch, n, lowering, over, params, macs)
         found.append((candidate, _call(networks, known, config.eval.ensemble, heads)))
     return found

@@ -66,6 +66,7 @@ class Family(Generic[AnySpec]):
     torch_dead: regular expressions of tensors in that `state_dict` that no computation reads.
     pack: (spec, factor) -> Spec with all channels times a factor, rounded up; see `scaled`. None:
       the family cannot be packed.
+    products: whether matrix products, not convolutions, take nearly all of the time.
     whole: Spec -> names of convolutions that have no subgroups in a member of a Packed-Ensemble.
     """
 
@@ -78,6 +79,7 @@ class Family(Generic[AnySpec]):
     torch_name: Callable[[AnySpec, tuple[str, ...]], str] | None = None
     torch_dead: tuple[str, ...] = ()
     pack: Callable[[AnySpec, float], AnySpec] | None = None
+    products: bool = False
     whole: Callable[[AnySpec], tuple[str, ...]] = lambda spec: ("fc1", "fc2")  # channel attention
 
     def find(self, arch: str) -> AnySpec | None:

@@ -233,5 +233,6 @@ FAMILY = Family(
     parse=parse,
     torch_name=torch_name,
     pack=pack,
+    products=True,
     whole=lambda spec: (),
 )

@@ -232,7 +232,7 @@ def test_networks_are_one_batched_product(name):
     """As many products for four networks as for two, forward and backward, all batched."""
 
     def products(s):
-        made, variables, views = a_stack(name, s, lowering="dense")
+        made, variables, views = a_stack(name, s)  # lowering="auto"
         program = jax.make_jaxpr(lambda v: loss_and_gradients(made, v, views))(variables)
         found = list(dots(program.jaxpr))
         assert found and all(shape[0] == s or s in shape for shape in found)
