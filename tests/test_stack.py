@@ -394,6 +394,8 @@ def test_auto_unrolls_few_networks_on_cpu(platform):
     chosen = {s: stack.choose_lowering("auto", s, platform) for s in (1, 2, 4, 5, 8, 16)}
     few = "unrolled" if platform == "cpu" else "dense"
     assert chosen == {1: few, 2: few, 4: few, 5: "dense", 8: "dense", 16: "dense"}
+    assert stack.choose_lowering("auto", 4, platform, models.divided("vit_ti4", 4)) == "dense"
+    assert stack.choose_lowering("auto", 4, platform, SMALL) == few
     for lowering in ("dense", "unrolled", "packed", "grouped"):
         assert stack.choose_lowering(lowering, 4, platform) == lowering
 
