@@ -131,7 +131,7 @@ def test_gradients_flow_into_the_student(name):
     wanted = of(True)
     assert np.abs(wanted[0]).min() > 0 and not wanted[1].any()
     free = of(False)
-    np.testing.assert_array_equal(free[0], wanted[0])
+    np.testing.assert_allclose(free[0], wanted[0], rtol=1e-5, atol=1e-7)  # of another program
     assert np.abs(free[1]).max() > 1e-3
     jacobian = jax.jit(jax.jacobian(lambda z: loss.pairwise(z, LABELS)))(student)
     for i in range(S):
