@@ -10,7 +10,6 @@ A folder holds compare.csv, metrics.csv and compare.json of a `jaxsplit compare`
 import argparse
 import csv
 import pathlib
-import shutil
 
 from bench import errors_in_one_line, made_by, programs
 from jaxsplit.errors import ConfigError
@@ -30,8 +29,8 @@ def keep(workdir: pathlib.Path, name: str, command: str) -> pathlib.Path:
         raise ConfigError(f"{workdir}: has no {missing[0]}; it holds no comparison")
     out = FOLDER / name
     out.mkdir(parents=True, exist_ok=True)
-    for file in KEPT:
-        shutil.copy(workdir / file, out / file)
+    for file in KEPT:  # with the paths of teachers relative to the comparison
+        (out / file).write_text((workdir / file).read_text().replace(f"{workdir}/", ""))
     (out / "command.txt").write_text(f"{command}\n\n{made_by(programs.device_name())}\n")
     return out
 

@@ -34,3 +34,12 @@ def test_a_row():
 def test_a_workdir_without_a_comparison(tmp_path):
     with pytest.raises(ConfigError, match="has no compare.csv; it holds no comparison"):
         evidence.keep(tmp_path, "x", "command")
+
+
+def test_kept_files_name_no_path_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "FOLDER", tmp_path / "kept")
+    for file in evidence.KEPT:
+        (tmp_path / file).write_text(f'"distill_from.teacher": "{tmp_path}/cotrain-s4-seed0"\n')
+    kept = evidence.keep(tmp_path, "x", "command")
+    for file in evidence.KEPT:
+        assert (kept / file).read_text() == '"distill_from.teacher": "cotrain-s4-seed0"\n'
