@@ -106,11 +106,16 @@ def conv(
     return kept(one(kept(x), kernel))
 
 
+def _pads(x: Array, window: tuple[int, int], strides, padding) -> Sequence[tuple[int, int]]:
+    """((top, bottom), (left, right)) of a padding in any form."""
+    if isinstance(padding, str):
+        return lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+    return padding
+
+
 def _patches(x: Array, window: tuple[int, int], strides, padding) -> list[Array]:
     """For each position in the window, row by row, the pixels under it: float[B, H', W', C]."""
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    x = jnp.pad(x, ((0, 0), *_pads(x, window, strides, padding), (0, 0)))
     out_h, out_w = (
         (x.shape[1 + i] - k) // s + 1 for i, k, s in zip((0, 1), window, strides, strict=True)
     )
@@ -145,9 +150,8 @@ def _depthwise_bands(x, kernel, strides, padding) -> Array:
     whose 49 products also compile slowly.
     """
     (h, w), (top, left) = kernel.shape[:2], strides
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], (h, w), strides, padding)
-    x = jnp.pad(x, ((0, 0), tuple(padding[0]), (0, 0), (0, 0)))
+    padding = _pads(x, (h, w), strides, padding)
+    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0)))
     out_h = (x.shape[1] - h) // top + 1
     rows = jnp.stack([x[:, i : i + (out_h - 1) * top + 1 : top] for i in range(h)])
     out_w = (x.shape[2] + sum(padding[1]) - w) // left + 1

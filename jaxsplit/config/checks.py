@@ -42,11 +42,8 @@ DURATIONS = (
     "eval.every",
     "checkpoint.every",
 )
-NUMBER_OR_PAPER = (
-    "distill.temperature",
-    "dropout",
-    "drop_path",
-)  # fields that take a number or 'paper'
+# Fields that take a number or 'paper'.
+NUMBER_OR_PAPER = ("distill.temperature", *models.RATES)
 MOST_NETWORKS, MOST_THREADS = 4096, 1024
 VIEWS = ("different", "same", PAPER)
 DTYPES = ("float32", "bfloat16")

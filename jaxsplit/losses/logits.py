@@ -11,12 +11,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxsplit.models.layers import widen
+
 Array = jax.Array
-
-
-def _wide(x: Array) -> Array:
-    """`x` as a float of at least 32 bits."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _log_mean_exp(log_p: Array) -> Array:
@@ -38,7 +35,7 @@ def js_divergence(logits: Array) -> Array:
     Returns:
         float[]: in [0, log S]; 0 for S = 1.
     """
-    logits = _wide(logits)
+    logits = widen(logits)
     if logits.shape[0] == 1:
         return jnp.zeros((), logits.dtype)
     log_p = jax.nn.log_softmax(logits)
@@ -59,7 +56,7 @@ def pairwise_kl(logits: Array) -> Array:
     Returns:
         float[]: a sum over networks, as the cross-entropies are; 0 for S = 1.
     """
-    logits = _wide(logits)
+    logits = widen(logits)
     networks = logits.shape[0]
     if networks == 1:
         return jnp.zeros((), logits.dtype)
@@ -97,7 +94,7 @@ def ensemble(logits: Array, how: str = "mean_logits") -> Array:
     """
     if how not in ENSEMBLES:
         raise ValueError(f"ensemble: {how!r} is not one of {', '.join(ENSEMBLES)}")
-    return ENSEMBLES[how](_wide(logits))
+    return ENSEMBLES[how](widen(logits))
 
 
 def cotrain_weight(

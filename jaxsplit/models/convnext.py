@@ -17,7 +17,16 @@ from jax import Array
 
 from jaxsplit.errors import ConfigError
 from jaxsplit.models.family import Family, ModuleFields, scaled
-from jaxsplit.models.layers import Conv, Dtype, block_class, classify, find_block, parameter, widen
+from jaxsplit.models.layers import (
+    Conv,
+    Dtype,
+    block_class,
+    classify,
+    find_block,
+    parameter,
+    per_channel,
+    widen,
+)
 from jaxsplit.models.stochastic import DropPath
 from jaxsplit.models.tokens import LayerNorm, Mlp, Patches, truncated_normal
 
@@ -103,7 +112,7 @@ class Block(nn.Module):
         y = LayerNorm(dtype=self.dtype, name="norm")(depthwise(x))
         y = Mlp(4 * c, self.dtype, truncated_normal, name="mlp")(y)
         scale = parameter(self, "layer_scale", nn.initializers.constant(LAYER_SCALE), (c,))
-        y = y * scale.reshape(1, 1, 1, c).astype(y.dtype)
+        y = y * per_channel(scale, y).astype(y.dtype)
         return x + DropPath(self.drop_path, name="drop_path")(y, train, example_ids)
 
 

@@ -89,7 +89,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
-            y = (widen(y) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
+            y = (widen(y) + per_channel(bias, y)).astype(y.dtype)
         return y
 
 
@@ -172,13 +172,15 @@ class Norm(Protocol):
     def __call__(self, *, name: str) -> BatchNorm: ...
 
 
-def _wide(v: Array, x: Array) -> Array:
+def per_channel(v: Array, x: Array) -> Array:
     """Gives float[C] as many axes as `x`, because the tests forbid implicit rank promotion."""
     return v.reshape((1,) * (x.ndim - 1) + v.shape)
 
 
 def _affine(x: Array, mean: Array, factor: Array, bias: Array, dtype: Dtype) -> Array:
-    return ((x - _wide(mean, x)) * _wide(factor, x) + _wide(bias, x)).astype(dtype)
+    return ((x - per_channel(mean, x)) * per_channel(factor, x) + per_channel(bias, x)).astype(
+        dtype
+    )
 
 
 def _axes(axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -217,11 +219,11 @@ def _statistics(x: Array) -> tuple[Array, Array]:
     n = x.size // x.shape[-1]
     if compiler.platform() == "cpu":
         mean = _sum(x) / n
-        return mean, _sum(jnp.square(x - _wide(mean, x))) / n
+        return mean, _sum(jnp.square(x - per_channel(mean, x))) / n
     # An accelerator is bound by reading `x`: both sums read it once. They are sums of deviations
     # from the mean of the first example, because E[x^2] - E[x]^2 would lose digits.
     near = _sum(x[:1]) / (n // x.shape[0])
-    deviation = x - _wide(near, x)
+    deviation = x - per_channel(near, x)
     shift, square = _sum(deviation) / n, _sum(jnp.square(deviation)) / n
     return near + shift, jnp.maximum(square - jnp.square(shift), 0.0)
 
@@ -251,13 +253,13 @@ def _batch_norm_forward(x, scale, bias, epsilon, axis_name, dtype):
 def _batch_norm_backward(epsilon, axis_name, dtype, saved, cotangents):
     x, scale, mean, root = saved
     g = widen(cotangents[0])
-    deviation = widen(x) - _wide(mean, x)
+    deviation = widen(x) - per_channel(mean, x)
     d_bias, by_deviation = _sum(g), _sum(g * deviation)
     n = x.size // x.shape[-1]
     means = d_bias / n, by_deviation / n
     means = jax.tree.map(functools.partial(_mean_over, _axes(axis_name)), means)
-    slope = _wide(means[1] * jnp.square(root), x)
-    dx = (g - _wide(means[0], x) - deviation * slope) * _wide(scale * root, x)
+    slope = per_channel(means[1] * jnp.square(root), x)
+    dx = (g - per_channel(means[0], x) - deviation * slope) * per_channel(scale * root, x)
     d_scale = by_deviation * root
     return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from jaxsplit.models import subgroups
-from jaxsplit.models.layers import Dtype, parameter, widen
+from jaxsplit.models.layers import Dtype, parameter, per_channel, widen
 
 # As ViT starts (arXiv 2010.11929), whatever its width. DeiT's constant deviation of 0.02 would
 # leave narrow networks, such as divided ones, with nearly no signal.
@@ -36,12 +36,7 @@ def _product(x: Array, kernel: Array, bias: Array, groups: int, dtype: Dtype) ->
         x = x.reshape(*x.shape[:-1], groups, -1)
         y = jnp.einsum("...gc,cgf->...gf", x, kernel.reshape(len(kernel), groups, -1))
         y = y.reshape(*y.shape[:-2], -1)
-    return (widen(y) + _over(bias, y)).astype(dtype)
-
-
-def _over(v: Array, x: Array) -> Array:
-    """float[C] with as many axes as `x`, because the tests forbid implicit rank promotion."""
-    return v.reshape((1,) * (x.ndim - 1) + v.shape)
+    return (widen(y) + per_channel(bias, y)).astype(dtype)
 
 
 class Dense(nn.Module):
@@ -76,7 +71,7 @@ class LayerNorm(nn.Module):
         wide = widen(x)
         deviation = wide - wide.mean(-1, keepdims=True)
         root = lax.rsqrt(jnp.square(deviation).mean(-1, keepdims=True) + self.epsilon)
-        y = deviation * root * _over(scale, x) + _over(bias, x)
+        y = deviation * root * per_channel(scale, x) + per_channel(bias, x)
         return y.astype(self.dtype or x.dtype)
 
 

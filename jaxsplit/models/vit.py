@@ -66,6 +66,11 @@ class Spec:
         """Number of stages, whose outputs are the features `stage1` ..."""
         return STAGES
 
+    @property
+    def blocks_per_stage(self) -> int:
+        """Number of blocks in each stage; the last may have fewer."""
+        return -(-self.blocks // STAGES)
+
 
 def macs(spec: Spec) -> int:
     """Multiply-adds of an RGB image of `spec.image_size` pixels, without the classifier."""
@@ -167,9 +172,9 @@ class ViT(nn.Module):
         def as_map(x: Array) -> Array:
             return x[:, int(token) :].reshape(grid)
 
-        features, per_stage = {}, -(-spec.blocks // STAGES)
+        features = {}
         for i in range(spec.blocks):
-            stage, place = divmod(i, per_stage)
+            stage, place = divmod(i, spec.blocks_per_stage)
             rate = spec.drop_path * i / max(spec.blocks - 1, 1)
             make = block_class(Block, stage + 1, self.remat)
             name = f"stage{stage + 1}_block{place + 1}"
@@ -198,10 +203,10 @@ def parse(arch: str) -> Spec | None:
     return Spec(arch, pixels, patch, width, heads, pool=pool)
 
 
-TORCH_NAMES: dict[tuple[str, ...], str] = {
-    ("stem_patches",): "patch_embed.proj",
-    ("stem_tokens",): "",  # its arrays have no module
-    ("head",): "head",
+TORCH_NAMES = {
+    "stem_patches": "patch_embed.proj",
+    "stem_tokens": "",  # its arrays have no module
+    "head": "head",
 }
 
 
@@ -209,11 +214,11 @@ def torch_name(spec: Spec, module: tuple[str, ...]) -> str:
     """timm's name of a module: (stage2_block1, attn, qkv) -> blocks.3.attn.qkv."""
     if (place := find_block(module[0])) is not None:
         stage, block = place
-        first = (stage - 1) * -(-spec.blocks // STAGES)
+        first = (stage - 1) * spec.blocks_per_stage
         return ".".join((f"blocks.{first + block - 1}", *module[1:]))
     if module == ("norm",):
         return "norm" if spec.pool == "token" else "fc_norm"
-    return TORCH_NAMES[module]
+    return TORCH_NAMES[module[0]]
 
 
 def build(spec: Spec, num_classes: int, **fields: Unpack[ModuleFields]) -> ViT:
