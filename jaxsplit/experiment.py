@@ -321,7 +321,7 @@ def inputs(exp: Experiment) -> Callable:
         config.augment,
         exp.dataset.mean,
         exp.dataset.std,
-        streamed=exp.feed.cropped,
+        crops_on="host" if exp.feed.cropped else "device",
         scale_min=config.data.scale_min,
     )
     made = step.make_inputs(
@@ -329,7 +329,7 @@ def inputs(exp: Experiment) -> Callable:
         ops,
         num_networks=exp.resolved.num_networks,
         shared_view=exp.resolved.shared_view,
-        streamed=exp.feed.resident is None,
+        batch_of="images" if exp.feed.resident is None else "indices",
         mixup=config.augment.mixup,
         cutmix=config.augment.cutmix,
         mix_switch=config.augment.mix_switch,

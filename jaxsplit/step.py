@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jaxsplit.methods.base import Method
 from jaxsplit.sharding import Sharding, first_example, first_network, fold_in_data
 from jaxsplit.state import TrainState
 
+BatchOf: TypeAlias = Literal["indices", "images"]
+
 
 def make_inputs(
     sharding: Sharding,
@@ -24,7 +26,7 @@ def make_inputs(
     *,
     num_networks: int,
     shared_view: bool,
-    streamed: bool,
+    batch_of: BatchOf,
     mixup: float,
     cutmix: float = 0.0,
     mix_switch: float = 0.5,
@@ -38,7 +40,7 @@ def make_inputs(
       ops: the augmentations, from `augment.pipeline`.
       num_networks: S.
       shared_view: whether all networks see the same view of an image.
-      streamed: whether a batch holds images and labels; else it holds indices into `resident`.
+      batch_of: whether a batch holds images and labels, or indices into `resident`.
       mixup: alpha of mixup; 0: off.
       cutmix: alpha of CutMix; 0: off.
       mix_switch: the probability of CutMix in a step, if both are on.
@@ -52,7 +54,7 @@ def make_inputs(
 
     def local(resident: dict, batch: dict, key: Array) -> dict:
         view_key, lam_key, pair_key = jax.random.split(key, 3)
-        images, labels = _examples(resident, batch, streamed)
+        images, labels = _examples(resident, batch, batch_of)
         views = augment.make_views(
             ops,
             view_key,
@@ -76,24 +78,24 @@ def make_inputs(
         )
         return {"views": views, "labels": labels, "partner": partner, "lam": lam}
 
-    batch_spec, out_spec = _input_specs(sharding, shared_view, streamed, mixes)
+    batch_spec, out_spec = _input_specs(sharding, shared_view, batch_of, mixes)
     return sharding.map(local, (sharding.replicated, batch_spec, sharding.replicated), out_spec)
 
 
-def _examples(resident: dict, batch: dict, streamed: bool) -> tuple[Array, Array]:
+def _examples(resident: dict, batch: dict, batch_of: BatchOf) -> tuple[Array, Array]:
     """The images and labels of a batch."""
-    if streamed:
+    if batch_of == "images":
         return batch["images"], batch["labels"]
     index = batch["index"]
     return resident["images"][index], resident["labels"][index]
 
 
 def _input_specs(
-    sharding: Sharding, shared_view: bool, streamed: bool, mixes: bool
+    sharding: Sharding, shared_view: bool, batch_of: BatchOf, mixes: bool
 ) -> tuple[dict[str, P], dict[str, P]]:
     """The PartitionSpecs of a batch, and of the input that is made from it."""
     views_spec = sharding.shared_view if shared_view else sharding.views
-    if streamed:
+    if batch_of == "images":
         batch_spec = {"images": views_spec, "labels": sharding.batch}
     else:
         batch_spec = {"index": sharding.batch}

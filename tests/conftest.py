@@ -33,6 +33,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 PARITY = os.environ.get("JAXSPLIT_PARITY")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def smallest_backbone():
+    """`tests.support.nets.SMALLEST` is an architecture like the built-in ones."""
+    from tests.support import nets
+
+    with nets.registered(nets.SMALLEST, splits=(1, 2, 3, 4)):
+        yield
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """A folder with all prepared data sets, each small."""

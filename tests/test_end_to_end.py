@@ -41,6 +41,7 @@ from tests.support.runs import (
     tiny,
     untimed,
 )
+from tests.support.samples import first
 
 
 @dataclasses.dataclass
@@ -94,7 +95,7 @@ def test_table_at_the_end(whole):
     config, results = whole.config, whole.results
     small, large = costs.stack_cost(config.arch, 2, num_classes=10, image_shape=(8, 8, 3))
     table = whole.said[whole.said.index("synthetic test (512 images)") :].splitlines()
-    assert "wide_resnet10_1 divided in 2, cotrain; checkpoint step 4, the last" in table[0]
+    assert "one_block divided in 2, cotrain; checkpoint step 4, the last" in table[0]
     rows = {line.split()[0]: line.split()[1:] for line in table[2:6]}
     assert list(rows) == ["net0", "net1", "ensemble", "undivided"]
     for name, n in (("net0", 1), ("net1", 1), ("ensemble", 2)):
@@ -235,7 +236,7 @@ def test_missing_checkpoints(whole, tmp_path):
 
 @pytest.mark.parametrize("arch", ["wide_resnet16_1", "wide_resnet10_4"])
 def test_checkpoint_of_another_architecture(whole, tmp_path, arch):
-    with pytest.raises(ConfigError, match=f"arch: 'wide_resnet10_1' -> '{arch}'"):
+    with pytest.raises(ConfigError, match=f"arch: 'one_block' -> '{arch}'"):
         loop.evaluate_checkpoint(tiny(arch=arch), whole.workdir)
     # A config.json that does not belong to the checkpoints, too.
     workdir = whole.copy(tmp_path)
@@ -443,8 +444,6 @@ def test_nan_stops_the_run_and_leaves_what_is_saved(tmp_path, monkeypatch):
 
 # ---- Every config: its whole network traced, a shallow one trained
 
-SLOW = pytest.mark.slow
-
 
 def small_run(name: str, folder) -> ConfigDict:
     """The config of that name with small batches of small images on one device."""
@@ -469,13 +468,8 @@ def make_shallow(name: str, monkeypatch) -> None:
     monkeypatch.setitem(family.specs, arch, spec)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=() if n == "svhn:split=2" else SLOW)
-        for n in DATA  # streamed images: config/test_folder_config.py
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DATA)  # streamed images: config/test_folder_config.py
 def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys):
     make_shallow(name, monkeypatch)
     config = small_run(name, prepared)
@@ -497,10 +491,7 @@ def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys
 
 
 # Networks of a hundred layers take tens of seconds.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=SLOW if "resnet1" in n else ()) for n in DATA],
-)
+@pytest.mark.parametrize("name", first(1, DATA))
 def test_whole_network_of_every_config_is_traced(name, prepared):
     """State and training step of the network as configured, with all its blocks; no compilation."""
     config = small_run(name, prepared)
@@ -518,13 +509,14 @@ def test_whole_network_of_every_config_is_traced(name, prepared):
 
     streamed = exp.feed.resident is None
     shape = exp.dataset.image_shape
-    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, streamed=streamed)
+    crops_on = "host" if exp.feed.cropped else "device"
+    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, crops_on=crops_on)
     inputs = step.make_inputs(
         exp.sharding,
         ops,
         num_networks=config.split,
         shared_view=False,
-        streamed=streamed,
+        batch_of="images" if streamed else "indices",
         mixup=config.augment.mixup,
     )
 

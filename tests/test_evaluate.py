@@ -72,7 +72,7 @@ def test_eval_json(run):
     assert (scored["format"], scored["step"], scored["checkpoint"]) == (1, 4, "latest")
     assert scored["names"] == NAMES and scored["answer"] == "ensemble"
     assert scored["classes"] == [str(k) for k in range(10)]
-    assert scored["config"]["arch"] == "wide_resnet10_1" and scored["config"]["split"] == 2
+    assert scored["config"]["arch"] == "one_block" and scored["config"]["split"] == 2
     assert {name: its["count"] for name, its in scored["splits"].items()} == {
         "validation": 205,
         "test": 512,

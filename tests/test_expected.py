@@ -44,7 +44,7 @@ def test_one_of_several_is_deployed():
 
 def test_all_that_trains_with_a_leader():
     """Students, leader, fusion module, and the trans-fusion and self-distillation modules."""
-    config = tiny(method="ffsd", divide=False)
+    config = tiny(arch="wide_resnet10_1", method="ffsd", divide=False)
     whole, named = networks(config)
     found = expected.cost(config)
     assert (found.params, found.macs) == named["leader"] == (whole.params, whole.macs)
@@ -58,10 +58,10 @@ def test_all_that_trains_with_a_leader():
 
 
 def test_a_shared_trunk_counts_once_if_all_see_one_view():
-    config = tiny(method="one")
+    config = tiny(arch="wide_resnet10_1", method="one")
     _, named = networks(config)
     assert expected.cost(config).train_macs == named["gated"][1]
-    different = tiny(method="one", views="different")
+    different = tiny(arch="wide_resnet10_1", method="one", views="different")
     assert expected.cost(different).train_macs > named["gated"][1]
 
 

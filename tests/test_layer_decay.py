@@ -14,6 +14,7 @@ from configs import common
 from jaxsplit import experiment, layer_decay, models, optim
 from jaxsplit.errors import ConfigError
 from tests.support.runs import tiny
+from tests.support.samples import every
 
 
 def rate_of(layers: list[str], decay: float = 0.5) -> dict[str, float]:
@@ -49,7 +50,7 @@ def test_stages_transitions_and_other_words():
     }
 
 
-@pytest.mark.parametrize("family", sorted(models.FAMILIES))
+@pytest.mark.parametrize("family", every(3, sorted(models.FAMILIES)))
 def test_rates_rise_in_the_order_of_computation(family):
     """In every family: from the images to the head, from each block to the next."""
     spec = models.divided(next(iter(models.FAMILIES[family].specs)), 1)
@@ -194,7 +195,8 @@ def test_parameters_of_methods(method):
     """Shared arrays learn as in a network; modules on top of networks as a head."""
     optimizers = []
     for decay in (1.0, 0.5):
-        exp = experiment.build(tiny(method=method, split=4, optim__layer_decay=decay))
+        config = tiny(arch="wide_resnet10_1", method=method, split=4, optim__layer_decay=decay)
+        exp = experiment.build(config)
         optimizers.append(exp.optimizer)
     params = jax.tree.map(lambda _: ONES, exp.state_shapes().params)
     plain, scaled = (tx.update(params, tx.init(params), params)[0] for tx in optimizers)

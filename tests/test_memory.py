@@ -73,7 +73,7 @@ def test_devices_divide_the_networks():
 
 
 def test_a_leader_lies_on_every_device():
-    config = tiny(method="ffsd", divide=False, mesh__net=2)
+    config = tiny(arch="wide_resnet10_1", method="ffsd", divide=False, mesh__net=2)
     cost, rows = cost_of(config), held(config)
     total, each = rows["parameters"]
     assert total - each == 4 * cost.params  # of one of two students

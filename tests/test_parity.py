@@ -16,6 +16,7 @@ from jaxsplit import models, optim
 from jaxsplit.models import stochastic
 from jaxsplit.weights import torch_network
 from tests.support.paths import GOLDEN
+from tests.support.samples import sampled
 from tests.support.xla import EXACT
 
 GOLDEN_CASES = ("cifar100_wide_resnet16_8_s4", "cifar100_resnet110_s4")
@@ -44,6 +45,27 @@ CASES = {
     "ffsd_cifar100_densenet": "densenet40_12",
     "ffsd_cifar100_googlenet": "googlenet",
 }
+# Files that are compared in every run of the tests, one of each family and more; all of them in
+# `make test-all`. Training draws no PyramidNet: it takes the longest to compile.
+IN_TRAINING = (
+    "cifar100_wide_resnet16_8_s4",
+    "cifar100_resnext29_8x64d_s8",
+    "cifar100_shake_resnet26_2x96d_s16",
+    "cifar100_efficientnetb0_s4",
+    "imagenet_resnet50_s8",
+    "imagenet_se_resnet50_s8",
+    "imagenet_resnest_mini",
+    "ffsd_cifar100_resnet20",
+    "ffsd_cifar100_wideresnet1602",
+    "ffsd_cifar100_densenet",
+)
+IN_EVALUATION = (
+    *IN_TRAINING,
+    "cifar100_pyramidnet164_s16",
+    "imagenet_resnexst50_8x16d_s8",
+    "imagenet_efficientnetb0_s4_lukemelas",
+    "ffsd_cifar100_googlenet",
+)
 # Fields of the specs that differ from those of the name.
 FIELDS = {
     "imagenet_resnest_mini": dict(blocks=(2, 2, 1, 1), stem=(32, 32, 64)),
@@ -118,13 +140,14 @@ def test_every_file_is_a_case(parity):
     assert files == set(CASES)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module")
 def fixture(request, parity):
     """(case, arrays of the parity file, spec, variables)."""
     data = dict(np.load(parity / "models" / f"{request.param}.npz"))
     return request.param, data, *network_of(request.param, data)
 
 
+@pytest.mark.parametrize("fixture", sampled(CASES, IN_EVALUATION), indirect=True)
 def test_logits_in_evaluation(fixture):
     case, data, spec, variables = fixture
     names = [name for name in ("", "_odd") if f"x{name}" in data]
@@ -146,6 +169,7 @@ def test_logits_in_evaluation(fixture):
             assert relative_error(means, wanted) <= TOLERANCE, name
 
 
+@pytest.mark.parametrize("fixture", sampled(CASES, IN_TRAINING), indirect=True)
 def test_logits_and_statistics_in_training(fixture, monkeypatch):
     case, data, spec, variables = fixture
     module = build(spec, data, random=False)
@@ -179,7 +203,7 @@ def test_logits_and_statistics_in_training(fixture, monkeypatch):
 GROUPS = json.loads((GOLDEN / "parameter_groups.json").read_text())
 
 
-@pytest.mark.parametrize("case", GROUPS)
+@pytest.mark.parametrize("case", sampled(GROUPS, [c for c in IN_EVALUATION if c in GROUPS]))
 def test_decay_groups(parity, case):
     """What does not decay of the whole networks is what the reference leaves out."""
     row, data = GROUPS[case], dict(np.load(parity / "models" / f"{case}.npz"))

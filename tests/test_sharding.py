@@ -148,6 +148,7 @@ def test_work_is_shared_out():
         assert flops[mesh] / flops[1, 1] == pytest.approx(1, abs=0.05), mesh
 
 
+@pytest.mark.slow
 def test_bytes_along_the_mesh(trained):
     """Gradients cross the data axis only, in proportion to the networks of a device."""
     size = {}

@@ -19,6 +19,11 @@ from tests.support.xla import USUAL
 DECAY = 0.75
 
 
+def averaged_run(**fields):
+    """A run with an average; it learns fast enough that the average is another network."""
+    return tiny(ema=DECAY, optim__lr=2.0, **fields)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def usual_compiler():
     options, fast_options = compiler.options, compiler.fast_options
@@ -32,7 +37,7 @@ def usual_compiler():
 def whole(tmp_path_factory):
     """(workdir, final metrics) of a run with an average, never stopped."""
     workdir = tmp_path_factory.mktemp("whole")
-    return workdir, loop.train_and_evaluate(tiny(ema=DECAY), workdir)
+    return workdir, loop.train_and_evaluate(averaged_run(), workdir)
 
 
 def toy_step(ema: float, warmup: bool):
@@ -115,7 +120,7 @@ def test_without_an_average_the_tree_is_as_before():
 
 def test_a_new_state_has_the_shapes_and_places_that_are_said():
     two = dict(split=2, method="independent", mesh__data=2, mesh__net=2)
-    exp = experiment.build(tiny(ema=DECAY, **two))
+    exp = experiment.build(averaged_run(**two))
     args = exp.method, exp.optimizer
     made = state.init(*args, 0, exp.dataset.image_shape, exp.sharding, averaged=True)
     said = exp.state_shapes()
@@ -139,7 +144,7 @@ def test_what_a_checkpoint_holds(whole):
     checkpoints = read.Reader(workdir)
     exp = experiment.build(tiny())  # knows nothing of an average
     model = read.restore_model(checkpoints.path(4), exp.state_shapes())
-    full = state_at(tiny(ema=DECAY), workdir, 4)
+    full = state_at(averaged_run(), workdir, 4)
     assert_same_bits(model, full.ema)
     kernels = [t["params"]["stack"]["head"]["kernel"] for t in (full.ema, full.raw)]
     assert np.abs(np.subtract(*kernels)).max() > 1e-4
@@ -147,11 +152,11 @@ def test_what_a_checkpoint_holds(whole):
 
 def test_the_average_is_what_is_evaluated(whole, capsys):
     workdir, results = whole
-    again = loop.evaluate_checkpoint(tiny(ema=DECAY), workdir, 4)
+    again = loop.evaluate_checkpoint(averaged_run(), workdir, 4)
     nll = "test/net0/nll"
     assert again[nll] == pytest.approx(results[nll], rel=1e-6)
-    exp = experiment.build(tiny(ema=DECAY))
-    raw = rating.evaluate_split(exp, state_at(tiny(ema=DECAY), workdir, 4).raw, "test")
+    exp = experiment.build(averaged_run())
+    raw = rating.evaluate_split(exp, state_at(averaged_run(), workdir, 4).raw, "test")
     assert abs(raw["net0"]["nll"] - results[nll]) > 1e-4
 
 
@@ -166,17 +171,17 @@ def test_a_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(metrics.Writer, "write", stop)
         with pytest.raises(Stop):
-            loop.train_and_evaluate(tiny(ema=DECAY), tmp_path)
-    loop.train_and_evaluate(tiny(ema=DECAY), tmp_path)
+            loop.train_and_evaluate(averaged_run(), tmp_path)
+    loop.train_and_evaluate(averaged_run(), tmp_path)
     assert "resumed at step 2" in capsys.readouterr().out
-    assert_same_bits(state_at(tiny(ema=DECAY), tmp_path, 4), state_at(tiny(ema=DECAY), whole[0], 4))
+    assert_same_bits(state_at(averaged_run(), tmp_path, 4), state_at(averaged_run(), whole[0], 4))
 
 
 @pytest.mark.slow
 def test_the_average_does_not_change_training(whole, tmp_path, capsys):
     loop.train_and_evaluate(tiny(), tmp_path)
     plain = state_at(tiny(), tmp_path, 4)
-    averaged = state_at(tiny(ema=DECAY), whole[0], 4)
+    averaged = state_at(averaged_run(), whole[0], 4)
     assert_same_bits(plain, dataclasses.replace(averaged, ema=None))
 
 

@@ -76,12 +76,12 @@ def test_inputs_do_not_depend_on_the_mesh(shared):
     config = dict(
         crop_padding=2, flip=True, erase_prob=0.5, erase_area=(0.1, 0.2), erase_aspect=(1, 1)
     )
-    ops = augment.pipeline(config, MEAN, STD, streamed=False)
+    ops = augment.pipeline(config, MEAN, STD)
     made = {}
     for data, net in ((1, 1), (4, 2)):
         mesh = sharding.make(data, net, num_networks=4, batch_size=8)
         inputs = step.make_inputs(
-            mesh, ops, num_networks=4, shared_view=shared, streamed=False, mixup=0.0
+            mesh, ops, num_networks=4, shared_view=shared, batch_of="indices", mixup=0.0
         )
         made[data] = jax.jit(inputs)(
             mesh.put(resident, mesh.replicated), mesh.put(batch, mesh.batch), jax.random.key(1)
@@ -99,7 +99,7 @@ def test_mixup_pairs_within_a_device_with_one_lambda():
     mesh = sharding.make(4, 2, num_networks=2, batch_size=16)
     ops = [("wide", lambda key, image: image.astype(jnp.float32))]
     inputs = step.make_inputs(
-        mesh, ops, num_networks=2, shared_view=False, streamed=True, mixup=1.0
+        mesh, ops, num_networks=2, shared_view=False, batch_of="images", mixup=1.0
     )
     batch = {
         "images": mesh.put(np.repeat(images, 2, 0), mesh.views),
@@ -158,9 +158,9 @@ def linear_run(mesh_shape, accumulate: int, shared: bool = False):
         "labels": rng.integers(0, 5, 40).astype(np.int32),
     }
     batch = {"index": rng.permutation(40)[:32].astype(np.int32)}
-    ops = augment.pipeline(augment_config(), MEAN, STD, streamed=False)
+    ops = augment.pipeline(augment_config(), MEAN, STD)
     inputs = step.make_inputs(
-        mesh, ops, num_networks=2, shared_view=shared, streamed=False, mixup=1.0
+        mesh, ops, num_networks=2, shared_view=shared, batch_of="indices", mixup=1.0
     )
     optimizer = optax.sgd(1.0)
     train_step = step.make_train_step(
@@ -296,9 +296,9 @@ def test_a_real_network_in_parts():
     compiled, totals = experiment.compile_step(exp, start, resident, batch)
     new, totals = compiled(start, totals, resident, batch)
 
-    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, streamed=False)
+    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std)
     inputs = step.make_inputs(
-        exp.sharding, ops, num_networks=2, shared_view=False, streamed=False, mixup=0.0
+        exp.sharding, ops, num_networks=2, shared_view=False, batch_of="indices", mixup=0.0
     )
     key = jax.random.fold_in(jax.random.wrap_key_data(host.key), 0)
     made = jax.device_get(jax.jit(inputs)(resident, batch, jax.random.split(key)[0]))

@@ -17,6 +17,7 @@ from configs.common import get_config
 from jaxsplit import losses, methods, models, optim, sharding, stack
 from jaxsplit.methods import cotrain
 from jaxsplit.weights import torch_network
+from tests.support.samples import first
 from tests.support.xla import EXACT, EXACT_FLOAT64
 
 KINKED = "splitnet_resnet110_s2_kl_sameview"
@@ -123,7 +124,7 @@ def everything(spec, variables):
     )
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=first(1, CASES))
 def in_float64(request, parity):
     """Three float64 steps: (case, [(loss, metrics, logits, gradients, variables)], spec, data)."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -267,6 +268,7 @@ def check_state(spec, data, variables, k, noises):
     assert stored >= 560  # one network's tensors at least
 
 
+@pytest.mark.slow
 def test_methods_without_exchange_are_the_sum_of_cross_entropies():
     spec = models.divided("wide_resnet10_1", 1)
     mesh = sharding.make(1, 1, num_networks=2, batch_size=4, devices=jax.devices()[:1])

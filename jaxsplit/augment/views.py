@@ -6,7 +6,7 @@ are split over devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,8 @@ OPS: dict[str, Callable[[Mapping[str, Any], Sequence[float], Sequence[float]], O
     ),
     "cutout": lambda a, mean, std: image_ops.cutout(a["cutout"]) if a.get("cutout") else None,
 }
-# The host has cropped streamed images already.
-ON_HOST_IF_STREAMED = ("random_crop", "random_resized_crop")
+# The ops that a host does, where it cuts the crops out of larger images.
+CROPS = ("random_crop", "random_resized_crop")
 
 
 def pipeline(
@@ -46,7 +46,7 @@ def pipeline(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    streamed: bool,
+    crops_on: Literal["device", "host"] = "device",
     scale_min: float = 0.1,
 ) -> list[tuple[str, Op]]:
     """The ops that make a training view, in order.
@@ -56,7 +56,7 @@ def pipeline(
             missing.
         mean: C numbers, in units of the full range.
         std: C numbers, same units.
-        streamed: whether the host has cropped the images already; the crops are then left out.
+        crops_on: what crops; on the host, the crops are left out here.
         scale_min: `config.data.scale_min`, the smallest share of the area that a random-resized
             crop takes.
 
@@ -73,7 +73,7 @@ def pipeline(
         )
     fields = {**augment, "scale_min": scale_min}
     made = {name: make(fields, mean, std) for name, make in OPS.items()}
-    skip = ON_HOST_IF_STREAMED if streamed else ()
+    skip = CROPS if crops_on == "host" else ()
     return [(name, op) for name, op in made.items() if op is not None and name not in skip]
 
 

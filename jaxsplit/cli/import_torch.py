@@ -8,7 +8,7 @@ from absl import app, flags
 from jaxsplit.cli import pages, run_flags
 from jaxsplit.errors import ConfigError
 from jaxsplit.report import following, summary
-from jaxsplit.weights import torch_import
+from jaxsplit.weights import torch_files, torch_import
 
 PAGE = pages.Page(
     usage="jaxsplit import-torch CHECKPOINT... --config=NAME|FILE --workdir=DIR [FLAGS]",
@@ -46,7 +46,8 @@ def command(argv: list[str]) -> None:
         if not run_flags.WORKDIR.value or len(argv) < 2:
             raise ConfigError("files and --workdir must be given: CHECKPOINT... --workdir=DIR")
         config, workdir = run_flags.CONFIG.value, run_flags.WORKDIR.value
-        weights = torch_import.import_checkpoint(config, argv[1:], workdir, ema=flags.FLAGS.ema)
+        take: torch_files.Take = "average" if flags.FLAGS.ema else "weights"
+        weights = torch_import.import_checkpoint(config, argv[1:], workdir, take=take)
         what = summary.title(config)
         what += " with its trans-fusion module" * bool(weights.trans_fusion)
         if weights.epoch is not None:

@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             data_dir=values.data_dir,
             holdout=values.holdout,
             check=values.check,
-            partial=values.partial,
+            incomplete="accept" if values.partial else "refuse",
         )
         print(next_of(names[0], values.data_dir), flush=True)
         return 0

@@ -228,7 +228,6 @@ def _lengths(section: Section) -> None:
         config.augment,
         source.mean,
         source.std,
-        streamed=False,
         scale_min=config.data.scale_min,
     )
 

@@ -18,7 +18,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.weights import torch_wrappers
 from jaxsplit.weights.torch_wrappers import some
 
+Take: TypeAlias = Literal["weights", "average"]
 TRANS_FUSION = "trans_fusion_module."  # prefix of that module's tensors in FFSD's leader
 
 State = Mapping[str, np.ndarray]  # a `state_dict`
@@ -42,15 +43,15 @@ class Weights(NamedTuple):
     notes: tuple[str, ...] = ()  # lines about contents that were not taken
 
 
-def read(paths: Sequence[str | pathlib.Path], *, ema: bool = False) -> Weights:
+def read(paths: Sequence[str | pathlib.Path], *, take: Take = "weights") -> Weights:
     """Reads all networks of one file, or one network from each of several files, in their order.
 
-    `ema`: take the averaged weights instead.
+    `take`: the weights as trained, or their average.
 
     Raises:
       ConfigError: a file is missing, damaged, holds something else, or has no averaged weights.
     """
-    files = [_read_file(pathlib.Path(os.path.expanduser(path)), ema) for path in paths]
+    files = [_read_file(pathlib.Path(os.path.expanduser(path)), take) for path in paths]
     if len(files) == 1:
         return files[0]
     for path, file in zip(paths, files, strict=True):
@@ -64,7 +65,7 @@ def read(paths: Sequence[str | pathlib.Path], *, ema: bool = False) -> Weights:
     return Weights([file.networks[0] for file in files], {}, files[0].arch, notes=notes)
 
 
-def _read_file(path: pathlib.Path, ema: bool) -> Weights:
+def _read_file(path: pathlib.Path, take: Take) -> Weights:
     if path.is_dir():
         raise ConfigError(f"{path}: is a directory, must be a file of PyTorch weights")
     if not path.is_file():
@@ -81,7 +82,7 @@ def _read_file(path: pathlib.Path, ema: bool) -> Weights:
         reason = reason if len(reason) <= 200 else f"{reason[:200]} ..."
         raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     try:
-        found, notes = _choose(torch_wrappers.find(content), ema)
+        found, notes = _choose(torch_wrappers.find(content), take)
         state = {name: _to_numpy(name, value) for name, value in found.tensors.items()}
         leader = {n: v for n, v in state.items() if n.startswith(TRANS_FUSION)}
         networks = _networks({n: v for n, v in state.items() if n not in leader})
@@ -99,22 +100,23 @@ def _read_file(path: pathlib.Path, ema: bool) -> Weights:
 
 
 def _choose(
-    found: Sequence[torch_wrappers.Found], ema: bool
+    found: Sequence[torch_wrappers.Found], take: Take
 ) -> tuple[torch_wrappers.Found, Sequence[str]]:
-    """(the choice, lines about it). Without `ema` it takes an average if there is nothing else."""
-    wanted = [f for f in found if f.average == ema]
-    if ema and not wanted:
+    """(the choice, lines about it). An average is also taken if there is nothing else."""
+    average = take == "average"
+    wanted = [f for f in found if f.average == average]
+    if average and not wanted:
         known = ", ".join(torch_wrappers.AVERAGES)
         raise ConfigError(f"holds no averaged weights; searched: {known}")
     taken = (wanted or found)[0]
     others = [f for f in found if f is not taken]
     if others:
         also = ", ".join(map(_described, others))
-        if any(f.average for f in others) and not ema:
+        if any(f.average for f in others) and not average:
             also += " (to take these: --ema, or :ema after the path of init_from)"
         return taken, [f"{_described(taken)} are taken; it also holds {also}"]
     only = f"it holds only {_described(taken)}, which are taken"
-    return taken, [only] * (taken.average and not ema)
+    return taken, [only] * (taken.average and not average)
 
 
 def _described(found: torch_wrappers.Found) -> str:

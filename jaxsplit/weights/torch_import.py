@@ -194,7 +194,7 @@ def import_checkpoint(
     paths: Sequence[str | pathlib.Path],
     workdir: str | pathlib.Path,
     *,
-    ema: bool = False,
+    take: torch_files.Take = "weights",
 ) -> torch_files.Weights:
     """Makes a workdir whose checkpoint, step 0, holds the weights of PyTorch files.
 
@@ -206,7 +206,7 @@ def import_checkpoint(
       config: the networks and data set of the weights.
       paths: one file, or one file per network, in their order.
       workdir: the new workdir.
-      ema: whether to take the averaged weights that the files hold.
+      take: the weights of the files as trained, or the average that they hold.
 
     Returns:
       The contents of the files.
@@ -219,10 +219,10 @@ def import_checkpoint(
         raise ConfigError(f"workdir={str(workdir)!r}: holds checkpoints already; choose another")
     own = native.read(pathlib.Path(os.path.expanduser(paths[0]))) if len(paths) == 1 else None
     if own is None:
-        weights = torch_files.read(paths, ema=ema)
+        weights = torch_files.read(paths, take=take)
         variables = to_variables(config, weights, data.source(config.data).num_classes)
     else:
-        if ema:
+        if take == "average":
             raise ConfigError(f"{paths[0]}: holds no averaged weights")
         weights = torch_files.Weights([], {}, arch=own.header.get("arch", ""))
         variables = _of_native(config, own, str(paths[0]))

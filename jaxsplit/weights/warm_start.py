@@ -48,12 +48,12 @@ def read(config: ConfigDict, like: dict) -> Start:
     Raises:
       ConfigError: nothing there can be read, or the architecture or S differs.
     """
-    paths, ema = _sources(config.init_from)
+    paths, take = _sources(config.init_from)
     try:
         if len(paths) > 1 or paths[0].is_file():
-            return _from_files(config, paths, ema, like)
+            return _from_files(config, paths, take, like)
         if paths[0].is_dir() or _step(paths[0]):
-            if ema:
+            if take == "average":
                 raise ConfigError(
                     ":ema is for PyTorch files only; the checkpoint of a run with config.ema holds "
                     "the average as its weights"
@@ -64,8 +64,8 @@ def read(config: ConfigDict, like: dict) -> Start:
         raise ConfigError(f"init_from={config.init_from!r}: {error}") from None
 
 
-def _sources(text: str) -> tuple[list[pathlib.Path], bool]:
-    """(paths in `init_from`, whether it asks for averages); a path may contain commas."""
+def _sources(text: str) -> tuple[list[pathlib.Path], torch_files.Take]:
+    """(paths in `init_from`, which weights it asks for); a path may contain commas."""
 
     def exists(text: str) -> bool:
         path = os.path.expanduser(text)
@@ -79,7 +79,7 @@ def _sources(text: str) -> tuple[list[pathlib.Path], bool]:
         n = next((n for n in range(len(parts), 0, -1) if exists(",".join(parts[:n]))), 1)
         paths.append(pathlib.Path(os.path.expanduser(",".join(parts[:n]))))
         parts = parts[n:]
-    return paths, ema
+    return paths, "average" if ema else "weights"
 
 
 def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
@@ -120,10 +120,12 @@ def _takes_copies(resolved: config_lib.Resolved) -> bool:
     )
 
 
-def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: dict) -> Start:
+def _from_files(
+    config: ConfigDict, paths: list[pathlib.Path], take: torch_files.Take, like: dict
+) -> Start:
     own = native.read(paths[0]) if len(paths) == 1 else None
     if own is None:
-        weights = torch_files.read(paths, ema=ema)
+        weights = torch_files.read(paths, take=take)
         one = config
         if len(weights.networks) == 1 < config.split and _takes_copies(config_lib.resolve(config)):
             one = values.copy(config)
@@ -131,7 +133,7 @@ def _from_files(config: ConfigDict, paths: list[pathlib.Path], ema: bool, like: 
         variables = torch_import.to_variables(one, weights, fit="convertible")
         notes = weights.notes
     else:
-        if ema:
+        if take == "average":
             raise ConfigError(f":ema is for PyTorch files only; this file is of {native.FORMAT}")
         torch_import.check_native(config, own)
         variables, notes = own.variables, ()

@@ -168,7 +168,7 @@ def test_the_first_attempt_that_fits_is_erased_and_none_is_left_alone():
 
 def test_the_fill_is_zero_after_normalisation():
     config = dict(CONFIG, crop_padding=0, flip=False, erase_prob=1.0)
-    pipeline = augment.pipeline(config, MEAN, STD, streamed=False)
+    pipeline = augment.pipeline(config, MEAN, STD)
     assert [name for name, _ in pipeline] == ["normalize", "random_erase"]
     white = jnp.full((1, 32, 32, 3), 255, jnp.uint8)
     run = jax.jit(functools.partial(augment.make_views, pipeline, num_views=1))
@@ -199,19 +199,19 @@ def test_op_errors_name_the_field(make, message):
 
 
 def test_pipeline_order_and_switches():
-    def names(streamed=False, **changes):
-        pipeline = augment.pipeline({**CONFIG, **changes}, MEAN, STD, streamed=streamed)
+    def names(crops_on="device", **changes):
+        pipeline = augment.pipeline({**CONFIG, **changes}, MEAN, STD, crops_on=crops_on)
         return [name for name, _ in pipeline]
 
     assert names() == ["random_crop", "random_flip", "normalize", "random_erase"]
-    assert names(streamed=True) == ["random_flip", "normalize", "random_erase"]
+    assert names(crops_on="host") == ["random_flip", "normalize", "random_erase"]
     assert names(crop_padding=0, flip=False, erase_prob=0.0) == ["normalize"]
-    assert set(views.ON_HOST_IF_STREAMED) <= set(views.OPS)
+    assert set(views.CROPS) <= set(views.OPS)
 
 
 @functools.cache
 def compiled(num_views: int, channels: int):
-    pipeline = augment.pipeline(CONFIG, MEAN[:channels], STD[:channels], streamed=False)
+    pipeline = augment.pipeline(CONFIG, MEAN[:channels], STD[:channels])
     return jax.jit(functools.partial(augment.make_views, pipeline, num_views=num_views))
 
 
@@ -249,7 +249,7 @@ def test_parts_of_batch_and_networks_equal_the_whole_bitwise():
 
 def test_views_and_mixup_inside_shard_map():
     mesh = jax.make_mesh((2, 2), ("data", "net"), axis_types=(AxisType.Auto,) * 2)
-    pipeline = augment.pipeline(CONFIG, MEAN, STD, streamed=False)
+    pipeline = augment.pipeline(CONFIG, MEAN, STD)
     images, labels = random_images(8, 12, 12, 3), np.arange(8)
 
     @functools.partial(
@@ -299,7 +299,7 @@ def test_grayscale_views_that_are_not_square():
 
 def test_one_view_is_its_ops_one_after_the_other():
     images = random_images(8, 12, 12, 3)
-    pipeline = augment.pipeline(CONFIG, MEAN, STD, streamed=False)
+    pipeline = augment.pipeline(CONFIG, MEAN, STD)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 2), 9 + 5)
     want = jnp.asarray(images[5])
     for (_, op), op_key in zip(pipeline, jax.random.split(key, len(pipeline)), strict=True):
@@ -448,9 +448,9 @@ def test_random_resized_crops_have_the_asked_area():
 def test_an_image_is_cropped_once():
     fields = dict(CONFIG, crop_padding=4, random_resized_crop=True)
     with pytest.raises(ConfigError, match="^augment.crop_padding=4: must be 0 with"):
-        augment.pipeline(fields, (0.5,), (0.5,), streamed=False)
+        augment.pipeline(fields, (0.5,), (0.5,))
     fields = dict(CONFIG, crop_padding=0, random_resized_crop=True, cutout=2)
-    for streamed in (False, True):
-        made = [n for n, _ in augment.pipeline(fields, (0.5,), (0.5,), streamed=streamed)]
-        assert ("random_resized_crop" in made) == (not streamed)
+    for crops_on in ("device", "host"):
+        made = [n for n, _ in augment.pipeline(fields, (0.5,), (0.5,), crops_on=crops_on)]
+        assert ("random_resized_crop" in made) == (crops_on == "device")
         assert made[-1] == "cutout"

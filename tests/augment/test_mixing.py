@@ -108,7 +108,7 @@ def test_devices_share_the_box():
         [("normalize", ops.normalize((0.5,) * 3, (0.25,) * 3))],
         num_networks=4,
         shared_view=False,
-        streamed=False,
+        batch_of="indices",
         mixup=0.0,
         cutmix=1.0,
     )

@@ -13,6 +13,7 @@ from jaxsplit.augment import autoaugment, pixels, policies, randaugment, views
 from jaxsplit.augment.pixels import BICUBIC, ENHANCE, GEOMETRIC
 from jaxsplit.errors import ConfigError
 from tests.support.policies import our_name, randaugment_params, random_image
+from tests.support.samples import first
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -59,7 +60,7 @@ def test_randaugment_levels_equal_the_references(parity):
                 np.testing.assert_array_equal(p.point, want.point, err_msg=f"{theirs} {level}")
 
 
-@pytest.mark.parametrize("increasing", [False, True])
+@pytest.mark.parametrize("increasing", first(1, [False, True]))
 def test_traced_levels_equal_static_ones(increasing):
     levels = np.random.default_rng(0).uniform(0, 10, 40)
     levels = (np.round(levels * 65536) / 65536).astype(np.float32)  # as they are drawn
@@ -283,22 +284,21 @@ CONFIG = {"crop_padding": 2, "flip": True, "erase_prob": 0.5} | {
 
 
 def test_the_policy_stands_between_flip_and_normalize():
-    ops = views.pipeline(CONFIG | FORMS[0], (0.5,) * 3, (0.2,) * 3, streamed=False)
+    ops = views.pipeline(CONFIG | FORMS[0], (0.5,) * 3, (0.2,) * 3)
     names = [name for name, _ in ops]
     assert names == ["random_crop", "random_flip", "policy", "normalize", "random_erase"]
-    streamed = views.pipeline(CONFIG | FORMS[0], (0.5,) * 3, (0.2,) * 3, streamed=True)
+    streamed = views.pipeline(CONFIG | FORMS[0], (0.5,) * 3, (0.2,) * 3, crops_on="host")
     assert [name for name, _ in streamed] == names[1:]
-    off = views.pipeline(CONFIG, (0.5,) * 3, (0.2,) * 3, streamed=False)
+    off = views.pipeline(CONFIG, (0.5,) * 3, (0.2,) * 3)
     assert "policy" not in [name for name, _ in off]
 
 
-@pytest.mark.parametrize(
-    "fields", [FORMS[0], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", FORMS)
 def test_views_do_not_depend_on_the_mesh_nor_on_the_form(monkeypatch, fields):
     """A loop over images (CPU) and all images at once (accelerators), split over 4 x 2 devices."""
     images = np.stack([random_image(12, 10, 3, seed=i) for i in range(8)])
-    ops = views.pipeline(CONFIG | fields, (0.4, 0.5, 0.5), (0.2,) * 3, streamed=False)
+    ops = views.pipeline(CONFIG | fields, (0.4, 0.5, 0.5), (0.2,) * 3)
     key = jax.random.key(1)
     mesh = jax.make_mesh((4, 2), ("data", "net"), axis_types=(AxisType.Auto,) * 2)
 
@@ -322,7 +322,8 @@ def test_views_do_not_depend_on_the_mesh_nor_on_the_form(monkeypatch, fields):
     assert not np.allclose(results[0][0], results[0][1])  # networks see different views
 
 
-@pytest.mark.parametrize("fields", [FORMS[1], pytest.param(FORMS[0], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [FORMS[1], FORMS[0]])
 def test_a_gray_image_is_treated_as_an_rgb_image_of_that_gray(fields):
     image = random_image(14, 15, 1)
     keys = jax.random.split(jax.random.key(2), 200)

@@ -83,6 +83,7 @@ def test_a_peak_is_known_or_left_out():
     assert math.isnan(programs.peak("Tesla V100-SXM2-16GB", "bfloat16"))
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_a_run():
     """It learns: the loss falls."""
     program = programs.compile_case(programs.changed(SMALL, views=True, channels=3))

@@ -17,6 +17,7 @@ from jaxsplit import sharding
 from jaxsplit.checkpoints import checksums, integrity, read, resume, store
 from jaxsplit.errors import ConfigError, DamagedError, SaveError, disk_full
 from tests.support.checkpoints import METRIC, assert_same, like, make_state, save
+from tests.support.samples import every
 
 # If one read or write fails, orbax does not wait for the others.
 pytestmark = [
@@ -160,11 +161,11 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_the_checkpoint_before_a_damaged_one(opened, tmp_path, damage):
+@pytest.mark.parametrize("name", every(3, DAMAGES))
+def test_the_checkpoint_before_a_damaged_one(opened, tmp_path, name):
     save(opened(), 2, 0.25)
     save(opened(), 4, 0.5)
-    damage(folder_of(tmp_path, 4))
+    DAMAGES[name](folder_of(tmp_path, 4))
     assert not store.weights_only(tmp_path)
     checkpoints = opened()
     with pytest.raises(DamagedError, match="checkpoint=4 .*on_corrupt='previous' .* from step 2$"):

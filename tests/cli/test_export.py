@@ -22,7 +22,7 @@ def test_export(run, workdir, tmp_path, capsys):
     to = tmp_path / "net.safetensors"
     run("--mode=export", f"--workdir={workdir}", "--format=safetensors", f"--to={to}")
     first, following = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"net0 of checkpoint 0, 1 network of wide_resnet10_1: {to} (")
+    assert first.startswith(f"net0 of checkpoint 0, 1 network of one_block: {to} (")
     assert following.startswith(f"start a run from it: jaxsplit train --init_from={to} ")
     assert json.loads((tmp_path / "net.safetensors.json").read_text())["of"] == "net0"
 

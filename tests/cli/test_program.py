@@ -200,7 +200,7 @@ def test_what_follows_a_known_set(monkeypatch, capsys):
 def test_flags_of_prepare_in_any_order(monkeypatch):
     seen = []
     monkeypatch.setattr(prepare.prepare, "prepare", lambda *a, **k: seen.append((a, k)))
-    wanted = dict(data_dir="d", holdout=0.1, check="header", partial=True)
+    wanted = dict(data_dir="d", holdout=0.1, check="header", incomplete="accept")
     for argv in (
         ["birds", "--source=s", "--data_dir=d", "--holdout=0.1", "--check=header", "--partial"],
         ["--partial", "--source", "s", "--holdout", "0.1", "birds", "--data_dir", "d"]
@@ -209,7 +209,9 @@ def test_flags_of_prepare_in_any_order(monkeypatch):
         assert prepare.main(argv) == 0
         assert seen.pop() == (("birds", "s"), wanted)
     assert prepare.main(["birds", "--source=s"]) == 0  # nothing is left of the flags before
-    defaults = dict(data_dir="~/tensorflow_datasets", holdout=0.0, check="full", partial=False)
+    defaults = dict(
+        data_dir="~/tensorflow_datasets", holdout=0.0, check="full", incomplete="refuse"
+    )
     assert seen.pop() == (("birds", "s"), defaults)
 
 

@@ -366,6 +366,7 @@ def test_streaming_gives_the_batches_of_the_device(cifar10, name, validation):
                 np.testing.assert_array_equal(a[key], b[key])
 
 
+@pytest.mark.slow
 def test_views_are_those_of_the_device(cifar10):
     """The views that networks get on a mesh with two groups of networks, as in the loop."""
     made = get_config()
@@ -391,7 +392,10 @@ def test_views_are_those_of_the_device(cifar10):
                 arrays = dict(images=feed.resident.images, labels=feed.resident.labels)
                 resident = exp.sharding.put(arrays, exp.sharding.replicated)
             ops = augment.pipeline(
-                made.augment, exp.dataset.mean, exp.dataset.std, streamed=feed.cropped
+                made.augment,
+                exp.dataset.mean,
+                exp.dataset.std,
+                crops_on="host" if feed.cropped else "device",
             )
             assert "random_crop" in dict(ops)
             inputs = step.make_inputs(
@@ -399,7 +403,7 @@ def test_views_are_those_of_the_device(cifar10):
                 ops,
                 num_networks=2,
                 shared_view=views == "same",
-                streamed=feed.resident is None,
+                batch_of="images" if feed.resident is None else "indices",
                 mixup=0.2,
             )
             got.append(jax.device_get(jax.jit(inputs)(resident, batch, jax.random.key(0))))

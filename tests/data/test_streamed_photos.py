@@ -36,6 +36,7 @@ def test_an_epoch_of_real_sized_jpegs(photos):
     np.testing.assert_array_equal(np.bincount(labels), [IMAGES // 10] * 10)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_it(photos):
     bench.write_hugging_face(photos, IMAGES, distinct=40)
     for source in bench.NAMES:

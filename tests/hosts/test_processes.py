@@ -266,6 +266,7 @@ def test_what_they_have_to_agree_on(start, tmp_path, monkeypatch):
     assert list((tmp_path / "both").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_other_configs(start, tmp_path):
     command = training(2, tmp_path / "run")
     more = [("--config.data.threads=1",), ("--config.data.threads=2", "--config.optim.lr=0.3")]

@@ -76,7 +76,7 @@ def test_what_is_written_and_printed(found, tmp_path):
     assert cell["images_per_second"] == pytest.approx(3 / cell["seconds"]["median"])
     assert set(cell["seconds"]) == {"median", "lower", "upper", "least", "calls"}
     text = latency.table(found)
-    assert "wide_resnet10_1 in 2, images 8x8x3" in text and text.count("cascade") == 1
+    assert "one_block in 2, images 8x8x3" in text and text.count("cascade") == 1
 
 
 def test_what_is_written_can_be_read(found, tmp_path):

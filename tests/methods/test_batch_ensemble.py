@@ -143,7 +143,8 @@ def by_tiling():
         return args, jax.device_get(on_a_tiled_batch(*args))
 
 
-@pytest.mark.parametrize("mesh", first(1, [(2, 2), (1, 1), (2, 1), (1, 2)]))
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 2), (1, 1), (2, 1), (1, 2)])
 def test_equals_a_tiled_batch(by_tiling, mesh):
     """Loss, statistics and gradients; BatchNorm's are of all networks, on any mesh."""
     args, ((value, stats), grads) = by_tiling

@@ -91,6 +91,7 @@ def saved(workdir, step=4) -> dict:
     return {name: shape for name, shape in read.model_shapes(path).items()}
 
 
+@pytest.mark.slow
 def test_a_student_that_is_stopped_goes_on(whole, student, tmp_path):
     with pytest.raises(Stopped):
         loop.train_and_evaluate(student(), tmp_path, AskedAt(3))

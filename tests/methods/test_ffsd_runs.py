@@ -22,6 +22,7 @@ from jaxsplit.losses import attention
 from jaxsplit.models import fusion
 from jaxsplit.recipes import published
 from jaxsplit.weights import extract, warm_start
+from tests.support import nets
 from tests.support.runs import shallow
 
 
@@ -378,8 +379,13 @@ def run(tmp_path_factory):
         views="different",
         eval=dict(every="2 steps", batch_size=360),
     )
-    config.ffsd.leader = "wide_resnet10_2"
-    return config, workdir, loop.train_and_evaluate(config, workdir)
+    two_maps = dict(blocks=(1, 1))
+    with (
+        nets.registered("students", splits=(1, 2), **two_maps),
+        nets.registered("leaders", width=16, **two_maps),
+    ):
+        config.arch, config.ffsd.leader = "students", "leaders"
+        yield config, workdir, loop.train_and_evaluate(config, workdir)
 
 
 def test_metrics_and_table(run, capsys):
@@ -408,12 +414,12 @@ def test_exported_leader(run, tmp_path, capsys):
     config, workdir, results = run
     to = tmp_path / "leader"
     said = extract.leader(config, workdir, to)
-    assert said.startswith("the leader of checkpoint 4, wide_resnet10_2, is in ")
+    assert said.startswith("the leader of checkpoint 4, leaders, is in ")
     assert said.splitlines()[1] == f"next: jaxsplit eval --workdir={to}"
     alone = config_lib.load(to)
     assert (alone.method, alone.arch, alone.split, alone.divide) == (
         "single",
-        "wide_resnet10_2",
+        "leaders",
         1,
         False,
     )
@@ -481,7 +487,7 @@ def test_export_from_a_mesh(tmp_path):
 def test_start_from_a_run_with_another_leader(run, tmp_path):
     """Students are taken, what belongs to the leader is drawn."""
     _, workdir, _ = run
-    config = tiny(divide=True, init_from=str(workdir))
+    config = tiny(arch="students", divide=True, init_from=str(workdir))
     exp = experiment.build(config)
     start = warm_start.read(config, exp.state_shapes().variables)
     taken = {part: {x is None for x in jax.tree.leaves(tree, is_leaf=lambda x: x is None)}
@@ -489,7 +495,7 @@ def test_start_from_a_run_with_another_leader(run, tmp_path):
     assert taken["stack"] == taken["sd1"] == {False}
     assert taken["leader"] == taken["fusion"] == {True}
     assert "leader (of another shape)" in start.note
-    config = tiny(divide=True, init_from=str(workdir), trunk="stage1")
+    config = tiny(arch="students", divide=True, init_from=str(workdir), trunk="stage1")
     exp = experiment.build(config)
     with pytest.raises(ConfigError, match="share other stages than those of this run"):
         warm_start.read(config, exp.state_shapes().variables)

@@ -195,6 +195,7 @@ def test_one_head_is_a_single_network():
     assert_close(*predicted, 1e-12)
 
 
+@pytest.mark.slow
 def test_two_devices_agree_with_one():
     """With one image for all inputs nothing depends on how a batch is shuffled."""
     with jax.enable_x64(True):

@@ -31,7 +31,7 @@ def run(path: pathlib.Path, workdir: pathlib.Path, *more: str) -> subprocess.Com
         "arch": "wide_resnet10_1",
         "split": 2,
         "divide": False,
-        "duration": "2 epochs",
+        "duration": "4 steps",
         "batch_size": 128,
         "mesh.data": 1,
         "lowering": "dense",
@@ -48,12 +48,12 @@ def test_a_method_in_thirty_lines(tmp_path):
     path, workdir = written(tmp_path), tmp_path / "run"
     done = run(path, workdir, "--config.my_method.weight=0.5")
     assert done.returncode == 0, done.stderr
-    assert "2 x wide_resnet10_1, my_method; checkpoint step 22, the last" in done.stdout
+    assert "2 x wide_resnet10_1, my_method; checkpoint step 4, the last" in done.stdout
     assert json.loads((workdir / "config.json").read_text())["my_method"] == {"weight": 0.5}
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     trained = [line for line in map(json.loads, lines) if "train/loss" in line]
     weights = [line["train/weight"] for line in trained]
-    assert weights == pytest.approx([0.5 * step / 22 for step in range(22)])
+    assert weights == pytest.approx([0.5 * step / 4 for step in range(4)])
     for line in trained:
         terms = [line[f"train/net{i}/to_ensemble"] for i in range(2)]
         entropies = [line[f"train/net{i}/cross_entropy"] for i in range(2)]

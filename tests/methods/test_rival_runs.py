@@ -21,7 +21,6 @@ METHODS = {  # method -> (its answer, fields)
     "joint": ("ensemble", dict(joint__weight=0.7, joint__of="mean_probs")),
     "packed": ("ensemble", dict(packed__least_channels=1, packed__alpha=1.0)),
 }
-SLOW = [pytest.param(m, marks=() if m == "okdph" else pytest.mark.slow) for m in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def trained(make, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", SLOW)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_is_stopped_loses_nothing(trained, method, tmp_path):
     config, workdir, results = trained(method)
     with pytest.raises(Stopped):
@@ -64,7 +63,7 @@ def test_a_run_that_is_stopped_loses_nothing(trained, method, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", SLOW)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_mode(trained, method, tmp_path):
     config, workdir, results = trained(method)
     answer, images = METHODS[method][0], experiment.build(config).dataset.test.images[:8]
@@ -106,8 +105,9 @@ def two_steps(config):
     return jax.device_get(s.raw), float(totals.sums["loss"])
 
 
-@pytest.mark.parametrize("method", SLOW)
-@pytest.mark.parametrize("mesh", [(2, 2), pytest.param((4, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mesh", [(2, 2), (4, 1)])
 def test_meshes_agree_with_one_device(make, method, mesh):
     fields = dict(batch_norm="sync", schedule__warmup="0 steps", augment__mixup=0.0)
     one = two_steps(make(method, **fields))
@@ -120,7 +120,7 @@ def test_meshes_agree_with_one_device(make, method, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", SLOW)
+@pytest.mark.parametrize("method", METHODS)
 def test_it_learns(make, method, tmp_path):
     """Two epochs of digits; chance is 10 %."""
     fields = dict(data__name="digits", data__image_size=0, duration="2 epochs", batch_size=32)

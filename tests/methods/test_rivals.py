@@ -69,6 +69,7 @@ def predictor(whole):
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_it_learns(whole):
     workdir, results = whole
     losses = [line["train/loss"] for line in lines_of(workdir) if "train/loss" in line]

@@ -202,6 +202,7 @@ def test_transition_leaves_a_last_odd_row_out():
     np.testing.assert_allclose(apply(variables, x), apply(variables, x[:, :4, :6]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_shake_drop_grows_over_the_layers():
     """In evaluation a layer's new channels are multiplied by what remains: 1 - 0.6 i / 3."""
     x = jax.random.normal(jax.random.key(2), (2, 4, 4, 3))

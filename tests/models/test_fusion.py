@@ -34,7 +34,7 @@ LEADERS = {
     "densenet": "densenet40_12",
     "googlenet": "googlenet",
 }
-SLOW = ("densenet", "googlenet")
+SLOW = ("densenet", "googlenet", "wideresnet1602")
 
 
 def quick(fn):

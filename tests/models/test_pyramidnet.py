@@ -119,6 +119,7 @@ def test_a_mesh_equals_one_device(on_meshes):
             assert error <= 1e-10 * max(np.abs(w).max() for w in want)
 
 
+@pytest.mark.slow
 def test_networks_and_steps_draw_differently(on_meshes):
     """All but those whose gates were open (a tenth, in the last block)."""
     outs = [out for features, _ in on_meshes[1, 1] for out in features["stage1"]]

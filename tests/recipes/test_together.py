@@ -41,7 +41,8 @@ def arch():
         yield name
 
 
-@pytest.mark.parametrize("policy", ["", pytest.param(RANDAUGMENT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["", RANDAUGMENT])
 def test_a_whole_recipe(arch, policy, tmp_path):
     fields = RECIPE | dict(augment__randaugment=policy)
     config = tiny(arch=arch, divide=False, lowering="dense", **fields)

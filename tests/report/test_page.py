@@ -94,7 +94,7 @@ def test_seeds_are_one_row_by_mean_and_deviation(three, text):
     mean, off = sum(values) / 2, abs(values[0] - values[1]) / math.sqrt(2)
     row = re.search(r"seed0, seed1 \(seeds 0, 1\).*?>net1</th><td>(.*?)</td>", text, re.S)
     assert row[1] == f"{100 * mean:.2f} ± {100 * off:.2f}"
-    alone = re.search(r">dml: wide_resnet10_1.*?>net1</th><td>(.*?)</td>", text, re.S)
+    alone = re.search(r">dml: one_block.*?>net1</th><td>(.*?)</td>", text, re.S)
     assert "±" not in alone[1]
     said = Checked(text).text
     assert "Over 2 runs that differ in the seed only, the ensemble of 2 networks answers" in said
@@ -136,7 +136,7 @@ def test_differences_and_commands_train_the_same_again(three):
 def test_one_run_is_compared_with_the_defaults(three):
     heads, rows = reproduce.differences(runs.read(three[:1]))
     assert heads == ["field", "seed0", "default"]
-    assert ["arch", "wide_resnet10_1", "wide_resnet28_10"] in rows
+    assert ["arch", "one_block", "wide_resnet28_10"] in rows
 
 
 # ---- Kinds of runs

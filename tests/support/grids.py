@@ -24,7 +24,7 @@ def cost(config) -> grid.Cost:
 def planned(workdir, methods=("single", "independent"), splits=(1, 2), seeds=(0, 1), **fields):
     """The plan of a grid of `tiny` runs in a workdir."""
     asked = grid.Grid(tuple(methods), tuple(splits), tuple(seeds), **fields)
-    return grid.plan(tiny(), asked, cost, lambda name: str(workdir / name))
+    return grid.plan(tiny(arch="wide_resnet10_1"), asked, cost, lambda name: str(workdir / name))
 
 
 class After(signals.Stop):

@@ -9,6 +9,9 @@ import pytest
 from jaxsplit import models
 from jaxsplit.models import resnet
 
+# Every test can name it; programs that a test starts cannot.
+SMALLEST = "one_block"
+
 
 @contextlib.contextmanager
 def registered(arch: str, **fields) -> Iterator[str]:

@@ -13,6 +13,7 @@ from configs import common
 from jaxsplit import experiment, metrics
 from jaxsplit.checkpoints import read, store
 from jaxsplit.hosts import signals
+from tests.support import nets
 from tests.support.paths import ROOT
 
 ENSEMBLE = "test/ensemble/top1"
@@ -30,7 +31,7 @@ DATA = {  # config, and its arguments: the data set that it reads
 def tiny(**fields) -> ConfigDict:
     """Two small networks on 8x8 images, 4 steps on one device; random crops, flips and mixup."""
     config = common.get_config()
-    config.arch, config.split = "wide_resnet10_1", 2
+    config.arch, config.split = nets.SMALLEST, 2
     config.divide_anyway = True  # so narrow a network does not divide
     config.trackers = ()  # TensorBoard files take time to write
     config.data.name, config.data.image_size = "synthetic", 8
@@ -46,7 +47,7 @@ def tiny(**fields) -> ConfigDict:
 def one_network(**fields) -> ConfigDict:
     """One small network on 8x8 images for 4 steps."""
     config = common.get_config()
-    config.arch, config.split, config.method = "wide_resnet10_1", 1, "single"
+    config.arch, config.split, config.method = nets.SMALLEST, 1, "single"
     config.divide_anyway = True
     config.trackers = ()  # TensorBoard files take time to write
     config.data.name, config.data.image_size = "synthetic", 8

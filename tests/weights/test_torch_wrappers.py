@@ -133,7 +133,7 @@ def test_an_average_beside_the_weights(read, key):
         # A module that holds both, and .safetensors and .npz, which have no containers.
         ({"state_dict": prefixed("model.") | prefixed(f"{key}.", AVERAGE)}, "'state_dict'"),
     ):
-        raw, averaged = read(content), read(content, ema=True)
+        raw, averaged = read(content), read(content, take="average")
         assert same(raw.networks[0], NET) and same(averaged.networks[0], AVERAGE)
         (note,) = raw.notes
         assert note.startswith(f"weights in {where} are taken; it also holds averaged weights in '")
@@ -146,8 +146,8 @@ def test_an_average_alone(read, refused):
     weights = read({"model_ema": AVERAGE})
     assert same(weights.networks[0], AVERAGE)
     assert weights.notes == ("it holds only averaged weights in 'model_ema', which are taken",)
-    assert read({"model_ema": AVERAGE}, ema=True).notes == ()
-    assert refused({"model": NET}, ema=True) == (
+    assert read({"model_ema": AVERAGE}, take="average").notes == ()
+    assert refused({"model": NET}, take="average") == (
         "holds no averaged weights; searched: state_dict_ema, model_ema, ema, "
         "params_ema, ema_state_dict"
     )
@@ -186,7 +186,9 @@ def test_precisions(tmp_path, kind, dtype):
 def test_an_average_in_a_file_without_containers(tmp_path):
     content = prefixed("model.") | prefixed("model_ema.module.", AVERAGE)
     save_file(content, tmp_path / "a.safetensors")
-    raw, averaged = (torch_files.read([tmp_path / "a.safetensors"], ema=x) for x in (False, True))
+    raw, averaged = (
+        torch_files.read([tmp_path / "a.safetensors"], take=x) for x in ("weights", "average")
+    )
     assert same(raw.networks[0], NET) and same(averaged.networks[0], AVERAGE)
     assert raw.notes[0].endswith(f"it also holds averaged weights in 'model_ema' {TO_TAKE}")
 

@@ -138,6 +138,7 @@ def test_the_source_is_recorded_and_not_read_again(tuned, capsys, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_training_starts_from_what_was_taken(source, tuned):
     """Two steps moved the weights a little from the source's, far from drawn ones."""
     exp, _ = like(make_config())

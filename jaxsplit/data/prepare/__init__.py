@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from jaxsplit.data import decoding
 from jaxsplit.data.prepare import image_files, image_folder, readers, shards
 from jaxsplit.data.prepare.readers import Example, Found
 from jaxsplit.errors import ConfigError
+
+Incomplete: TypeAlias = Literal["refuse", "accept"]
 
 CHECKS = ("full", "header")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -67,7 +69,7 @@ def prepare(
     *,
     holdout: float = 0.0,
     check: str = "full",
-    partial: bool = False,
+    incomplete: Incomplete = "refuse",
     shard_bytes: int = shards.SHARD_BYTES,
 ) -> pathlib.Path:
     """Writes <data_dir>/<name>/<version>/ from the files in `source`; returns that path.
@@ -83,8 +85,8 @@ def prepare(
       holdout: share of every class that becomes the test split, if `source` is a folder of images
         without one. Each class keeps a training image.
       check: 'full' decodes each image; 'header' reads only its header and its end.
-      partial: accepts other numbers of images than a known set has and classes without images, and
-        leaves broken images out.
+      incomplete: whether a source is refused that has another number of images than a known set,
+        a class without images or a broken image; 'accept' leaves broken images out.
       shard_bytes: size of the records after which a shard is closed.
 
     Raises:
@@ -106,7 +108,7 @@ def prepare(
     found = _find(name, source, holdout)
     for note in found.notes:
         print(f"note: {note}", flush=True)
-    task = _Task(name, source, found, check, partial, shard_bytes)
+    task = _Task(name, source, found, check, incomplete, shard_bytes)
     _check_found(task)
     began = time.monotonic()
     try:
@@ -128,7 +130,7 @@ class _Task:
     source: pathlib.Path
     found: Found
     check: str
-    partial: bool
+    incomplete: Incomplete
     shard_bytes: int
 
     @property
@@ -235,7 +237,7 @@ def _check_found(task: _Task) -> None:
     name, found = task.name, task.found
     known = KNOWN[name].counts if name in KNOWN else {}
     missing = [split for split in known if split not in found.splits]
-    if missing and not task.partial:
+    if missing and task.incomplete == "refuse":
         raise ConfigError(
             f"source={task.source}: has nothing for the split {', '.join(missing)} of {name}; give "
             "--partial to do without"
@@ -247,7 +249,7 @@ def _check_found(task: _Task) -> None:
 
 def _check_counts(task: _Task, counts: dict[str, int]) -> None:
     """Raises ConfigError if a split in `counts` has another number of images than published."""
-    if task.name not in KNOWN or task.partial:
+    if task.name not in KNOWN or task.incomplete == "accept":
         return
     for split, count in counts.items():
         must = KNOWN[task.name].counts[split]
@@ -262,7 +264,7 @@ def _check_classes(task: _Task, per_class: Sequence[int]) -> None:
     """Raises ConfigError if a class has no training image."""
     names = task.found.names
     empty = [name for name, count in zip(names, per_class, strict=True) if not count]
-    if empty and not task.partial:
+    if empty and task.incomplete == "refuse":
         raise ConfigError(
             f"source={task.source}: {len(empty)} of {len(names)} classes have no training image "
             f"(first: {empty[0]!r}); delete what is empty, or give --partial to take it "
@@ -273,7 +275,9 @@ def _check_classes(task: _Task, per_class: Sequence[int]) -> None:
 def _write_split(work: shards.Unfinished, task: _Task, split: str) -> None:
     """Writes the rest of a split, or all of it; a finished split stays as it is."""
     state = work.state(split)
-    if state.left_out and not task.partial:  # an earlier run with --partial left them out
+    if (
+        state.left_out and task.incomplete == "refuse"
+    ):  # an earlier run with --partial left them out
         state = work.restart(split)
     if state.done:
         print(f"{split}: done before, {state.records:,} images", flush=True)
@@ -311,7 +315,7 @@ def _records(
         try:
             image, shape, turned = future.result()
         except ConfigError as error:
-            if not task.partial:
+            if task.incomplete == "refuse":
                 raise
             print(f"left out: {error}", file=sys.stderr, flush=True)
             return example.where

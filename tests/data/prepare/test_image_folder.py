@@ -95,7 +95,7 @@ def test_a_part_without_records_is_not_done(tmp_path):
     (s / "test" / "a").mkdir(parents=True)
     (s / "test" / "a" / "x.jpg").write_text("no image")
     for _ in range(2):
-        line = message_of(lambda: prepare.prepare("birds", s, tmp_path / "d", partial=True))
+        line = message_of(lambda: prepare.prepare("birds", s, tmp_path / "d", incomplete="accept"))
         assert line == "source: no image for the split test"
 
 

@@ -94,7 +94,7 @@ def test_cifar10_from_the_tarball(tmp_path, capsys):
 
 def test_load_reads_what_was_prepared(tmp_path):
     images, labels = make_cifar10(tmp_path)
-    prepare.prepare("cifar10", tmp_path, tmp_path / "d", partial=True)
+    prepare.prepare("cifar10", tmp_path, tmp_path / "d", incomplete="accept")
     config = common.get_config().data
     config.name, config.dir = "cifar10", str(tmp_path / "d")
     dataset = data.load(config)
@@ -106,7 +106,7 @@ def test_load_reads_what_was_prepared(tmp_path):
 def test_cifar100_from_the_folder(tmp_path, inside):
     images, labels = make_cifar100(tmp_path)
     source = tmp_path / "cifar-100-python" if inside else tmp_path
-    folder = prepare.prepare("cifar100", source, tmp_path / "d", partial=True)
+    folder = prepare.prepare("cifar100", source, tmp_path / "d", incomplete="accept")
     found = contents(folder)
     assert [label for _, label in found["train"]] == labels[:100]
     np.testing.assert_array_equal(pixels(found["test"][7][0]), images[107])
@@ -115,7 +115,7 @@ def test_cifar100_from_the_folder(tmp_path, inside):
 
 def test_svhn(tmp_path):
     made = make_svhn(tmp_path)
-    folder = prepare.prepare("svhn_cropped", tmp_path, tmp_path / "d", partial=True)
+    folder = prepare.prepare("svhn_cropped", tmp_path, tmp_path / "d", incomplete="accept")
     found = contents(folder)
     assert {split: len(part) for split, part in found.items()} == dict(train=12, test=12, extra=12)
     for split, images in made.items():
@@ -128,13 +128,13 @@ def test_svhn_without_extra_is_partial(tmp_path):
     with pytest.raises(ConfigError, match="nothing for the split extra .* --partial"):
         prepare.prepare("svhn_cropped", tmp_path, tmp_path / "d")
     assert not (tmp_path / "d").exists()
-    folder = prepare.prepare("svhn_cropped", tmp_path, tmp_path / "d", partial=True)
+    folder = prepare.prepare("svhn_cropped", tmp_path, tmp_path / "d", incomplete="accept")
     assert list(contents(folder)) == ["train", "test"]
 
 
 def test_idx(tmp_path):
     images = make_idx(tmp_path)
-    folder = prepare.prepare("fashion_mnist", tmp_path, tmp_path / "d", partial=True)
+    folder = prepare.prepare("fashion_mnist", tmp_path, tmp_path / "d", incomplete="accept")
     found = contents(folder)
     both = found["train"] + found["test"]
     np.testing.assert_array_equal([pixels(image, 1)[..., 0] for image, _ in both], images)
@@ -205,7 +205,7 @@ def test_gray_images_of_different_sizes(tmp_path):
 
 def test_imagenet_tars_with_the_list_of_tfds(tmp_path):
     made = make_imagenet_tars(tmp_path)
-    folder = prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", partial=True)
+    folder = prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", incomplete="accept")
     found = contents(folder)
     assert found["train"] == made
     # The first three lines of the published list of validation wnids, the second of them first.
@@ -231,7 +231,7 @@ def test_imagenet_labels_of_the_development_kit(tmp_path, packed):
         kit.mkdir(parents=True)
         for name, content in make_devkit().items():
             (kit / name).write_bytes(content)
-    found = contents(prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", partial=True))
+    found = contents(prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", incomplete="accept"))
     assert [label for _, label in found["validation"]] == [999, 0, 1]  # images 2, 1, 3
 
 
@@ -248,7 +248,7 @@ def test_imagenet_trees(tmp_path, flat):
         labels = [0, 999, 1]
     else:
         val, labels = make_tree(tmp_path / "val", dict.fromkeys(WNIDS, 1)), [0, 1, 999]
-    found = contents(prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", partial=True))
+    found = contents(prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", incomplete="accept"))
     assert found["train"] == list(zip(train, [0, 0, 1, 1, 999, 999], strict=True))
     assert found["validation"] == list(zip(val, labels, strict=True))
 
@@ -377,7 +377,7 @@ def test_a_run_with_partial_does_not_count_without_it(tmp_path, monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(shards.Unfinished, "finish", lambda *_: (_ for _ in ()).throw(OSError("x")))
         with pytest.raises(ConfigError, match="cannot be written"):
-            prepare.prepare("birds", tmp_path, tmp_path / "d", partial=True)
+            prepare.prepare("birds", tmp_path, tmp_path / "d", incomplete="accept")
     with pytest.raises(ConfigError, match="a/000.JPEG: broken image"):
         prepare.prepare("birds", tmp_path, tmp_path / "d")
     (tmp_path / "train" / "a" / "000.JPEG").write_bytes(made[0])  # mended
@@ -412,10 +412,10 @@ def test_an_image_that_was_mended_is_taken(tmp_path, monkeypatch, capsys, flat):
         args = ("birds", tmp_path, tmp_path / "d")
     broken.write_bytes(bytes(len(made[0])))  # as long as the right one
     os.utime(broken, ns=(0, 0))
-    broken_off(monkeypatch, *args, partial=True)
+    broken_off(monkeypatch, *args, incomplete="accept")
     broken.write_bytes(made[0])
     capsys.readouterr()
-    found = contents(prepare.prepare(*args, partial=True))
+    found = contents(prepare.prepare(*args, incomplete="accept"))
     assert [image for image, _ in found[split]] == made
     assert "resumes after" not in capsys.readouterr().out
 
@@ -539,7 +539,10 @@ def test_numbers_of_a_known_set(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="20 train images of cifar10, must be 50,000; .*partial"):
         prepare.prepare("cifar10", tmp_path, tmp_path / "d")
     assert not (tmp_path / "d" / "cifar10" / "3.0.2").exists()
-    assert len(contents(prepare.prepare("cifar10", tmp_path, tmp_path / "d", partial=True))) == 2
+    assert (
+        len(contents(prepare.prepare("cifar10", tmp_path, tmp_path / "d", incomplete="accept")))
+        == 2
+    )
 
 
 def test_known_numbers_are_those_of_the_papers():
@@ -560,7 +563,7 @@ def test_labels_of_a_wrong_number(tmp_path):
         file.write(idx_bytes(labels))
     message = "train-images-idx3-ubyte.gz, image 0: label 10, must be in 0..9"
     with pytest.raises(ConfigError, match=message):
-        prepare.prepare("mnist", tmp_path, tmp_path / "d", partial=True)
+        prepare.prepare("mnist", tmp_path, tmp_path / "d", incomplete="accept")
     with pytest.raises(ConfigError, match="10 of 11 classes have no training image"):
         prepare.prepare("my_digits", tmp_path, tmp_path / "d")
 
@@ -619,7 +622,7 @@ def test_a_cut_archive_is_named(tmp_path, name, make, file):
     make(tmp_path)
     cut(tmp_path / file, 0.3)
     with pytest.raises(ConfigError) as caught:
-        prepare.prepare(name, tmp_path, tmp_path / "d", partial=True)
+        prepare.prepare(name, tmp_path, tmp_path / "d", incomplete="accept")
     assert str(tmp_path / file) in str(caught.value) and "\n" not in str(caught.value)
     assert not [p for p in (tmp_path / "d").rglob("dataset_info.json")]
 
@@ -628,7 +631,7 @@ def test_a_missing_batch_is_named(tmp_path):
     make_cifar100(tmp_path)
     (tmp_path / "cifar-100-python" / "test").unlink()
     with pytest.raises(ConfigError, match="cifar-100-python has no test"):
-        prepare.prepare("cifar100", tmp_path, tmp_path / "d", partial=True)
+        prepare.prepare("cifar100", tmp_path, tmp_path / "d", incomplete="accept")
 
 
 class _Evil:
@@ -669,7 +672,7 @@ def test_a_strange_member_of_the_training_tar(tmp_path, member):
     with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "a") as tar:
         add(tar, member, b"x")
     with pytest.raises(ConfigError, match=f"ILSVRC2012_img_train.tar.*{member}"):
-        prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", partial=True)
+        prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", incomplete="accept")
 
 
 def test_a_validation_image_without_a_label(tmp_path):
@@ -678,7 +681,7 @@ def test_a_validation_image_without_a_label(tmp_path):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n")
     with pytest.raises(ConfigError, match="ILSVRC2012_val_00000003.JPEG: no label"):
-        prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", partial=True)
+        prepare.prepare("imagenet2012", tmp_path, tmp_path / "d", incomplete="accept")
 
 
 def test_a_class_that_only_the_test_part_has(tmp_path):
