@@ -491,6 +491,7 @@ def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys
 
 
 # Networks of a hundred layers take tens of seconds.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first(1, DATA))
 def test_whole_network_of_every_config_is_traced(name, prepared):
     """State and training step of the network as configured, with all its blocks; no compilation."""

@@ -14,6 +14,7 @@ from jaxsplit import config as config_lib
 from jaxsplit.conv import conv
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import efficientnet, fusion, layers, pooling, resnet, vit
+from tests.support.samples import first
 from tests.support.xla import FAST, USUAL
 
 K, B = 5, 4
@@ -299,13 +300,16 @@ def test_statistics_are_those_of_float32():
 
 @pytest.mark.parametrize(
     "module",
-    [
-        lambda dtype: layers.SqueezeExcite(4, dtype),
-        lambda dtype: layers.Conv(4, 3, use_bias=True, dtype=dtype),
-        lambda dtype: layers.SplitAttention(
-            4, 2, 1, functools.partial(layers.BatchNorm, dtype=dtype), dtype
-        ),
-    ],
+    first(
+        1,
+        [
+            lambda dtype: layers.SqueezeExcite(4, dtype),
+            lambda dtype: layers.Conv(4, 3, use_bias=True, dtype=dtype),
+            lambda dtype: layers.SplitAttention(
+                4, 2, 1, functools.partial(layers.BatchNorm, dtype=dtype), dtype
+            ),
+        ],
+    ),
     ids=["squeeze_excite", "bias", "split_attention"],
 )
 def test_gradients_sum_in_float32(module):
@@ -334,6 +338,7 @@ def test_gradients_sum_in_float32(module):
         assert g.dtype == jnp.float32 and error < 0.1, (jax.tree_util.keystr(path), error)
 
 
+@pytest.mark.slow
 def test_losses_and_evaluation_are_those_of_float32():
     """From the logits on, all is float32: as NumPy's float64, to what bfloat16 could never hold."""
     spec = dataclasses.replace(tiny("wide_resnet16_8"), blocks=(1, 1), width=8)

@@ -191,6 +191,7 @@ def test_equals_a_loop_in_float32(expected_in_float32, lowering):
         assert error <= 1e-5 * max(np.abs(b).max() for b in w), kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shared",
     [

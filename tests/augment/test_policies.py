@@ -60,6 +60,7 @@ def test_randaugment_levels_equal_the_references(parity):
                 np.testing.assert_array_equal(p.point, want.point, err_msg=f"{theirs} {level}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("increasing", first(1, [False, True]))
 def test_traced_levels_equal_static_ones(increasing):
     levels = np.random.default_rng(0).uniform(0, 10, 40)

@@ -11,6 +11,7 @@ from jaxsplit.config import flag_files
 from jaxsplit.errors import ConfigError
 from tests.support.paths import ROOT
 from tests.support.runs import DIGITS
+from tests.support.samples import first
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -123,7 +124,7 @@ def test_one_network_is_single(refused):
     )
 
 
-@pytest.mark.parametrize("program", [["main.py"], ["-m", "jaxsplit", "train"]])
+@pytest.mark.parametrize("program", first(1, [["main.py"], ["-m", "jaxsplit", "train"]]))
 def test_a_missing_file_of_a_program(program, tmp_path):
     """Of a process of its own: ml_collections reads the command line when it is imported."""
     missing = tmp_path / "none.flags"

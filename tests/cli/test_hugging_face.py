@@ -70,6 +70,7 @@ def test_training_and_evaluation(trained, run, capsys):
     assert record["config"]["data"] == "hf:insects"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical(trained, insects, tmp_path):
     workdir, results = trained
     config = config_of(insects)

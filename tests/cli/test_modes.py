@@ -343,7 +343,7 @@ def test_bad_input_in_the_shell(args, start, tmp_path):
 def test_nan_is_one_line_and_status_1(run, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(schedules.SCHEDULES, "cosine", lambda **_: lambda step: 1e30 + 0.0 * step)
     with pytest.raises(SystemExit) as caught:
-        run(*TINY, "--config.duration=6 steps", f"--workdir={tmp_path}")
+        run(*TINY, "--config.arch=one_block", "--config.duration=6 steps", f"--workdir={tmp_path}")
     assert caught.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the loss or the update of the weights is not finite at step ")

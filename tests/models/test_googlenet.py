@@ -36,6 +36,7 @@ def test_widths_in_two_are_multiples_of_four():
         assert narrow % 4 == 0 and abs(narrow - wide / 2**0.5) <= 2
 
 
+@pytest.mark.slow
 def test_divided_networks_cost_what_the_whole_does():
     shape = dict(num_classes=100, image_shape=(32, 32, 3))
     whole, *parts = (costs.cost(models.divided("googlenet", s), **shape) for s in (1, 2, 4))

@@ -234,6 +234,7 @@ def initialised():
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first(2, ["grouped", "attention", "bottleneck", "basic", "se"]))
 def test_initial_kernels(initialised, name):
     """Normal, fan-out: std sqrt(2 / (h w C')); 1e-3 in the head. Within 5 standard errors."""

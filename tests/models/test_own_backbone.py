@@ -101,6 +101,7 @@ class BareNet(nn.Module):
         return layers.classify(nn.relu(x), self.num_classes, train=train), {"final": x}
 
 
+@pytest.mark.slow
 def test_a_backbone_with_neither_statistics_nor_layers_for_all(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "FAMILIES", dict(models.FAMILIES))
 

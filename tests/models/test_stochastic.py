@@ -378,7 +378,7 @@ def on_mesh(name: str, data: int, net: int, seed: int = 0):
     return x, *jax.device_get(quick(run)(x, keys))
 
 
-@every_layer
+@pytest.mark.parametrize("name", first(2, LAYERS))
 @pytest.mark.parametrize("mesh", first(1, [(2, 2), (4, 1)]))
 def test_on_a_mesh_equals_one_device(name, mesh):
     """Values and gradients, under jit, vmap and shard_map."""

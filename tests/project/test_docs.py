@@ -145,6 +145,13 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 180
 
 
+def test_every_experiment_is_in_the_table():
+    table = (ROOT / "docs" / "configs.md").read_text().split("| file in `configs/`")[1]
+    rows = "".join(row.split("|")[1] for row in table.split("\n\n")[0].splitlines()[2:])
+    files = {path.name for path in (ROOT / "configs").glob("*.py")} - {"__init__.py", "common.py"}
+    assert set(re.findall(r"`(\w+\.py)`", rows)) == files
+
+
 def test_indexes_have_every_page():
     for index in (ROOT / "README.md", ROOT / "docs" / "README.md"):
         targets = {(index.parent / target).resolve() for target, _ in links(index)}

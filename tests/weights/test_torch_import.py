@@ -295,6 +295,7 @@ def leader(channels: int = 32, networks_: int = 3) -> tuple[dict, dict]:
     return variables, {name: np.asarray(value) for name, value in state.items()}
 
 
+@pytest.mark.slow
 def test_leader(save, tmp_path, capsys):
     """Its module becomes a part of the checkpoint that `single`, which has none, leaves alone."""
     config = tiny(split=1, method="single")

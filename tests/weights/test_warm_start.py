@@ -313,7 +313,7 @@ def test_paths_with_commas(source, tmp_path, folder):
         )
     assert warm_start._sources(f"{tmp_path / folder / 'x,y.npz'},none.npz,{npz}:ema") == (
         [tmp_path / folder / "x,y.npz", pathlib.Path("none.npz"), npz],
-        True,
+        "average",
     )
 
 
@@ -392,6 +392,7 @@ def published(tmp_path_factory):
     return path, leaves(variables)
 
 
+@pytest.mark.slow
 def test_several_networks_start_from_one(published):
     """All weights are the file's, in every network; positions are resized, heads are drawn."""
     path, wanted = published

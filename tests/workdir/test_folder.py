@@ -158,6 +158,7 @@ def test_leftovers_of_a_run_that_was_killed_are_cleared(whole, tmp_path):
     assert steps_in(workdir) == [2, 4] and len(list((workdir / store.FOLDER).iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_longer_duration_says_what_becomes_of_the_learning_rate(whole, tmp_path, capsys):
     """The learning rate is half a cosine from 0.0125, after 2 of 3 steps and after 3 of 5."""
     workdir = shutil.copytree(whole[0], tmp_path / "run")
