@@ -72,8 +72,8 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-# Files that take a minute and more. They start first, so that both processes end together.
-LONGEST = ("test_parity", "test_train_steps", "test_ffsd", "test_ffsd_runs", "test_end_to_end")
+# Files that take the longest. They start first, so that both processes end together.
+LONGEST = ("test_parity", "test_ffsd", "test_ffsd_runs", "test_export", "test_stack", "test_conv")
 
 
 def pytest_collection_modifyitems(items) -> None:

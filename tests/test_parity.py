@@ -53,7 +53,6 @@ IN_TRAINING = (
     "cifar100_shake_resnet26_2x96d_s16",
     "cifar100_efficientnetb0_s4",
     "imagenet_resnet50_s8",
-    "imagenet_resnest_mini",
     "ffsd_cifar100_resnet20",
     "ffsd_cifar100_wideresnet1602",
 )

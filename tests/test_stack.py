@@ -229,7 +229,7 @@ def on_meshes():
     return out
 
 
-@pytest.mark.parametrize("mesh", [(4, 1), (2, 2)])
+@pytest.mark.parametrize("mesh", first(1, [(4, 1), (2, 2)]))
 def test_synchronised_on_a_mesh_equals_one_device(on_meshes, mesh):
     """Statistics, and features, which see no dropout."""
     assert_close(on_meshes[mesh]["train"][1][1:], on_meshes[1, 1]["train"][1][1:], 1e-11)
@@ -289,6 +289,7 @@ def initialised():
     return out
 
 
+@pytest.mark.slow
 def test_networks_start_different(initialised):
     _, variables = initialised[4]
     kernels = 0
@@ -320,6 +321,7 @@ def test_take(initialised):
 # ---- dropout
 
 
+@pytest.mark.slow
 def test_dropout():
     """Equal networks on one view differ by their masks alone."""
     variables, views, _ = inputs("dropout", shared=True)

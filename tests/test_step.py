@@ -182,6 +182,7 @@ def augment_config():
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "shared", "in_a_loop"),
     [

@@ -134,6 +134,7 @@ def in_float64(request, parity):
     return request.param, steps, spec, data
 
 
+@pytest.mark.slow
 def test_float64_losses_outputs_and_gradients(in_float64):
     _, steps, spec, data = in_float64
     value, metrics, logits, grads, variables = steps[0]

@@ -18,6 +18,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_epoch_of_real_sized_jpegs(photos):
     config = get_config().data
     config.update(name=bench.NAMES["tfds"], dir=str(photos), image_size=224)

@@ -22,6 +22,7 @@ def trained(tmp_path_factory):
     return config, workdir
 
 
+@pytest.mark.slow
 def test_another_data_set(trained, capsys):
     config, workdir = trained
     config = config.copy_and_resolve_references()

@@ -71,6 +71,7 @@ def images():
     return np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_stablehlo_in_a_process_without_jaxsplit(workdir, predictor, images, tmp_path):
     written = export(workdir, "stablehlo", to=tmp_path / "a.stablehlo", temperature=0.01)
     np.save(tmp_path / "images.npy", images)
@@ -175,6 +176,7 @@ def test_a_workdir_of_one_network(workdir, predictor, images, tmp_path):
     np.testing.assert_allclose(found, predictor(images, networks=1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_folder_for_onnx(workdir, predictor, monkeypatch):
     monkeypatch.delenv(onnx.PYTHON, raising=False)
     written = export(workdir, "onnx")

@@ -84,10 +84,8 @@ MESHES = {  # processes, data, net, split
 }
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [pytest.param(m, marks=[] if m == "2 along the batch" else [pytest.mark.slow]) for m in MESHES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
 def test_processes_do_what_one_does(mesh, start, alone, tmp_path):
     count, data, net, split = MESHES[mesh]
     workdir = tmp_path / "run"

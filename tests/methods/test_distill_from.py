@@ -117,6 +117,7 @@ def test_nothing_of_the_teacher_is_saved(whole):
     assert (told["step"], told["split"], told["answer"]) == (4, 2, "ensemble")
 
 
+@pytest.mark.slow
 def test_evaluation_needs_no_teacher(whole, student, tmp_path):
     config = student(distill_from__teacher="/nowhere")
     workdir = shutil.copytree(whole[0], tmp_path / "moved")

@@ -139,6 +139,7 @@ def test_exports(method, whole, predictor, config_with, tmp_path):
             export.export(workdir, "onnx")
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(method, whole, config_with):
     plain = config_with(method="independent", init_from=str(whole[0]))
     like = jaxsplit.experiment.build(plain).state_shapes().raw
@@ -150,6 +151,7 @@ def test_other_weights_are_refused(method, whole, config_with):
         torch_import.to_variables(config_with(), torch_files.Weights([{}, {}], {}))
 
 
+@pytest.mark.slow
 def test_reports_count_what_it_costs(method, whole, config_with):
     costs = runs.read([whole[0]])[0].costs
     rows = summary.table(config_with(), num_classes=10, image_shape=(8, 8, 1)).splitlines()

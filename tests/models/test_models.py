@@ -253,6 +253,7 @@ def test_initial_kernels(initialised, name):
     assert seen >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bottleneck", "basic", "grouped", "se", "attention"])
 def test_initial_norms_and_biases(initialised, name):
     """Branches start at zero in ResNets, not with attention; statistics start at 0 and 1."""

@@ -288,7 +288,7 @@ def test_shake_drop_draws():
     assert abs(forward.mean() - (1 - rate)) <= 5 * error
 
 
-@every_layer
+@pytest.mark.parametrize("name", first(2, LAYERS))
 def test_draws_belong_to_the_example(name):
     """A part of a batch, in any order, draws what it draws in the whole; None: 0, 1, ..."""
     x = 1.0 + np.abs(random(6, 5, 5, 4))
@@ -386,7 +386,7 @@ def test_on_a_mesh_equals_one_device(name, mesh):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-@every_layer
+@pytest.mark.parametrize("name", first(2, LAYERS))
 def test_networks_and_steps_draw_differently(name):
     x, out, grad = on_mesh(name, 1, 1)
     _, other, _ = on_mesh(name, 1, 1, seed=1)

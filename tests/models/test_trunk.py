@@ -135,6 +135,7 @@ def test_equals_networks_that_share_arrays(case, mesh):
     assert_close(got, want, 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", first(1, ["auto", "unrolled", "grouped"]))
 def test_lowerings_agree(case, lowering):
     args, want = case
@@ -179,6 +180,7 @@ def test_dropout_in_the_trunk():
     assert_close(results[1], results[0], 1e-11, least=0.1)
 
 
+@pytest.mark.slow
 def test_one_view_goes_through_the_trunk_once():
     """Work of the compiled forward pass: that of one trunk and S ends."""
     spec = dataclasses.replace(TINY, blocks=(2, 1), width=16)

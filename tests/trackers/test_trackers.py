@@ -89,6 +89,7 @@ def test_an_evaluation_needs_no_tracker(made):
     assert config_lib.check(tiny(trackers=("somebodys",))).trackers == ("somebodys",)
 
 
+@pytest.mark.slow
 def test_a_run_with_several(made, tmp_path, capsys, monkeypatch):
     """All get what metrics.jsonl gets; one that fails ends nothing."""
     monkeypatch.setitem(sys.modules, "wandb", fake_wandb)

@@ -510,8 +510,10 @@ OVERRIDES = (
     "layout",
     [
         "splitnet",
-        "ffsd",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("parallel", "npz", "safetensors")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("ffsd", "parallel", "npz", "safetensors")
+        ),
     ],
 )
 def test_an_imported_workdir_evaluates_as_the_run_did(layout, trained, save, run, tmp_path, capsys):
