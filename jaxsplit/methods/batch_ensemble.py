@@ -35,6 +35,7 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.methods.base import Method, over_stack
 from jaxsplit.methods.entry import Entry
 from jaxsplit.models.layers import Conv
+from jaxsplit.models.tokens import Dense, Patches
 from jaxsplit.section import Section
 from jaxsplit.stack import Stack, Tying
 
@@ -42,6 +43,7 @@ IN, OUT = "factor_in", "factor_out"  # the arrays r_i and s_i beside a kernel
 FACTORS = "factors"  # label of their optimizer
 STARTS = ("normal", "signs")
 NORMS = ("shared", "own")
+LAYERS = (Conv, Dense, Patches, nn.Conv, nn.Dense)  # whose input and output channels get factors
 
 
 def make(stack: Stack, **fields: Any) -> Method:
@@ -71,7 +73,8 @@ def tie(*, start: str = "normal", deviation: float = 0.5, norm: str = "shared") 
     Args:
       start: 'normal': N(1, deviation); 'signs': 1 or -1 with equal probability.
       deviation: standard deviation.
-      norm: 'shared': BatchNorm is one layer of all networks; 'own': each network has its own.
+      norm: 'shared': norms (and learned positions, class tokens, layer scales) are one layer of all
+        networks; 'own': each network has its own.
     """
     draw = _Draw(start, deviation)
 
@@ -123,8 +126,8 @@ class _Draw:
             }
         if path not in channels:
             raise ConfigError(
-                f"method: layer {'/'.join(path)} is neither a convolution nor a dense layer, so "
-                "that it has no input and output channels to give factors to"
+                f"method: layer {'/'.join(path)} is no convolution, dense layer or cut into patches: "
+                "it has no input and output channels to give factors to"
             )
         kernel = tree["kernel"]
         key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
@@ -143,7 +146,7 @@ def _input_channels(module: nn.Module, image: Array) -> dict[tuple[str, ...], in
     found = {}
 
     def note(call, args, kwargs, context):
-        if isinstance(context.module, Conv | nn.Conv | nn.Dense):
+        if isinstance(context.module, LAYERS):
             if context.method_name == "__call__":
                 found[context.module.path] = args[0].shape[-1]
         return call(*args, **kwargs)

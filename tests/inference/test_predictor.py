@@ -206,7 +206,7 @@ def test_wrong_workdirs(stacked, tmp_path):
 @pytest.mark.slow
 def test_an_answer_that_is_no_network(tmp_path):
     """ONE answers by gates over its networks; FFSD is in methods/test_ffsd_runs.py."""
-    exp = write_untrained(tiny(method="one"), tmp_path)
+    exp = write_untrained(tiny(arch="wide_resnet10_1", method="one"), tmp_path)
     variables = read.restore_model(tmp_path / "checkpoints" / "0", exp.state_shapes())
     images = exp.dataset.test.images[:3]
     expected = evaluated(exp, variables, images)

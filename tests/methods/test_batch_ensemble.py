@@ -295,7 +295,7 @@ def test_a_backbone_without_such_layers_is_refused():
             return nn.DenseGeneral((2, 3), name="odd")(x)
 
     module, image = Bare(), jnp.zeros((1, 2))
-    with pytest.raises(ConfigError, match="layer odd is neither a convolution nor a dense layer"):
+    with pytest.raises(ConfigError, match="layer odd is no convolution, dense layer"):
         batch_ensemble.tie().draw(
             module, module.init(jax.random.key(0), image), image, jax.random.key(0)
         )
