@@ -126,8 +126,8 @@ class _Draw:
             }
         if path not in channels:
             raise ConfigError(
-                f"method: layer {'/'.join(path)} is no convolution, dense layer or cut into patches: "
-                "it has no input and output channels to give factors to"
+                f"method: layer {'/'.join(path)} is no convolution, dense layer or cut into "
+                "patches: it has no input and output channels to give factors to"
             )
         kernel = tree["kernel"]
         key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))

@@ -248,7 +248,7 @@ def test_how_factors_start(start):
         assert abs(r.mean() - 1) < 0.05 and abs(r.std() - 0.3) < 0.05
 
 
-FAST_FAMILIES = ("efficientnetb0_cifar", "resnest101", "resnet20")  # depthwise, groups, plain
+FAST_FAMILIES = ("efficientnetb0_cifar", "resnet20", "vit_ti4")  # depthwise, plain, dense
 
 
 @pytest.mark.parametrize(
