@@ -91,7 +91,8 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     other = config_lib.load(path)
     has, wants = config_lib.resolve(other), config_lib.resolve(config)
     kinds = [(models.without_rates(its.spec), its.num_networks, its.heads) for its in (has, wants)]
-    copied = has.num_networks == 1 and _takes_copies(wants) and kinds[0][0] == kinds[1][0]
+    one = has.num_networks == has.heads == 1
+    copied = one and _takes_copies(wants) and kinds[0][0] == kinds[1][0]
     if kinds[0] != kinds[1] and not copied:
         theirs, ours = (summary.title(c) for c in (other, config))
         raise ConfigError(f"holds {theirs}, config has {ours}")
