@@ -13,6 +13,8 @@ from jaxsplit import experiment, loop, models, state
 from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError
 from jaxsplit.weights import torch_import, torch_network, warm_start
+from tests.support.inference import write_untrained
+from tests.support.runs import tiny
 from tests.support.samples import first
 from tests.support.torch_states import numbered, random_variables, state_of
 
@@ -417,6 +419,15 @@ def test_several_networks_start_from_one(published):
     args = (exp.method, exp.optimizer, config.seed, exp.dataset.image_shape, exp.sharding)
     head = np.asarray(leaves(state.init(*args, start.taken).variables)[HEAD[1]])
     assert (head[0] != head[1]).any()
+
+
+def test_a_network_of_several_heads_is_not_copied(tmp_path):
+    """MIMO's network has a part of its first and last layer for each of its images."""
+    mimo = tiny(method="mimo", divide=False, mimo__batch_repetitions=1)
+    write_untrained(mimo, tmp_path)
+    config = tiny(method="independent", divide=False, init_from=str(tmp_path))
+    with pytest.raises(ConfigError, match="^init_from=.*: holds one_block with 2 inputs and outputs"):
+        warm_start.read(config, like(config)[1])
 
 
 def test_resized_positions():
