@@ -19,9 +19,13 @@ from tests.support.xla import USUAL
 DECAY = 0.75
 
 
+def fast(**fields):
+    """A run that learns fast enough that an average of its weights is another network."""
+    return tiny(optim__lr=2.0, **fields)
+
+
 def averaged_run(**fields):
-    """A run with an average; it learns fast enough that the average is another network."""
-    return tiny(ema=DECAY, optim__lr=2.0, **fields)
+    return fast(ema=DECAY, **fields)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -179,8 +183,8 @@ def test_a_resumed_run_ends_bit_identical(whole, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_average_does_not_change_training(whole, tmp_path, capsys):
-    loop.train_and_evaluate(tiny(), tmp_path)
-    plain = state_at(tiny(), tmp_path, 4)
+    loop.train_and_evaluate(fast(), tmp_path)
+    plain = state_at(fast(), tmp_path, 4)
     averaged = state_at(averaged_run(), whole[0], 4)
     assert_same_bits(plain, dataclasses.replace(averaged, ema=None))
 
