@@ -123,7 +123,7 @@ def test_device(call, tmp_path):
     out = call(device.main, *arguments)
     rows = [json.loads(line) for line in (tmp_path / "device.jsonl").read_text().splitlines()]
     assert not [row for row in rows if "error" in row]
-    assert {row["part"] for row in rows} == {"device", "part", *parts}
+    assert {row["part"] for row in rows} == {"device", "part", "kernels", *parts}
     names = [row["lowering"] for row in rows if row["part"] == "lowering"]
     assert names == ["alone", "dense", "packed"]
     for row in rows:
