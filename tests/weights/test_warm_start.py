@@ -426,7 +426,9 @@ def test_a_network_of_several_heads_is_not_copied(tmp_path):
     mimo = tiny(method="mimo", divide=False, mimo__batch_repetitions=1)
     write_untrained(mimo, tmp_path)
     config = tiny(method="independent", divide=False, init_from=str(tmp_path))
-    with pytest.raises(ConfigError, match="^init_from=.*: holds one_block with 2 inputs and outputs"):
+    with pytest.raises(
+        ConfigError, match="^init_from=.*: holds one_block with 2 inputs and outputs"
+    ):
         warm_start.read(config, like(config)[1])
 
 
