@@ -41,7 +41,6 @@ from tests.support.runs import (
     tiny,
     untimed,
 )
-from tests.support.samples import first
 
 
 @dataclasses.dataclass
@@ -492,7 +491,7 @@ def test_two_steps_of_every_config(name, prepared, tmp_path, monkeypatch, capsys
 
 # Networks of a hundred layers take tens of seconds.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first(1, DATA))
+@pytest.mark.parametrize("name", DATA)
 def test_whole_network_of_every_config_is_traced(name, prepared):
     """State and training step of the network as configured, with all its blocks; no compilation."""
     config = small_run(name, prepared)

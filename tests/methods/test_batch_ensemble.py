@@ -18,7 +18,6 @@ from jaxsplit.methods import batch_ensemble, single
 from jaxsplit.models.layers import Conv
 from jaxsplit.report import summary
 from tests.models.test_trunk import FAMILIES, shallow
-from tests.support.samples import first
 from tests.support.xla import FAST
 
 S, B, K, IMAGE = 2, 4, 5, (8, 8, 3)
@@ -224,7 +223,7 @@ def test_own_norms_are_networks_that_share_kernels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", first(1, batch_ensemble.STARTS))
+@pytest.mark.parametrize("start", batch_ensemble.STARTS)
 def test_how_factors_start(start):
     """Networks differ; the kernel is network 0's, as without factors."""
     networks = make()

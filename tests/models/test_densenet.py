@@ -51,7 +51,7 @@ def shapes_of(spec, num_classes, size, dtype=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", first(1, IMAGENET))
+@pytest.mark.parametrize("arch", IMAGENET)
 def test_imagenet_networks_are_the_papers(arch):
     spec = models.divided(arch, 1)
     (logits, features), variables = shapes_of(spec, 1000, 224, jnp.bfloat16)

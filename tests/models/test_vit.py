@@ -14,7 +14,7 @@ from jaxsplit.errors import ConfigError
 from jaxsplit.models import convnext, vit
 from jaxsplit.weights import torch_network
 from tests.support.paths import GOLDEN
-from tests.support.samples import first, first_rows
+from tests.support.samples import first
 
 # timm's vit_tiny_patch16_224, vit_small_patch16_224, ..., convnext_tiny for 1,000 classes
 PARAMETERS = {
@@ -187,12 +187,13 @@ def usual():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first(1, TINY))
+@pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize(
     ("mesh", "fields"),
     [
-        *first_rows(1, [((2, 2), dict(lowering="dense", remat="all"))]),
-        *first_rows(0, [((1, 1), dict(lowering="unrolled")), ((4, 1), dict(lowering="packed"))]),
+        ((2, 2), dict(lowering="dense", remat="all")),
+        ((1, 1), dict(lowering="unrolled")),  # a loop over the networks
+        ((4, 1), dict(lowering="packed")),
     ],
     ids=["mesh and remat", "unrolled", "packed"],
 )
