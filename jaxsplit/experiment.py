@@ -321,7 +321,7 @@ def inputs(exp: Experiment) -> Callable:
         config.augment,
         exp.dataset.mean,
         exp.dataset.std,
-        crops_on="host" if exp.feed.cropped else "device",
+        crops_on=exp.feed.crops_on,
         scale_min=config.data.scale_min,
     )
     made = step.make_inputs(
@@ -350,7 +350,7 @@ def put_batch(exp: Experiment, batch: dict) -> dict:
     """Puts this process's part of a host batch on the devices of the mesh."""
     mesh = exp.sharding
     views = mesh.shared_view if exp.resolved.shared_view else mesh.views
-    cropped = exp.feed.cropped
+    cropped = exp.feed.crops_on == "host"
     placed = {
         name: mesh.put_local(value, views if name == "images" and cropped else mesh.batch)
         for name, value in batch.items()

@@ -46,7 +46,7 @@ def check_new(exp: Experiment, workdir: str | pathlib.Path) -> warm_start.Start 
     if processes.broadcast(store.exists(workdir)):
         return None
     config, dataset = exp.config, exp.dataset
-    limits.check_new_run(config, dataset.image_shape, cropped=exp.feed.cropped)
+    limits.check_new_run(config, dataset.image_shape, crops_on=exp.feed.crops_on)
     warning = division.check(
         config, num_classes=dataset.num_classes, image_shape=dataset.image_shape
     )

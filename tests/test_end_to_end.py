@@ -509,8 +509,9 @@ def test_whole_network_of_every_config_is_traced(name, prepared):
 
     streamed = exp.feed.resident is None
     shape = exp.dataset.image_shape
-    crops_on = "host" if exp.feed.cropped else "device"
-    ops = augment.pipeline(config.augment, exp.dataset.mean, exp.dataset.std, crops_on=crops_on)
+    ops = augment.pipeline(
+        config.augment, exp.dataset.mean, exp.dataset.std, crops_on=exp.feed.crops_on
+    )
     inputs = step.make_inputs(
         exp.sharding,
         ops,

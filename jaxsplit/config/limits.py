@@ -155,13 +155,14 @@ def _shape(image_shape: tuple[int, ...]) -> str:
 # ---- Values that would ruin a run silently
 
 
-def check_new_run(config: ConfigDict, image_shape: tuple[int, int, int], *, cropped: bool) -> None:
+def check_new_run(config: ConfigDict, image_shape: tuple[int, int, int], *, crops_on: str) -> None:
     """Refuses values with which a new run would learn nothing useful.
 
     Args:
       config: the config of the run.
       image_shape: (H, W, C) of the images that the networks see.
-      cropped: whether images are streamed as random-resized crops; `crop_padding` is unused then.
+      crops_on: 'host' if images are streamed as random-resized crops, so that `crop_padding` is
+        unused; else 'device'.
 
     Raises:
       ConfigError: names the first such field, its value and what is allowed for these images.
@@ -185,10 +186,10 @@ def check_new_run(config: ConfigDict, image_shape: tuple[int, int, int], *, crop
         deviation = randaugment.parse(augment.randaugment).magnitude_std
         allowed = "with -mstd<0 to 10>, as magnitudes are in 0 to 10"
         need("augment.randaugment", augment.randaugment, deviation <= 10, allowed)
-    if not cropped:
+    if crops_on == "device":
         allowed = f"below {side}, the side of {images}, so that each crop holds some of them"
         need("augment.crop_padding", augment.crop_padding, augment.crop_padding < side, allowed)
-    if augment.random_resized_crop and not cropped:
+    if augment.random_resized_crop and crops_on == "device":
         scale, least = config.data.scale_min, 1 / (height * width)
         allowed = f"at least {least:.3g}, one pixel of {images}"
         need("data.scale_min", scale, scale >= least, allowed)

@@ -21,7 +21,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -46,12 +46,13 @@ class TrainFeed:
       ones each time.
     resident: the whole split if it lies on the device, so that batches are indices into it; else
       None.
-    cropped: batches hold S random-resized crops of each image; otherwise the device crops.
+    crops_on: 'host': batches hold S random-resized crops of each image; 'device': they hold whole
+      images, which the device crops.
     """
 
     steps_per_epoch: int
     resident: Arrays | None
-    cropped: bool
+    crops_on: Literal["device", "host"]
     _make: Callable[[int], Batches] = field(repr=False)
     _skipped: Skipped = field(repr=False)
 
@@ -66,9 +67,10 @@ class TrainFeed:
     def batches(self, start_step: int) -> Batches:
         """Yields batches start_step, start_step + 1, ... without end (b = batch_size / P).
 
-        Resident: {"index": int32[b]}. Cropped: {"images": uint8[S, b, H, W, C], "labels":
-        int32[b]}, S independent crops of each image. Otherwise {"images": uint8[b, H, W, C],
-        "labels": int32[b]}, the images as they are. Closing the iterator ends its threads.
+        Resident: {"index": int32[b]}. Cropped on the host: {"images": uint8[S, b, H, W, C],
+        "labels": int32[b]}, S independent crops of each image. Otherwise {"images":
+        uint8[b, H, W, C], "labels": int32[b]}, the images as they are. Closing the iterator ends
+        its threads.
         """
         return self._make(start_step)
 
@@ -145,9 +147,9 @@ def train_feed(
         resident = split if dataset.resident else None
         kind = _array_batches if resident is None else _index_batches
         make = functools.partial(kind, split, plan, skipped)
-        return TrainFeed(plan.steps_per_epoch, resident, False, make, skipped)
-    cropped = split.shape is None
-    if cropped:
+        return TrainFeed(plan.steps_per_epoch, resident, "device", make, skipped)
+    crops_on: Literal["device", "host"] = "host" if split.shape is None else "device"
+    if crops_on == "host":
         one = functools.partial(
             _cropped_batch, split, plan, dataset.image_shape, num_views, scale_min
         )
@@ -156,7 +158,7 @@ def train_feed(
     return TrainFeed(
         plan.steps_per_epoch,
         None,
-        cropped,
+        crops_on,
         lambda start: in_threads(one, skipped, start, _FOREVER, threads),
         skipped,
     )

@@ -72,7 +72,7 @@ def draw(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarray, np.ndar
         config.augment,
         dataset.mean,
         dataset.std,
-        crops_on="host" if feed.cropped else "device",
+        crops_on=feed.crops_on,
         scale_min=config.data.scale_min,
     )
     run = jax.jit(lambda key, x: augment.make_views(ops, key, x, num_views=num_views))

@@ -173,8 +173,8 @@ def test_stairs_without_end():
 # ---- Values that ruin a run in silence
 
 
-def new_run(image_shape=DIGITS, cropped=False, **fields) -> None:
-    limits.check_new_run(config_lib.check(changed(**fields)), image_shape, cropped=cropped)
+def new_run(image_shape=DIGITS, crops_on="device", **fields) -> None:
+    limits.check_new_run(config_lib.check(changed(**fields)), image_shape, crops_on=crops_on)
 
 
 CROP = dict(augment__crop_padding=0, augment__random_resized_crop=True)
@@ -231,7 +231,7 @@ def test_refused_to_a_new_run(fields, line):
         dict(augment__mixup=0.001, augment__cutmix=100.0),
         dict(augment__randaugment="rand-m9-mstd10"),
         dict(augment__crop_padding=7, augment__cutout=7),
-        dict(augment__crop_padding=1000, cropped=True),  # not used
+        dict(augment__crop_padding=1000, crops_on="host"),  # not used
         dict(augment__erase_area=(0.001, 0.002)),  # off
         CROP | dict(data__scale_min=1 / 64),
         ERASE | dict(augment__erase_area=(0.02, 0.8)),

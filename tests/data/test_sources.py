@@ -333,7 +333,7 @@ def test_the_size_decides(cifar10):
         given = data_config("cifar10", cifar10, resident=resident, resident_limit=limit)
         made = load(given)
         feed = train_feed(made, batch_size=8, num_views=2, seed=0)
-        assert (feed.resident is not None) == on_device and not feed.cropped
+        assert (feed.resident is not None) == on_device and feed.crops_on == "device"
         assert isinstance(made.train, Arrays if on_device else Stream)
         assert isinstance(made.test, Arrays if on_device else Stream)
     digits = load(data_config("digits", resident="stream"))
@@ -395,7 +395,7 @@ def test_views_are_those_of_the_device(cifar10):
                 made.augment,
                 exp.dataset.mean,
                 exp.dataset.std,
-                crops_on="host" if feed.cropped else "device",
+                crops_on=feed.crops_on,
             )
             assert "random_crop" in dict(ops)
             inputs = step.make_inputs(

@@ -18,7 +18,7 @@ def agree(given) -> int:
             assert getattr(made, field.name) == getattr(real, field.name), field.name
     assert len(made.train) == len(real.train) == stand_in.train_examples(given)
     feeds = [train_feed(d, batch_size=2, num_views=2, seed=0) for d in (made, real)]
-    assert feeds[0].cropped == feeds[1].cropped
+    assert feeds[0].crops_on == feeds[1].crops_on
     assert (feeds[0].resident is None) == (feeds[1].resident is None)
     return len(real.train)
 

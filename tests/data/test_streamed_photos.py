@@ -24,7 +24,7 @@ def test_an_epoch_of_real_sized_jpegs(photos):
     config.update(name=bench.NAMES["tfds"], dir=str(photos), image_size=224)
     dataset = data.load(config)
     feed = data.train_feed(dataset, batch_size=24, num_views=4, seed=1, threads=2)
-    assert feed.steps_per_epoch == 10 and feed.cropped
+    assert feed.steps_per_epoch == 10 and feed.crops_on == "host"
     batches = feed.batches(0)
     labels = []
     for _ in range(feed.steps_per_epoch):
