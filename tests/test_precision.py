@@ -14,7 +14,7 @@ from jaxsplit import config as config_lib
 from jaxsplit.conv import conv
 from jaxsplit.errors import ConfigError
 from jaxsplit.models import efficientnet, fusion, layers, pooling, resnet, vit
-from tests.support.samples import first
+from tests.support.samples import first, sampled
 from tests.support.xla import FAST, USUAL
 
 K, B = 5, 4
@@ -105,20 +105,13 @@ def barriers(networks: stack.Stack, spec) -> int:
 # ---- remat
 
 
-def slow(value):
-    return pytest.param(value, marks=pytest.mark.slow)
-
-
 def test_every_family_of_modules_is_tried():
     assert {models.known(arch)[0].build.__module__ for arch in ARCHS} == {
         family.build.__module__ for family in models.FAMILIES.values()
     }
 
 
-FAST_ARCHS = ("wide_resnet16_8", "densenet40_12")
-
-
-@pytest.mark.parametrize("arch", [a if a in FAST_ARCHS else slow(a) for a in ARCHS])
+@pytest.mark.parametrize("arch", sampled(ARCHS, ["wide_resnet16_8", "densenet40_12"]))
 def test_shapes_and_types(arch):
     """Recomputed or not: the same trees. Of bfloat16 are the maps only, in both modes."""
     spec = tiny(arch)
@@ -139,7 +132,7 @@ def test_shapes_and_types(arch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["densenet40_12", slow("ffsd_wide_resnet16_2")])
+@pytest.mark.parametrize("arch", ["densenet40_12", "ffsd_wide_resnet16_2"])
 def test_only_the_stages_named_recompute(arch, monkeypatch):
     """Every recomputed block is one barrier in the program; on CPU a convolution has some too."""
     monkeypatch.setattr(compiler, "platform", lambda: "gpu")
@@ -156,10 +149,10 @@ def test_only_the_stages_named_recompute(arch, monkeypatch):
     "spec",
     [
         dataclasses.replace(tiny("wide_resnet16_8"), width=8, dropout=0.2),
-        slow(dataclasses.replace(tiny("shake_resnet26_2x32d"), width=8)),
-        slow(dataclasses.replace(tiny("pyramidnet164"), alpha=8.0)),
-        slow(tiny("densenet190")),
-        slow(dataclasses.replace(tiny("ffsd_wide_resnet28_10"), dropout=0.4)),
+        dataclasses.replace(tiny("shake_resnet26_2x32d"), width=8),
+        dataclasses.replace(tiny("pyramidnet164"), alpha=8.0),
+        tiny("densenet190"),
+        dataclasses.replace(tiny("ffsd_wide_resnet28_10"), dropout=0.4),
     ],
     ids=lambda spec: spec.arch,
 )
@@ -181,7 +174,7 @@ def test_gradients_statistics_and_draws_are_the_same(spec):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lowering", ["dense", slow("unrolled")])
+@pytest.mark.parametrize("lowering", ["dense", "unrolled"])
 def test_memory_falls(lowering):
     """Eight blocks at one resolution: seven of eight keep their input only."""
     spec = resnet.Spec("deep", (8,), 8, block="basic", splits=(1, 2))

@@ -146,14 +146,7 @@ def assert_close(got, want, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("basic", "bottleneck")),
-        "grouped",
-        "se",
-    ],
-)
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "grouped", "se"])
 def test_equals_a_loop(name):
     """Logits, features, loss, gradients and statistics, in training and in evaluation."""
     with jax.enable_x64(True):  # so that only rounding of 1e-16 can differ
@@ -192,13 +185,7 @@ def test_equals_a_loop_in_float32(expected_in_float32, lowering):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "shared",
-    [
-        pytest.param(False, id="views"),
-        pytest.param(True, id="shared view", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("shared", [False, True], ids=["views", "shared view"])
 def test_lowerings_and_a_shared_view_equal_a_loop(shared):
     """A view [1, B, ...] is the same view for all networks."""
     with jax.enable_x64(True):

@@ -185,12 +185,7 @@ def augment_config():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "shared", "in_a_loop"),
-    [
-        pytest.param((1, 1), False, False, marks=pytest.mark.slow),
-        pytest.param((1, 1), False, True, marks=pytest.mark.slow),
-        pytest.param((4, 2), False, False, marks=pytest.mark.slow),
-        ((4, 2), True, True),
-    ],
+    [((1, 1), False, False), ((1, 1), False, True), ((4, 2), False, False), ((4, 2), True, True)],
 )
 def test_parts_of_a_batch_do_what_the_whole_does(mesh, shared, in_a_loop, monkeypatch):
     """The same gradient and metrics, so the same views and pairs; written out, or in a loop."""

@@ -77,9 +77,7 @@ def test_severities_change_images_more_and_more(kind, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "shape", [(2, 8, 8, 1), pytest.param((2, 9, 13, 3), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 9, 13, 3)])
 def test_other_sizes_and_gray(shape):
     images = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     for kind in ("glass_blur", "snow", "fog", "elastic_transform", "pixelate", "jpeg_compression"):

@@ -153,7 +153,7 @@ def test_a_changed_teacher_is_refused(whole, arch, student, taught, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 2), pytest.param((2, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mesh", [(1, 2), (2, 1)])
 def test_meshes_agree_with_one_device(student, mesh):
     """Two students with own views: devices that hold one of them hold the whole teacher."""
     data, net = mesh

@@ -183,11 +183,7 @@ def test_every_backbone(arch, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arch", "leader"),
-    [
-        ("wide_resnet10_1", "resnet50"),
-        pytest.param("resnet50", "wide_resnet10_1", marks=pytest.mark.slow),
-    ],
+    ("arch", "leader"), [("wide_resnet10_1", "resnet50"), ("resnet50", "wide_resnet10_1")]
 )
 def test_a_leader_with_smaller_or_larger_maps(arch, leader, monkeypatch):
     for name in (arch, leader):
@@ -280,7 +276,7 @@ def gradient(one_device):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("case", ["noise", "constant images", "zero maps"])
 def test_gradients_are_finite(gradient, case, size):
     params, compiled, shape = gradient

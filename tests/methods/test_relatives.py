@@ -469,10 +469,7 @@ def two_steps(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(  # the parts of the others are parts of these, or of co-training
-    "name",
-    [pytest.param(n, marks=() if n == "one" else pytest.mark.slow) for n in RELATIVES],
-)
+@pytest.mark.parametrize("name", RELATIVES)
 def test_two_devices_agree_with_one(tiny_arch, name):
     """Networks on two devices, or examples; every part is trained, and stays the same on both."""
     fields = dict(duration="2 steps", schedule__warmup="0 steps", batch_size=16)
@@ -493,10 +490,7 @@ def test_two_devices_agree_with_one(tiny_arch, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n == "dml" else pytest.mark.slow) for n in RELATIVES],
-)
+@pytest.mark.parametrize("name", RELATIVES)
 def test_two_epochs_of_digits(tiny_arch, name, tmp_path, monkeypatch):
     config = digits(name, tiny_arch, duration="2 epochs", schedule__warmup="0 steps")
     config.batch_size, config.optim.lr, config.trackers = 32, 0.8, ()
