@@ -7,6 +7,7 @@ import importlib
 import sys
 
 from jaxsplit import __version__
+from jaxsplit.cli import pipes
 from jaxsplit.hosts import allocator, signals
 
 VERBS = {
@@ -30,7 +31,10 @@ _RUNS = ("train", "eval", "predict", "export", "latency", "compare", "views", "e
 
 def run() -> int:
     """The program `jaxsplit`; returns its exit status."""
-    argv = sys.argv[1:]
+    return pipes.quietly(lambda: _run(sys.argv[1:]))
+
+
+def _run(argv: list[str]) -> int:
     verb = argv[0] if argv else ""
     if verb in _RUNS:
         early()
@@ -58,7 +62,7 @@ def run_main() -> int:
     early()
     from jaxsplit.cli import modes
 
-    return modes.run(sys.argv)
+    return pipes.quietly(lambda: modes.run(sys.argv))
 
 
 def early() -> None:

@@ -275,6 +275,8 @@ def main(_: list[str], verb: str = "") -> None:
                 raise ConfigError(f"{flag.name}: only with {allowed}, not {mode}")
         if mode in ("train", "eval"):
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if mode not in ("summary", "latency"):  # the others write files, which count more
+            signals.ignore_lost_readers()
         MODES[mode](run_flags.CONFIG.value)
 
 

@@ -1,7 +1,5 @@
 """The pages that `--help` prints, and the runner of verbs that have flags of their own."""
 
-import os
-import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +7,7 @@ from dataclasses import dataclass
 
 from absl import flags
 
+from jaxsplit.cli import pipes
 from jaxsplit.errors import ConfigError
 
 _WIDTH = 96
@@ -72,18 +71,15 @@ def run(
       defined: its flags; they get their values here.
       command: does the work; takes the arguments that are not flags, returns the exit status.
     """
-    try:
+
+    def work() -> int:
         if asked_for(argv):
-            print(page.text(defined), flush=True)
+            print(page.text(defined))
             return 0
-        status = command(defined(["jaxsplit", *argv])[1:])
-        sys.stdout.flush()
-        return status
+        return command(defined(["jaxsplit", *argv])[1:])
+
+    try:
+        return pipes.quietly(work)
     except (flags.Error, ConfigError) as error:
         print("error:", str(error).strip(), file=sys.stderr, flush=True)
         return 2
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else the flush at exit fails
-        return 128 + signal.SIGPIPE

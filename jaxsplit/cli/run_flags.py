@@ -110,6 +110,8 @@ def _parse(argv: list[str], page: pages.Page, parsed: _Parsed) -> list[str]:
         rest = parsed(argv, given)
         _check_config(given)
         return rest
+    except BrokenPipeError:  # the page has no reader any more
+        raise
     except (flags.Error, ConfigError, OSError) as error:
         _fail(_of_config_file(error, given.get("config", "")), 2)
 

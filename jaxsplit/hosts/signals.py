@@ -144,7 +144,7 @@ class Stop:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if signum == signal.SIGHUP:
-            _survive_a_closed_terminal()
+            ignore_lost_readers()
         first, self._asked = self._asked is None, self._asked or signal.Signals(signum)
         if first and self._held and _is_multiprocess():
             os.kill(os.getpid(), signal.SIGTERM)  # by which jax makes the processes agree
@@ -168,14 +168,14 @@ class Stop:
                 elif not asked and signum in STATUS:
                     asked, timeout = signal.Signals(signum), _PATIENCE
                     if asked == signal.SIGHUP:
-                        _survive_a_closed_terminal()
+                        ignore_lost_readers()
                     if self._held:
                         text = "finishing this step, then saving; Ctrl-C (again) stops at once"
                         print(f"{asked.name}: {text}", file=sys.stderr, flush=True)
 
 
 class _Deaf:
-    """A stream that ignores failed writes, for instance to a closed terminal."""
+    """A stream that ignores failed writes, for instance to a closed terminal or pipe."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -193,7 +193,8 @@ class _Deaf:
         return getattr(self._stream, name)
 
 
-def _survive_a_closed_terminal() -> None:
+def ignore_lost_readers() -> None:
+    """From now on the program goes on when a terminal or pipe that it prints to is closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Deaf):
@@ -258,7 +259,7 @@ def _end(signum: int) -> NoReturn:
     if not _ending.acquire(blocking=False):
         time.sleep(_PATIENCE)  # another thread is about to end the program
     if signum == signal.SIGHUP:
-        _survive_a_closed_terminal()
+        ignore_lost_readers()
     if "jaxsplit.workdir.lock" in sys.modules:
         sys.modules["jaxsplit.workdir.lock"].release_all()
     stopped = _stopped(signum, "at once; the same command resumes from the last checkpoint")

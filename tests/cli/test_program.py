@@ -314,10 +314,12 @@ def test_no_jax_before_signals_are_taken():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-@pytest.mark.parametrize("arguments", [["cifar100"], ["--help"]])
+@pytest.mark.parametrize(
+    "arguments", ["published cifar100", "published --help", "train --help", "--help"]
+)
 def test_a_reader_that_has_read_enough(arguments):
     """As in `jaxsplit published | head`: no traceback, the status of shells."""
-    command = [sys.executable, "-m", "jaxsplit", "published", *arguments]
+    command = [sys.executable, "-m", "jaxsplit", *arguments.split()]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     said = process.stderr.read()

@@ -245,6 +245,30 @@ def test_a_terminal_that_is_closed(tmp_path):
     assert (tmp_path / "saved").read_text() == "saved"
 
 
+UNREAD = """
+import pathlib, sys
+from jaxsplit.hosts import signals
+signals.ignore_lost_readers()
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(2):
+    print("x" * 100_000, flush=True)
+pathlib.Path(sys.argv[1]).write_text("saved")
+"""
+
+
+def test_a_reader_that_goes_away(tmp_path):
+    """As in `jaxsplit train ... | tee log` after tee has been killed."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", UNREAD, str(tmp_path / "saved")]
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
+    assert process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+    _, said = process.communicate(b"\n", timeout=60)
+    assert (process.returncode, said) == (0, b"")
+    assert (tmp_path / "saved").read_text() == "saved"
+
+
 # ---- main.py
 
 
