@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jax
 import jaxlib
+from jax import lax
 
 _platform = contextvars.ContextVar("platform", default="")
 
@@ -45,6 +46,15 @@ def platform() -> str:
     return _platform.get() or jax.default_backend()
 
 
+def kept(x: jax.Array) -> jax.Array:
+    """`x`, on CPU as an array in memory, which XLA does not fuse with what makes or reads it.
+
+    Inputs and outputs of products need it: otherwise XLA:CPU computes a chain of normalisations
+    again inside the transposed copy that a kernel's gradient reads.
+    """
+    return lax.optimization_barrier(x) if platform() == "cpu" else x
+
+
 def options(platform: str) -> dict | None:
     """The XLA options to compile a program with; None: the defaults.
 
@@ -54,8 +64,8 @@ def options(platform: str) -> dict | None:
       platform: 'cpu', 'gpu' or 'tpu'.
     """
     # XLA:CPU drops optimization barriers by default. Three are needed: they keep the operands
-    # of convolutions (`conv.py`), divide a sum (`layers.py`), and keep XLA from undoing the
-    # recomputation of `config.remat`.
+    # of products (`kept`), divide a sum (`layers.py`), and keep XLA from undoing the recomputation
+    # of `config.remat`.
     return _on_cpu(platform, {"xla_disable_hlo_passes": "cse_barrier_expander"})
 
 

@@ -83,13 +83,11 @@ def conv(
 
     if lowering == "grouped":
         return convolve(x, kernel)
-    # On CPU, keeps the inputs of convolutions and their gradients in memory. Otherwise XLA computes
-    # a chain of normalisations again inside the transposed copy that a kernel's gradient reads.
-    kept = lax.optimization_barrier if compiler.platform() == "cpu" else lambda x: x
     if plain and kernel.shape[:2] == (1, 1) and lowering != "packed":
         if strides != (1, 1):
             x = x[:, :: strides[0], :: strides[1]]
-        return kept(lax.dot_general(kept(x), kernel[0, 0], (((3,), (0,)), ((), ()))))
+        x = compiler.kept(x)
+        return compiler.kept(lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ()))))
 
     # ceil(n / stride) is about the size of the output, which is the input of the backward pass.
     sizes = zip(x.shape[1:3], strides, kernel.shape[:2], strict=True)
@@ -103,7 +101,7 @@ def conv(
             return _patch_product(x, kernel, strides, padding, groups)
     packed = lowering == "packed" and groups == 1
     one = _packed(convolve, x.shape, kernel.shape) if packed else _bilinear(convolve)
-    return kept(one(kept(x), kernel))
+    return compiler.kept(one(compiler.kept(x), kernel))
 
 
 def _pads(x: Array, window: tuple[int, int], strides, padding) -> Sequence[tuple[int, int]]:

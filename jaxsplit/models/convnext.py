@@ -24,7 +24,7 @@ from jaxsplit.models.layers import (
     classify,
     find_block,
     parameter,
-    per_channel,
+    spread,
     widen,
 )
 from jaxsplit.models.stochastic import DropPath
@@ -112,7 +112,7 @@ class Block(nn.Module):
         y = LayerNorm(dtype=self.dtype, name="norm")(depthwise(x))
         y = Mlp(4 * c, self.dtype, truncated_normal, name="mlp")(y)
         scale = parameter(self, "layer_scale", nn.initializers.constant(LAYER_SCALE), (c,))
-        y = y * per_channel(scale, y).astype(y.dtype)
+        y = y * spread(scale, y).astype(y.dtype)
         return x + DropPath(self.drop_path, name="drop_path")(y, train, example_ids)
 
 

@@ -89,7 +89,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
-            y = (widen(y) + per_channel(bias, y)).astype(y.dtype)
+            y = (widen(y) + spread(bias, y)).astype(y.dtype)
         return y
 
 
@@ -175,6 +175,21 @@ class Norm(Protocol):
 def per_channel(v: Array, x: Array) -> Array:
     """Gives float[C] as many axes as `x`, because the tests forbid implicit rank promotion."""
     return v.reshape((1,) * (x.ndim - 1) + v.shape)
+
+
+def spread(v: Array, x: Array) -> Array:
+    """float[C] as `per_channel` gives it, for a parameter; on CPU `_sum` sums its gradient."""
+    if compiler.platform() != "cpu":
+        return per_channel(v, x)
+    return _spread(x.shape, same_axes(v, x)[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _spread(shape: tuple[int, ...], v: Array) -> Array:
+    return jnp.broadcast_to(v, shape)
+
+
+_spread.defvjp(lambda shape, v: (_spread(shape, v), None), lambda shape, _, g: (_sum(g),))
 
 
 def _affine(x: Array, mean: Array, factor: Array, bias: Array, dtype: Dtype) -> Array:

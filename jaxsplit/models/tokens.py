@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from jaxsplit import compiler
 from jaxsplit.models import subgroups
-from jaxsplit.models.layers import Dtype, parameter, per_channel, widen
+from jaxsplit.models.layers import Dtype, parameter, spread, widen
 
 # As ViT starts (arXiv 2010.11929), whatever its width. DeiT's constant deviation of 0.02 would
 # leave narrow networks, such as divided ones, with nearly no signal.
@@ -29,14 +30,15 @@ def _product(x: Array, kernel: Array, bias: Array, groups: int, dtype: Dtype) ->
 
     float[..., C], float[C / groups, F], float[F] -> float[..., F] of `dtype`.
     """
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    x, kernel = compiler.kept(x.astype(dtype)), kernel.astype(dtype)
     if groups == 1:
         y = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
     else:
         x = x.reshape(*x.shape[:-1], groups, -1)
         y = jnp.einsum("...gc,cgf->...gf", x, kernel.reshape(len(kernel), groups, -1))
         y = y.reshape(*y.shape[:-2], -1)
-    return (widen(y) + per_channel(bias, y)).astype(dtype)
+    y = compiler.kept(y)
+    return (widen(y) + spread(bias, y)).astype(dtype)
 
 
 class Dense(nn.Module):
@@ -71,7 +73,7 @@ class LayerNorm(nn.Module):
         wide = widen(x)
         deviation = wide - wide.mean(-1, keepdims=True)
         root = lax.rsqrt(jnp.square(deviation).mean(-1, keepdims=True) + self.epsilon)
-        y = deviation * root * per_channel(scale, x) + per_channel(bias, x)
+        y = deviation * root * spread(scale, x) + spread(bias, x)
         return y.astype(self.dtype or x.dtype)
 
 
