@@ -86,6 +86,97 @@ def residual(spec: dict, channels: int, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(c, classes))
 
 
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        b, n, c = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(*qkv.unbind(0))
+        return self.proj(y.transpose(1, 2).reshape(b, n, c))
+
+
+def mlp(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+        self.attention, self.mlp = Attention(width, heads), mlp(width)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """The network of a Spec of `jaxsplit.models.vit` with a class token, given as a dict."""
+
+    def __init__(self, spec: dict, channels: int, size: int, classes: int):
+        super().__init__()
+        width, patch = spec["width"], spec["patch"]
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + (size // patch) ** 2, width))
+        blocks = [TransformerBlock(width, spec["heads"]) for _ in range(spec["blocks"])]
+        self.blocks, self.norm = nn.Sequential(*blocks), nn.LayerNorm(width, 1e-6)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+class ChannelsLast(nn.Module):
+    """Works on the last axis of maps: LayerNorm over the channels, then perhaps more."""
+
+    def __init__(self, channels: int, *layers: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(channels, 1e-6), *layers)
+
+    def forward(self, x):
+        return self.layers(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    def __init__(self, c: int):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(c, c, 7, 1, 3, groups=c), ChannelsLast(c, mlp(c)))
+        self.scale = nn.Parameter(torch.full((c, 1, 1), 1e-6))
+
+    def forward(self, x):
+        return x + self.scale * self.branch(x)
+
+
+def convnext(spec: dict, channels: int, classes: int) -> nn.Module:
+    """The network of a Spec of `jaxsplit.models.convnext`, given as a dict."""
+    c, patch = spec["channels"][0], spec["patch"]
+    layers = [nn.Conv2d(channels, c, patch, patch), ChannelsLast(c)]
+    for stage, (features, blocks) in enumerate(zip(spec["channels"], spec["blocks"], strict=True)):
+        if stage:
+            layers += [ChannelsLast(c), nn.Conv2d(c, features, 2, 2)]
+        layers += [ConvNeXtBlock(features) for _ in range(blocks)]
+        c = features
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(c, 1e-6)]
+    return nn.Sequential(*layers, *pooled, nn.Linear(c, classes))
+
+
+def network(task: dict) -> nn.Module:
+    """The network of a task, by the fields of its Spec."""
+    spec, channels, classes = task["spec"], task["channels"], task["classes"]
+    if "heads" in spec:
+        return Transformer(spec, channels, task["size"], classes)
+    if spec["arch"].startswith("convnext"):
+        return convnext(spec, channels, classes)
+    return residual(spec, channels, classes)
+
+
 def library_model(name: str, classes: int) -> nn.Module:
     """`timm:NAME` or `torchvision:NAME`, untrained."""
     library, _, name = name.partition(":")
@@ -114,7 +205,7 @@ def make(task: dict):
     if name := task.get("model"):
         nets = [library_model(name, task["classes"]) for _ in range(s)]
     else:
-        nets = [residual(task["spec"], task["channels"], task["classes"]) for _ in range(s)]
+        nets = [network(task) for _ in range(s)]
     last = torch.channels_last
     nets = [net.to(device, memory_format=last).train() for net in nets]
     count = sum(p.numel() for net in nets for p in net.parameters())

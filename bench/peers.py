@@ -2,10 +2,11 @@
 
 python -m bench.peers [--arch wide_resnet16_8] [--split 4] [--batch 32] [--rounds 5] [--quick]
 
-The peer is the same S networks in PyTorch as a user writes them: modules in a loop, channels last,
-autocast for bfloat16, SGD with Nesterov momentum, cross-entropies and Jensen-Shannon divergence
-(`bench/peer_torch.py`). It runs in a process of its own, by this Python or by --torch-python, and
-both take turns. Without PyTorch only jaxsplit is measured, and a line says so.
+The peer is the same S networks (ResNets, ViT or ConvNeXt) in PyTorch as a user writes them: modules
+in a loop, channels last, autocast for bfloat16, SGD with Nesterov momentum, cross-entropies and
+Jensen-Shannon divergence (`bench/peer_torch.py`). It runs in a process of its own, by this Python
+or by --torch-python, and both take turns. Without PyTorch only jaxsplit is measured, and a line
+says so.
 """
 
 import argparse
@@ -94,6 +95,10 @@ def compare(case: Case, torch: Torch, *, rounds: int, steps: int = 1, compiled=F
         made = torch.build(case, compiled=compiled)
         if "error" in made:
             row["torch_error"] = made["error"]
+        elif made["parameters"] != program.parameters:
+            row["torch_error"] = (
+                f"{made['parameters']:,} parameters, not {program.parameters:,} as jaxsplit"
+            )
         else:
             row["torch_ready_s"] = made["ready"]
     ours, theirs = [], []

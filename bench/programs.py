@@ -129,6 +129,11 @@ class Program(NamedTuple):
         return (time.perf_counter() - began) / steps
 
     @property
+    def parameters(self) -> int:
+        """Trained numbers of all networks."""
+        return sum(x.size for x in jax.tree.leaves(self.arguments[0].params))
+
+    @property
     def temporary_mib(self) -> float:
         return self.compiled.memory_analysis().temp_size_in_bytes / 2**20
 
