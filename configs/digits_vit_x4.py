@@ -1,4 +1,4 @@
-"""ViT-Ti/2 divided in 4 and co-trained on scikit-learn's handwritten digits (8x8 pixels).
+"""ViT-Ti/4 divided in 4 and co-trained on scikit-learn's handwritten digits (8x8 pixels).
 
 jaxsplit train --config=digits_vit_x4 --workdir=runs/digits_vit
 
