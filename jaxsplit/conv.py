@@ -31,6 +31,7 @@ LOWERINGS = ("dense", "grouped", "packed")
 # On CPU: depthwise kernels with more taps than 5x5, on maps up to this width, are banded matrices.
 _MOST_TAPS, _WIDEST_BAND = 25, 64
 _lowering = contextvars.ContextVar("lowering", default="dense")
+_plain = contextvars.ContextVar("plain", default=False)
 
 
 @contextlib.contextmanager
@@ -44,6 +45,16 @@ def lowered(lowering: str) -> Iterator[None]:
         yield
     finally:
         _lowering.reset(token)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """A context in which `conv` is the plain `lax` convolution, whatever `lowered` says inside."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def conv(
@@ -68,8 +79,8 @@ def conv(
     """
     strides = tuple(strides)
     no_padding = isinstance(padding, str) or all(tuple(p) == (0, 0) for p in padding)
-    plain = groups == 1 and no_padding
-    lowering = _lowering.get()
+    unpadded = groups == 1 and no_padding
+    lowering = "grouped" if _plain.get() else _lowering.get()
 
     def convolve(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
@@ -83,7 +94,7 @@ def conv(
 
     if lowering == "grouped":
         return convolve(x, kernel)
-    if plain and kernel.shape[:2] == (1, 1) and lowering != "packed":
+    if unpadded and kernel.shape[:2] == (1, 1) and lowering != "packed":
         if strides != (1, 1):
             x = x[:, :: strides[0], :: strides[1]]
         x = compiler.kept(x)

@@ -36,6 +36,13 @@ def test_the_lowering_changes_no_count(lowering):
     assert expected.cost(tiny(lowering=lowering)).train_macs == named[costs.ALL][1]
 
 
+@pytest.mark.parametrize("arch", ["convnext_atto_p1", "efficientnetb0_cifar"])
+def test_depthwise_convolutions_count_in_training(arch):
+    """On CPU a network computes them as sums of products, in training and in use."""
+    found = expected.cost(tiny(arch=arch, lowering="dense"))
+    assert found.train_macs == found.macs
+
+
 def test_one_of_several_is_deployed():
     config = tiny(method="dml", divide=False)
     whole, _ = networks(config)
