@@ -289,14 +289,19 @@ def _guarded(run: Run, part: str, name: str, case: Case, options: dict | None = 
 
 def against_torch(run: Run) -> None:
     """The same networks in PyTorch on the same device, in turn: eager, compiled, stacked."""
+    at_224 = dict(size=224, channels=3, classes=1000, **HALF)
     networks = [
         (Case("wide_resnet28_10", 1, 128, **HALF), ""),
+        (Case("vit_s16", 1, 128, **at_224), "timm:vit_small_patch16_224"),
+        (Case("convnext_tiny", 1, 128, **at_224), "timm:convnext_tiny"),
+        (Case("vit_s16", 4, 128, **at_224), ""),
+        (Case("convnext_tiny", 4, 128, **at_224), ""),
         (Case("wide_resnet28_10", 4, 128, **HALF), ""),
         (Case("wide_resnet16_4", 4, 128, **HALF), ""),
         (Case("resnet110", 4, 128, **HALF), ""),
-        (Case("se_resnet101", 1, 128, 224, 3, 1000, **HALF), "timm:seresnet101"),
-        (Case("se_resnet101", 4, 128, 224, 3, 1000, **HALF), ""),
-        (Case("resnext101_64x4d", 1, 64, 224, 3, 1000, **HALF), "torchvision:resnext101_64x4d"),
+        (Case("se_resnet101", 1, 128, **at_224), "timm:seresnet101"),
+        (Case("se_resnet101", 4, 128, **at_224), ""),
+        (Case("resnext101_64x4d", 1, 64, **at_224), "torchvision:resnext101_64x4d"),
     ]
     with peers.Torch(run.torch_python) as torch:
         if torch.about is None:
