@@ -47,24 +47,35 @@ def cost(config: ConfigDict) -> Cost:
     known = dict(num_classes=exp.dataset.num_classes, image_shape=exp.dataset.image_shape)
     small, _ = costs.config_costs(config, resolved, **known)
     named = costs.own_costs(config, resolved, small, **known)
-    deployed = resolved.entry.deployed
-    one = deployed.startswith("net")
-    default = (small.params, small.macs) if one else named[costs.ALL]
-    params, macs = named.get(deployed, default)
-    return Cost(params, macs, training_macs(exp))
+
+    def of(answer: str) -> tuple[int, int]:
+        one = answer.startswith("net")
+        return named.get(answer, (small.params, small.macs) if one else named[costs.ALL])
+
+    (params, macs), (_, answered) = (
+        of(name) for name in (resolved.entry.deployed, resolved.entry.answer)
+    )
+    return Cost(params, macs, training_macs(exp), answered if answered > macs else 0)
 
 
 def training_macs(exp: experiment.Experiment) -> int:
-    """Multiply-adds of one image's forward pass and losses in training; traced, never compiled."""
+    """Multiply-adds of one image's forward pass and losses in training; traced, never compiled.
+
+    What a step does once, whatever the batch (OKDPH mixes weights), does not count.
+    """
     method, shape = exp.method, exp.dataset.image_shape
     variables = exp.state_shapes().variables
-    batch = {
-        "views": jax.ShapeDtypeStruct((exp.resolved.num_views, 1, *shape), jnp.float32),
-        "labels": jax.ShapeDtypeStruct((1,), jnp.int32),
-    }
     key = jax.eval_shape(lambda: jax.random.key(0))
     progress = jax.ShapeDtypeStruct((), jnp.int32)
-    return costs.traced(lambda *given: method.loss(*given)[0], variables, batch, key, progress)
+
+    def of(images: int) -> int:
+        batch = {
+            "views": jax.ShapeDtypeStruct((exp.resolved.num_views, images, *shape), jnp.float32),
+            "labels": jax.ShapeDtypeStruct((images,), jnp.int32),
+        }
+        return costs.traced(lambda *given: method.loss(*given)[0], variables, batch, key, progress)
+
+    return of(2) - of(1)
 
 
 def pace(config: ConfigDict) -> Pace:

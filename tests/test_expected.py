@@ -46,7 +46,14 @@ def test_depthwise_convolutions_count_in_training(arch):
 def test_one_of_several_is_deployed():
     config = tiny(method="dml", divide=False)
     whole, _ = networks(config)
-    assert expected.cost(config) == Cost(whole.params, whole.macs, 2 * whole.macs)
+    assert expected.cost(config) == Cost(whole.params, whole.macs, 2 * whole.macs, 2 * whole.macs)
+
+
+def test_what_a_step_does_once_is_not_of_an_image():
+    """OKDPH trains S students and their hybrid, whose weights it mixes once a step."""
+    config = tiny(method="okdph", divide=False, split=2)
+    whole, _ = networks(config)
+    assert expected.cost(config).train_macs == 3 * whole.macs
 
 
 def test_all_that_trains_with_a_leader():

@@ -118,6 +118,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     environments = devices.environments(_DEVICES.value)
     folder = _folder(workdir)
     plan = _plan(config, grid, folder)
+    if not config.divide and (divided := [g.name for g in plan.groups if g.overrides["divide"]]):
+        _say(
+            "divide=False does not hold where an ensemble answers: these divide the network, so "
+            f"that all cost about the same: {', '.join(divided)}"
+        )
     if _DRY.value:
         record.made(folder, config, plan)  # it would be refused
         _forecast(config, plan)

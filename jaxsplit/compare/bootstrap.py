@@ -34,7 +34,6 @@ DRAWS = 4000
 LEVEL = 0.95
 _SEED = 2012
 _FEW = 4096  # distinct values that are drawn by their counts
-_CHUNK = 2**22  # images of draws that lie in memory together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +157,8 @@ def _resampled(off: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndar
     values, counts = np.unique(off, return_counts=True)
     if len(values) <= _FEW:  # shares of right answers over R seeds take few values
         return rng.multinomial(size, counts / size, draws) @ values / size
-    step = max(1, _CHUNK // size)
-    parts = [min(step, draws - at) for at in range(0, draws, step)]
-    return np.concatenate([off[rng.integers(0, size, (n, size))].mean(1) for n in parts])
+    # The mean of so many is normal.
+    return rng.normal(off.mean(), off.std() / math.sqrt(size), draws)
 
 
 def _stretch(of_seeds: float, of_images: float, seeds: int, images: int) -> float:

@@ -31,7 +31,8 @@ class Group:
     """Runs that differ in the seed only.
 
     difference: of top-1 to the undivided network, over the seeds that both have; None: there is no
-    such seed, or no predictions. nll_differences: of the same seeds, ours less theirs.
+    such seed, or no predictions. nll_difference: the same of NLL, nats.
+    nll_differences, ece_differences: of the same seeds, ours less theirs.
     reference: the runs of the undivided network.
     """
 
@@ -41,7 +42,17 @@ class Group:
     runs: tuple[Run, ...]
     reference: tuple[Run, ...] = ()
     difference: Difference | None = None
+    nll_difference: Difference | None = None
     nll_differences: tuple[float, ...] = ()
+    ece_differences: tuple[float, ...] = ()
+
+    @functools.cached_property
+    def ece_difference(self) -> Difference | None:
+        """Over seeds alone, as an ECE is of a whole test set; None: fewer than two seeds."""
+        if len(self.ece_differences) < 2:
+            return None
+        found = np.asarray(self.ece_differences)[:, None]
+        return bootstrap.paired(found, np.zeros_like(found))
 
     @functools.cached_property
     def name(self) -> str:
@@ -236,26 +247,33 @@ def _beside(group: Group, reference: Sequence[Run]) -> Group:
     return dataclasses.replace(
         group,
         reference=tuple(reference),
-        difference=_difference(pairs),
+        difference=_difference(pairs, lambda images: images.right),
+        nll_difference=_difference(pairs, lambda images: images.nll),
         nll_differences=tuple(ours.nll - other.nll for ours, other in pairs),
+        ece_differences=tuple(ours.ece - other.ece for ours, other in pairs),
     )
 
 
-def _difference(pairs: Sequence[tuple[runs.Scores, runs.Scores]]) -> Difference | None:
+def _difference(
+    pairs: Sequence[tuple[runs.Scores, runs.Scores]],
+    of: Callable[[runs.Images], np.ndarray | None],
+) -> Difference | None:
     """Of the test images that all runs have answered: bad records may have been left out."""
     images = [(a.images, b.images) for a, b in pairs if a.images and b.images]
-    if not images:
-        return None
     every = [one for pair in images for one in pair]
+    if not images or any(of(one) is None for one in every):
+        return None
     common = functools.reduce(np.intersect1d, [one.index for one in every])
     if not len(common):
         return None
-    ours, theirs = (np.stack([_at(pair[i], common) for pair in images]) for i in (0, 1))
+
+    def at(one: runs.Images) -> np.ndarray:
+        values = of(one)
+        assert values is not None
+        return values[np.searchsorted(one.index, common)]
+
+    ours, theirs = (np.stack([at(pair[i]) for pair in images]) for i in (0, 1))
     return bootstrap.paired(ours, theirs)
-
-
-def _at(images: runs.Images, index: np.ndarray) -> np.ndarray:
-    return images.right[np.searchsorted(images.index, index)]
 
 
 # ---- Writing
@@ -317,17 +335,25 @@ def _group_row(group: Group, axes: Sequence[str]) -> dict[str, Any]:
         row[name] = found.mean if found else None
         if name != "latency_batch":
             row[f"{name}_deviation"] = found.deviation if found else None
-    row |= {
-        "difference": its.mean if its else None,
-        "difference_lower": its.lower if its else None,
-        "difference_upper": its.upper if its else None,
-        "difference_seeds": its.seeds if its else None,
-        "difference_over": its.over if its else None,
-    }
-    nll_spread = bootstrap.spread(group.nll_differences)
-    row["nll_difference"] = nll_spread.mean if nll_spread else None
-    row["nll_difference_deviation"] = nll_spread.deviation if nll_spread else None
+    row |= _interval("difference", its)
+    row["difference_seeds"] = its.seeds if its else None
+    row["difference_over"] = its.over if its else None
+    for name, differences, found in (
+        ("nll_difference", group.nll_differences, group.nll_difference),
+        ("ece_difference", group.ece_differences, group.ece_difference),
+    ):
+        over_seeds = bootstrap.spread(differences)
+        row |= _interval(name, found) | {name: over_seeds.mean if over_seeds else None}
+        row[f"{name}_deviation"] = over_seeds.deviation if over_seeds else None
     return row | {name: getattr(group.cost, name) for name in _COSTS}
+
+
+def _interval(name: str, found: Difference | None) -> dict[str, float | None]:
+    return {
+        name: found.mean if found else None,
+        f"{name}_lower": found.lower if found else None,
+        f"{name}_upper": found.upper if found else None,
+    }
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

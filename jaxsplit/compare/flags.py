@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxsplit import config as config_lib
 from jaxsplit import methods
 from jaxsplit.compare.grid import Grid, teacher_field
+from jaxsplit.config import limits
 from jaxsplit.config.checks import NUMBER_OR_PAPER
 from jaxsplit.errors import ConfigError
 
@@ -93,13 +94,18 @@ def _splits(text: str) -> tuple[int, ...]:
 
 def _seeds(text: str, base: int) -> tuple[int, ...]:
     if "," in text:
-        return _numbers("seeds", text.rstrip(" ,"), 0)
-    (count,) = _numbers("seeds", text, 1)
-    if count > _MOST_SEEDS:
-        raise ConfigError(
-            f"compare.seeds={text!r}: must be at most {_MOST_SEEDS} seeds; '{text},' is one seed"
-        )
-    return tuple(range(base, base + count))
+        found = _numbers("seeds", text.rstrip(" ,"), 0)
+    else:
+        (count,) = _numbers("seeds", text, 1)
+        if count > _MOST_SEEDS:
+            raise ConfigError(
+                f"compare.seeds={text!r}: must be at most {_MOST_SEEDS} seeds; '{text},' is one "
+                "seed"
+            )
+        found = tuple(range(base, base + count))
+    if max(found) >= limits.SEEDS:
+        raise ConfigError(f"compare.seeds={text!r}: must be below {limits.SEEDS:,} each")
+    return found
 
 
 def _teacher(text: str) -> tuple[str, int]:
@@ -150,7 +156,7 @@ def _value(flag: str, text: str, default: Any) -> Any:
         if isinstance(default, tuple):
             return _tuple(text)
     except (KeyError, ValueError):
-        kinds = {bool: "True or False", int: "an integer", float: "a number"}
+        kinds = {bool: "True or False", int: "an integer", float: "a number", tuple: "a tuple"}
         raise ConfigError(f"{flag}: {text!r} must be {kinds[type(default)]}") from None
     return text
 
@@ -166,9 +172,18 @@ def _tuple(text: str) -> tuple[Any, ...]:
     """'(0.1, 0.2)' as Python writes it, or words with commas: '50%,75%'."""
     try:
         made = ast.literal_eval(text)
-        return made if isinstance(made, tuple) else (made,)
     except (ValueError, SyntaxError):
         return tuple(word.strip() for word in text.strip("()").split(",") if word.strip())
+    return _hashable(made) if isinstance(made, tuple | list) else (_hashable(made),)
+
+
+def _hashable(value: Any) -> Any:
+    """Lists become tuples; ValueError for what no config holds, such as a dict."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_hashable, value))
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError
 
 
 def _words(flag: str, text: str) -> tuple[str, ...]:

@@ -37,11 +37,19 @@ class Cost:
     params: parameters of what is deployed.
     macs: multiply-adds of one image there.
     train_macs: multiply-adds of one image's forward pass through everything that trains.
+    answer_macs: multiply-adds of one image of the method's answer, where that is more than what is
+      deployed: all networks of DML answer, one is deployed. 0: it is not more.
     """
 
     params: int
     macs: int
     train_macs: int
+    answer_macs: int = 0
+
+    @property
+    def taught(self) -> int:
+        """Multiply-adds of one image of what a run of these costs teaches others."""
+        return self.answer_macs or self.macs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +161,14 @@ def plan(
       known: name of a group -> its costs, where they have been counted before.
 
     Raises:
-      ConfigError: no run is left; says why the first one is left out.
+      ConfigError: no run is left (says why the first one is left out), or no method reads an axis.
     """
+    for field in grid.axes:
+        if not any(_applies(field, method) for method in grid.methods):
+            raise ConfigError(
+                f"compare.axis={field!r}: must be read by a method of the grid "
+                f"({', '.join(grid.methods)})"
+            )
     left_out: list[LeftOut] = []
     groups: list[Group] = []
     wanted = sorted(_groups(config, grid), key=lambda group: bool(teacher_field(group.method)))
@@ -209,7 +223,7 @@ def _checked(
     methods.check_split(group.method, group.split)
     field = teacher_field(group.method)
     given = field and (group.overrides.get(field) or dict(config_lib.flat(config))[field])
-    teacher = _teacher(config, grid, before, field) if field and not given else None
+    teacher = _teacher(config, grid, before, group) if field and not given else None
     lessons = {field: "not trained yet"} if teacher is not None else {}
     its = config_lib.check(changed(config, {**group.overrides, **lessons}))
     known = facts.of_config(its.data)
@@ -218,38 +232,53 @@ def _checked(
     if counted is None:
         counted, more = cost(its), 0
         if teacher is not None:  # it answers every training image
-            more = teacher.cost.macs
+            more = teacher.cost.taught
         elif given:
-            more = cost(config_lib.load(given)).macs
+            more = cost(config_lib.load(given)).taught
         counted = dataclasses.replace(counted, train_macs=counted.train_macs + more)
     return dataclasses.replace(group, cost=counted, teacher=teacher.name if teacher else "")
 
 
-def _teacher(config: ConfigDict, grid: Grid, before: list[Group], field: str) -> Group:
+def _teacher(config: ConfigDict, grid: Grid, before: list[Group], group: Group) -> Group:
     """The group that teaches: that of `grid.teacher`, else divided networks, as many as there are.
 
-    The base config's own method goes before the others of the grid.
+    The base config's own method goes before the others of the grid. Teacher and pupil have the same
+    values of the axes that both have. Of an axis that the teacher alone has, it has the base
+    config's value.
 
     Raises:
-      ConfigError: there is none in the grid.
+      ConfigError: there is none in the grid, or there are several.
     """
+    alike = [
+        g for g in before if all(group.axes.get(f, value) == value for f, value in g.axes.items())
+    ]
     if grid.teacher is not None:
         method, split = grid.teacher
-        found = [g for g in before if (g.method, g.split) == (method, split)]
+        name = f"compare.teacher={f'{method}:{split}'!r}"
+        found = [g for g in alike if (g.method, g.split) == (method, split)]
         if not found:
-            there = ", ".join(dict.fromkeys(f"{g.method}:{g.split}" for g in before)) or "none"
+            there = ", ".join(dict.fromkeys(f"{g.method}:{g.split}" for g in alike)) or "none"
+            raise ConfigError(f"{name}: must be in the grid, which has {there}")
+    else:
+        divided = [g for g in alike if g.split > 1 and not methods.METHODS[g.method].whole]
+        own = [g for g in divided if g.method == config.method] or divided
+        name = f"{teacher_field(group.method)}=''"
+        if not own:
             raise ConfigError(
-                f"compare.teacher={f'{method}:{split}'!r}: must be in the grid, which has {there}"
+                f"{name}: must be a workdir, or divided networks must be in the grid, or "
+                "--compare.teacher=METHOD:SPLIT"
             )
-        return found[0]
-    divided = [g for g in before if g.split > 1 and not methods.METHODS[g.method].whole]
-    own = [g for g in divided if g.method == config.method]
-    if not divided:
+        best = max(own, key=lambda g: g.split)
+        found = [g for g in own if (g.method, g.split) == (best.method, best.split)]
+    wanted = {**dict(config_lib.flat(config)), **group.axes}
+    usual = [g for g in found if all(wanted[f] == v for f, v in g.axes.items())]
+    if len(found) > 1 and len(usual) != 1:
+        many = ", ".join(g.name for g in found)
         raise ConfigError(
-            f"{field}='': must be a workdir, or divided networks must be in the grid, or "
-            "--compare.teacher=METHOD:SPLIT"
+            f"{name}: several could teach ({many}); the axis must hold the value of the config, "
+            "which is the teacher's"
         )
-    return max(own or divided, key=lambda g: g.split)
+    return (usual or found)[0]
 
 
 def _run(config: ConfigDict, group: Group, seed: int, path: Callable[[str], str]) -> Run:

@@ -149,8 +149,9 @@ def made(workdir: pathlib.Path, config: ConfigDict, plan: Plan) -> dict[str, Any
             "splits": list(plan.grid.splits),
             "seeds": list(plan.grid.seeds),
             "axes": {field: list(values) for field, values in plan.grid.axes.items()},
+            "teacher": ":".join(map(str, plan.grid.teacher or ())),
         },
-        "runs": [_of_run(run) for run in plan.runs],
+        "runs": [entry_of(run) for run in plan.runs],
     }
     if before is not None:
         _check_same(workdir, before, now)
@@ -158,7 +159,8 @@ def made(workdir: pathlib.Path, config: ConfigDict, plan: Plan) -> dict[str, Any
     return now
 
 
-def _of_run(run: Run) -> dict[str, Any]:
+def entry_of(run: Run) -> dict[str, Any]:
+    """What compare.json says of a run."""
     group = run.group
     return {
         "name": run.name,
@@ -228,6 +230,7 @@ def _extended(workdir: pathlib.Path, before: dict[str, Any], now: dict[str, Any]
         field: _union(its, [run["axes"][field] for run in kept if field in run["axes"]])
         for field, its in grids[1]["axes"].items()
     }
+    grid["teacher"] = now["grid"]["teacher"] or before["grid"].get("teacher", "")
     return now | {"grid": grid, "runs": runs}
 
 
@@ -239,8 +242,17 @@ def _check_run(workdir: pathlib.Path, before: dict[str, Any], now: dict[str, Any
     """Raises ConfigError if a run of one name has other fields than before."""
     old, new = json.loads(json.dumps([before["overrides"], now["overrides"]]))
     folder = workdir / before["name"]
-    if folder.is_dir() and (differ := _differing(old, new, teacher_fields())):
+    if not folder.is_dir():
+        return
+    if differ := _differing(old, new, teacher_fields()):
         raise ConfigError(f"workdir={str(folder)!r}: holds another run: {differ}")
+    # By name: the folder of the comparison may have moved.
+    theirs, ours = before.get("teacher") or "", now["teacher"]
+    if theirs != ours:
+        raise ConfigError(
+            f"workdir={str(folder)!r}: holds another run: its teacher is {theirs or 'none'} there, "
+            f"{ours or 'none'} here; --compare.teacher=METHOD:SPLIT chooses it"
+        )
 
 
 def _check_folder(folder: pathlib.Path, run: Run) -> None:

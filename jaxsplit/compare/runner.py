@@ -12,8 +12,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from jaxsplit import methods
-from jaxsplit.compare import outcome, record
+from jaxsplit.compare import outcome, record, runs
 from jaxsplit.compare.child import Child, of_program
 from jaxsplit.compare.grid import Plan, Run
 from jaxsplit.compare.progress import Progress
@@ -201,7 +200,8 @@ class _Runner:
             return False
         for one in list(self._waiting):
             if one.teacher and one.teacher not in self._finished:
-                busy = any(work.run.name == one.teacher for work in self._works)
+                at_work = (*self._works, *(work for _, work in self._later))
+                busy = any(work.run.name == one.teacher for work in at_work)
                 if not busy and one.teacher not in {run.name for run in self._waiting}:
                     self._waiting.remove(one)
                     self._fail(one, f"its teacher {one.teacher} is not finished")
@@ -361,23 +361,12 @@ class _Runner:
         ]
 
     def _latencies(self, one: Run) -> Iterator[list[str]]:
-        """Arguments of `jaxsplit latency`: as a cascade, where this is one; without, else.
-
-        The cascade is as accurate as the undivided network of the same seed, if it can be.
-        Otherwise it takes half of the multiply-adds.
-        """
+        """Arguments of `jaxsplit latency`: as the cascade that the tables show; without, else."""
         sizes = ",".join(map(str, self._settings.batches))
         plain = [f"--batches={sizes}", f"--seconds={_SECONDS}", "--lowerings=auto"]
-        mine = outcome.accuracy(self._folder(one), one.answer)
-        if one.answer == "ensemble" and one.group.split > 1:
-            whole = [
-                r for r in self._plan.runs if r.group.method == methods.ALONE and r.seed == one.seed
-            ]
-            for other in whole[:1]:
-                its = outcome.accuracy(self._folder(other), other.answer)
-                if mine is not None and its is not None and 0 < its <= mine:
-                    yield [*plain, f"--cascade=accuracy={its!r}"]
-            yield [*plain, "--cascade=cost=0.5"]
+        cascade = runs.cascade_of(self._workdir, record.entry_of(one))
+        if cascade is not None:
+            yield [*plain, f"--cascade={cascade.threshold!r}"]
         yield plain
 
     def _after_latency(self, work: _Work, status: int) -> None:

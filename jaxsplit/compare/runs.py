@@ -16,7 +16,7 @@ from jaxsplit import methods
 from jaxsplit.compare.record import FAILED, FINISHED, RUNNING, STOPPED
 from jaxsplit.compare.record import OF_RUN as STATUS
 from jaxsplit.errors import ConfigError
-from jaxsplit.evaluation import record, scores
+from jaxsplit.evaluation import record, scores, temperature
 from jaxsplit.evaluation.predictions import FILE as PREDICTIONS
 from jaxsplit.inference import cascade, latency
 from jaxsplit.inference.cascade import Point
@@ -35,6 +35,7 @@ class Images:
     """What predictions.npz says of an answer.
 
     index: int64[N], the position of each test image. right: float64[N], 1 where it is right.
+    nll: float64[N], nats after temperature scaling; None: not known.
     cascade: of the networks, as accurate as all of them together where that was fitted; None: there
     is no cascade.
     """
@@ -42,6 +43,7 @@ class Images:
     index: np.ndarray
     right: np.ndarray
     cascade: Point | None = None
+    nll: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Run:
         """Whether several networks train and one answers, which then costs less."""
         if self.split == 1 or self.answer.startswith("net"):
             return self.split > 1
+        if self.answer == ENSEMBLE:  # MIMO's training and that of a trunk cost more than its answer
+            return False
         if self.macs and self.train_macs:
             return self.macs < _ALL * self.train_macs
         return self.answer != ENSEMBLE
@@ -158,6 +162,12 @@ def read(folder: pathlib.Path, entry: Mapping[str, Any]) -> Run:
         reason = str(error) if isinstance(error, ConfigError) else f"{error!r}"
         line = reason.partition("\n")[0]
         return dataclasses.replace(base, status=FAILED, error=f"cannot be read: {line}")
+
+
+def cascade_of(folder: pathlib.Path, entry: Mapping[str, Any]) -> Point | None:
+    """The cascade of a run of `compare.json` that the tables show; None: it has none."""
+    scores = read(folder, entry).scores
+    return scores.images.cascade if scores and scores.images else None
 
 
 def _status(path: pathlib.Path) -> tuple[str, str, float | None]:
@@ -234,7 +244,8 @@ def _images_of(run: Run, found: Mapping[str, Any]) -> Images | None:
         float(getattr(stat, "st_mtime_ns", 0) or getattr(stat, "mtime", 0)),
         int(getattr(stat, "st_size", 0) or getattr(stat, "length", 0)),
     )
-    return _images(path, stamp, int(found["step"]), run.answer, networks, run.macs, how)
+    scaled_by = float(found["temperature"]["answers"][run.answer]["temperature"])
+    return _images(path, stamp, int(found["step"]), run.answer, scaled_by, networks, run.macs, how)
 
 
 def _cascaded(run: Run) -> tuple[str, ...]:
@@ -252,6 +263,7 @@ def _images(
     stamp: tuple[float, int],
     step: int,
     answer: str,
+    scaled_by: float,
     networks: tuple[str, ...],
     macs: int | None,
     how: str,
@@ -262,7 +274,12 @@ def _images(
         if int(arrays["step"]) != step:
             return None
         labels, index = arrays["test/labels"], arrays["test/index"]
-        right = scores.predicted(arrays[f"test/logits/{answer}"]) == labels
+        given = arrays[f"test/logits/{answer}"]
+        right = scores.predicted(given) == labels
+        divided_by: np.ndarray | float = scaled_by
+        if "validation/labels" not in arrays.files:  # each half of the test set has the other's
+            divided_by = temperature.cross_fitted(given, labels).each
+        nll = scores.of_each(given, labels, divided_by).nll
         point = None
         if len(networks) > 1 and macs:
             held = "validation/labels" in arrays.files
@@ -272,7 +289,7 @@ def _images(
             }
             targets = {split: arrays[f"{split}/labels"] for split in logits}
             point = _cascade(logits, targets, macs / len(networks), how)
-    return Images(index, right.astype(np.float64), point)
+    return Images(index, right.astype(np.float64), point, nll)
 
 
 def _cascade(
@@ -331,18 +348,21 @@ def _latency(run: Run) -> Latency | None:
 
 
 def _candidates(run: Run, found: Found) -> list[str]:
-    """What was timed on one device and computes the answer, told by networks and multiply-adds."""
-    several = run.split > 1 and not run.one_of_several
-    alike = [
-        one
-        for one in found.candidates
-        if one.devices == 1 and one.macs and (one.networks > 1) == several
-    ]
+    """What was timed on one device and computes the answer, told by its multiply-adds.
+
+    Where the undivided network costs about as much, the number of networks tells them apart; MIMO
+    is one network that answers for several.
+    """
     if run.macs is None:
         return []
-    exact = [one.name for one in alike if one.macs == run.macs]
-    near = [one.name for one in alike if one.macs and abs(one.macs / run.macs - 1) <= _NEAR]
-    return exact or near
+    timed = [one for one in found.candidates if one.devices == 1 and one.macs]
+    exact = [one for one in timed if one.macs == run.macs]
+    near = [one for one in timed if one.macs and abs(one.macs / run.macs - 1) <= _NEAR]
+    several = run.split > 1 and not run.one_of_several
+    for fits in (exact, near):
+        if alike := [one.name for one in fits if (one.networks > 1) == several]:
+            return alike
+    return [one.name for one in exact if one.name == latency.ONE]
 
 
 # ---- Values

@@ -16,6 +16,7 @@ YES, NO, UNCLEAR, NOTHING = "yes", "no", "not enough seeds", "nothing to compare
 # divide exactly, and WRN-16-4 in two costs 1.14 times as much.
 EQUAL = 1.2
 LEAST_SEEDS = 3
+USEFUL = 0.002  # gain of accuracy that would be worth having; the interval must not reach beyond
 _MOST_SEEDS = 100
 
 
@@ -116,8 +117,11 @@ def _answer(best: Group, its: Difference) -> tuple[str, str]:
         return YES, f"Yes, divide. {where}"
     if its.upper < 0:
         return NO, f"No, do not divide. {where} The whole interval lies below zero."
-    if its.mean <= 0:
-        return NO, f"No, dividing does not pay here. {where} It is not better."
+    if its.upper <= USEFUL:
+        return NO, (
+            f"No, dividing does not pay here. {where} A gain of more than {points(USEFUL)} points "
+            "is unlikely."
+        )
     return UNCLEAR, f"Not enough seeds to tell. {where} The interval holds zero. {_more_seeds(its)}"
 
 
@@ -171,11 +175,14 @@ def _calibration(best: Group) -> list[str]:
         return []
     mean, lower = statistics.fmean(found), sum(one < 0 for one in found)
     spread = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+    interval = ""
+    if its := best.nll_difference:
+        interval = f", 95 % interval of the difference from {nats(its.lower)} to {nats(its.upper)}"
     how = "better" if mean < 0 else "no better" if mean == 0 else "worse"
     return [
         f"Its probabilities are {how}: after temperature scaling its NLL is "
         f"{abs(mean):.4f}{spread} nats {'lower' if mean < 0 else 'higher'} than that of the "
-        f"undivided network, and lower in {lower} of {_seeds(len(found))}."
+        f"undivided network{interval}, and lower in {lower} of {_seeds(len(found))}."
     ]
 
 
@@ -290,8 +297,19 @@ def _all_failed(groups: Sequence[Group]) -> list:
 
 def points(difference: float) -> str:
     """A difference of shares in percentage points: '+0.83', '-0.10', '0.00'."""
-    text = f"{100 * difference:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "\N{MINUS SIGN}")
+    return _signed(100 * difference, 2)
+
+
+def nats(difference: float) -> str:
+    """A difference of NLLs: '+0.0083', '-0.0010', '0.0000'."""
+    return _signed(difference, 4)
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{value:+.{digits}f}"
+    if not text.strip("+-0."):
+        return text[1:]
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _of(group: Group) -> str:

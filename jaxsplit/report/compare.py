@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 from jaxsplit import defaults
 from jaxsplit.compare import collect, verdict
-from jaxsplit.compare.bootstrap import Spread
+from jaxsplit.compare.bootstrap import Difference, Spread
 from jaxsplit.compare.collect import Found, Group
-from jaxsplit.compare.grid import teacher_fields
 from jaxsplit.compare.runs import FAILED, FINISHED, Run
 from jaxsplit.durations import in_words
 from jaxsplit.errors import ConfigError
@@ -28,7 +27,7 @@ from jaxsplit.workdir import versions as trained_with
 FILE = "compare.html"
 _REPORT = "report.html"
 # Fields that flags of compare say.
-_OF_GRID = ("method", "split", "seed", *teacher_fields())
+_OF_GRID = ("split", "seed")
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
@@ -96,7 +95,8 @@ def _link(target: str, name: object = "") -> Raw:
 
 def results(found: Found) -> Raw:
     """The scores of every group, and its difference to the undivided network."""
-    heads = ["", "seeds", "accuracy %", "difference, points", "95 % interval", "NLL", "ECE %"]
+    heads = ["", "seeds", "accuracy %", "difference, points", "95 % interval"]
+    heads += ["NLL", "difference (95 %)", "ECE %", "difference, points (95 %)"]
     rows = []
     for group in found.groups:
         its = group.difference
@@ -112,13 +112,16 @@ def results(found: Found) -> Raw:
                 verdict.points(its.mean) if its else "-",
                 interval,
                 _spread(group.spread(collect.nll), "{:.4f}".format),
+                _interval(group.nll_difference, verdict.nats),
                 _spread(group.spread(collect.ece), _percent),
+                _interval(group.ece_difference, verdict.points),
             ]
         )
     caption = (
         "Scores on the test set: mean ± deviation over the seeds. NLL (nats) and ECE are those "
         "after temperature scaling; less is better. Difference to the undivided network: of the "
-        "same seeds and test images; the interval is a bootstrap over both."
+        "same seeds and test images; the interval is a bootstrap over both, that of ECE over the "
+        "seeds alone."
     )
     table = html.table(caption, heads, [("", rows)])
     return html.section("results", "Results", [table, _grid([charts.forest(found)])])
@@ -296,7 +299,12 @@ def command(found: Found) -> str:
     words.append(f"--compare.seeds={','.join(seeds) if len(seeds) != 1 else 1}")
     words += [f"--config.seed={seeds[0]}"] if len(seeds) == 1 and seeds[0] != "0" else []
     for field, its in (grid.get("axes") or {}).items():
-        words.append(f"--compare.axis={field}={','.join(map(collect.text, its))}")
+        tuples = any(isinstance(value, list | tuple) for value in its)
+        values = [repr(_tuples(v)) if tuples else collect.text(v) for v in its]
+        between = ";" if tuples or any("," in value for value in values) else ","
+        words.append(f"--compare.axis={field}={between.join(values)}")
+    if teacher := grid.get("teacher"):
+        words.append(f"--compare.teacher={teacher}")
     for field, value in others.items():
         if field not in _OF_GRID:
             shown = repr(value) if isinstance(value, tuple) else str(value)
@@ -340,6 +348,12 @@ def _spread(found: Spread | None, text: Callable[[float], str]) -> str:
         return "-"
     more = "" if math.isnan(found.deviation) else f" ± {text(found.deviation)}"
     return f"{text(found.mean)}{more}"
+
+
+def _interval(found: Difference | None, text: Callable[[float], str]) -> str:
+    if found is None:
+        return "-"
+    return f"{text(found.mean)} ({text(found.lower)} to {text(found.upper)})"
 
 
 def _value(value: float | None, text: Callable[[float], str]) -> str:

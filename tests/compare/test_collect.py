@@ -1,6 +1,7 @@
 """compare.collect: folders of runs become rows; failed, missing and broken ones are shown."""
 
 import csv
+import dataclasses
 import json
 import math
 import statistics
@@ -91,6 +92,36 @@ def test_the_difference_is_of_the_same_seeds_and_images(found):
     assert its.mean == pytest.approx(statistics.fmean(means))
     assert its.of_seeds == pytest.approx(statistics.variance(means) / 3)
     assert group(found, "single").difference is None
+
+
+def test_differences_of_probabilities(found):
+    """NLL over seeds and images; an ECE is of a whole test set, so over the seeds alone."""
+    its = group(found, "cotrain S=2")
+    assert its.nll_difference is not None and its.ece_difference is not None
+    assert its.nll_difference.mean == pytest.approx(statistics.fmean(its.nll_differences), abs=1e-6)
+    assert (its.nll_difference.seeds, its.nll_difference.images) == (3, COUNT)
+    deviation = statistics.stdev(its.ece_differences) / 3**0.5
+    width = its.ece_difference.upper - its.ece_difference.lower
+    assert 0.5 * 2 * 4.3 * deviation < width < 2 * 4.3 * deviation * 1.1  # t at two degrees: 4.3
+    one = dataclasses.replace(its, ece_differences=its.ece_differences[:1])
+    assert one.ece_difference is None
+
+
+def test_latency_of_one_network_that_answers_for_several(tmp_path):
+    """MIMO: it costs a little more than the undivided network, timed beside it."""
+    entry = comparisons.run(tmp_path, "mimo", 4, 0, macs=comparisons.MACS + 1000)
+    path = tmp_path / entry["name"]
+    comparisons.timed(path, 1, comparisons.MACS, 1.0, 1.0)
+    record_ = json.loads((path / "latency.json").read_text())
+    row = record_["candidates"][0] | {"name": "one network", "macs": comparisons.MACS + 1000}
+    record_["candidates"].append(row)
+    for cell in list(record_["cells"]):
+        slower = {name: 2 * value for name, value in cell["seconds"].items()}
+        record_["cells"].append(cell | {"candidate": "one network", "seconds": slower})
+    (path / "latency.json").write_text(json.dumps(record_))
+    (run,) = collect.read(comparisons.write(tmp_path, [entry | {"answer": "ensemble"}])).runs
+    assert not run.one_of_several
+    assert collect.latency_ratio(run) == pytest.approx(2)
 
 
 def test_cascade_is_as_accurate_as_its_share_of_multiply_adds_allows(found):

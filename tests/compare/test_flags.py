@@ -36,6 +36,7 @@ def test_seeds(text, seeds):
         ("remat=;stage1,stage2", "remat", ("", "stage1,stage2")),
         ("distill.temperature=paper,4", "distill.temperature", ("paper", 4.0)),
         ("augment.erase_area=(0.1,0.2);(0.2,0.3)", "augment.erase_area", ((0.1, 0.2), (0.2, 0.3))),
+        ("augment.erase_area=[0.1,0.2]", "augment.erase_area", ((0.1, 0.2),)),
         ("schedule.milestones=50%,75%;10%", "schedule.milestones", (("50%", "75%"), ("10%",))),
     ],
 )
@@ -77,6 +78,11 @@ BAD = [
     ({"splits": "two"}, "compare.splits='two': must be whole numbers"),
     ({"seeds": "0"}, "compare.seeds='0': must be whole numbers of 1 or more"),
     ({"seeds": "12345"}, "compare.seeds='12345': must be at most 1000 seeds; '12345,' is one"),
+    (
+        {"seeds": "5,99999999999999"},
+        "compare.seeds='5,99999999999999': must be below 4,294,",
+    ),
+    ({"axes": ["augment.erase_area={1:2}"]}, "compare.axis='augment.erase_area={1:2}': '{1:2}' m"),
     ({"teacher": "cotrain"}, "compare.teacher='cotrain': must be METHOD:SPLIT"),
     ({"teacher": "guess:2"}, "compare.teacher='guess:2': must be METHOD:SPLIT"),
     ({"axes": ["cotrain.wieght=0,1"]}, "compare.axis: cotrain.wieght='0,1': no such field"),

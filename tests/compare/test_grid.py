@@ -156,6 +156,41 @@ def test_no_teacher(taught):
     assert found.left_out[0].reason.startswith("compare.teacher='dml:2': must be in the grid, whi")
 
 
+def test_a_teacher_has_the_values_of_its_pupil(taught):
+    axes = {"optim.lr": (0.1, 0.2), "cotrain.weight": (0.1, 0.5)}
+    found = planned(HERE, ("cotrain", "distill_from"), (2,), seeds=(0,), axes=axes)
+    assert tiny().cotrain.weight == 0.5  # which the teacher has
+    assert {run.group.axes["optim.lr"]: run.teacher for run in found.runs if run.teacher} == {
+        0.1: "cotrain-s2-lr=0.1-weight=0.5-seed0",
+        0.2: "cotrain-s2-lr=0.2-weight=0.5-seed0",
+    }
+
+
+def test_a_teacher_that_could_be_several(taught):
+    axes = {"cotrain.weight": (0.1, 0.2)}
+    found = planned(HERE, ("cotrain", "distill_from"), (2,), seeds=(0,), axes=axes)
+    assert found.left_out[0].reason == (
+        "distill_from.teacher='': several could teach (cotrain-s2-weight=0.1, "
+        "cotrain-s2-weight=0.2); the axis must hold the value of the config, which is the teacher's"
+    )
+
+
+def test_all_networks_of_a_teacher_cost(taught):
+    """DML deploys one network, and all of them teach."""
+
+    def dear(config):
+        return grid.Cost(10, 100, 1000, 400 if config.method == "dml" else 0)
+
+    asked = grid.Grid(("dml", "distill_from"), (4,), (0,), teacher=("dml", 4))
+    found = grid.plan(tiny(arch="wide_resnet10_1"), asked, dear)
+    assert found.groups[-1].cost.train_macs == 1000 + 400
+
+
+def test_an_axis_that_no_method_reads():
+    with pytest.raises(ConfigError, match=r"compare.axis='ffsd.fusion': must be read by a method"):
+        planned(HERE, ("single", "cotrain"), (2,), axes={"ffsd.fusion": (1.0, 10.0)})
+
+
 # ---- Names
 
 

@@ -12,9 +12,10 @@ import time
 import pytest
 
 from jaxsplit import config as config_lib
-from jaxsplit.compare import outcome, record, runner
+from jaxsplit.compare import outcome, record, runner, runs
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import signals
+from jaxsplit.inference.cascade import Point
 from tests.support.grids import After, fake, planned
 from tests.support.paths import ROOT
 from tests.support.runs import tiny
@@ -71,7 +72,17 @@ def test_a_grid_from_start_to_end(tmp_path):
     assert said == ["4 of 4 runs are finished already"]
 
 
-def test_the_commands(tmp_path):
+@pytest.fixture
+def cascades(monkeypatch):
+    """The tables show a cascade of every divided network, at the threshold 0.25."""
+
+    def shown(folder, entry):
+        return Point(0.25, 0.5, 10.0, 0.5, (0.5, 0.5)) if entry["split"] > 1 else None
+
+    monkeypatch.setattr(runs, "cascade_of", shown)
+
+
+def test_the_commands(tmp_path, cascades):
     """The base config's flags come first, so that the run's own fields win."""
     compare(tmp_path, planned(tmp_path, seeds=(0,)), batches=(1, 8))
     lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
@@ -91,15 +102,15 @@ def test_the_commands(tmp_path):
         "--seconds=0.5",
         "--lowerings=auto",
     ]
-    assert by["latency", "independent-s2-seed0"][-1] == "--cascade=accuracy=0.5"
+    assert by["latency", "independent-s2-seed0"][-1] == "--cascade=0.25"
 
 
-def test_a_cascade_that_does_not_reach_the_accuracy(tmp_path):
+def test_a_cascade_that_cannot_be_timed(tmp_path, cascades):
     plan = planned(tmp_path, seeds=(0,))
     found, said = compare(tmp_path, plan, ["cascade=s2"], batches=(1,))
     lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     tried = [c["flags"][-1] for c in lines if c["verb"] == "latency" and c["what"] == "starts"]
-    assert tried[1:] == ["--cascade=accuracy=0.5", "--cascade=cost=0.5", "--lowerings=auto"]
+    assert tried[1:] == ["--cascade=0.25", "--lowerings=auto"]
     assert (tmp_path / "independent-s2-seed0" / "latency.json").exists() and not found.failed
 
 
@@ -130,6 +141,17 @@ def test_pupils_of_a_failed_teacher_fail(tmp_path):
     found, _ = compare(tmp_path, plan, ["fail=single"])
     assert found.failed[pupil.name] == f"its teacher {plan.runs[0].name} is not finished"
     assert calls(tmp_path, "train") == [("train", plan.runs[0].name, "starts")]
+
+
+def test_pupils_wait_for_a_teacher_whose_folder_is_busy(tmp_path, monkeypatch):
+    """With a second device free: a killed start may still save in the teacher's folder."""
+    monkeypatch.setattr(runner, "_AGAIN", 0.3)
+    plan = planned(tmp_path, seeds=(0,))
+    pupil = dataclasses.replace(plan.runs[1], teacher=plan.runs[0].name)
+    plan = dataclasses.replace(plan, runs=(plan.runs[0], pupil))
+    found, said = compare(tmp_path, plan, ["busy=single"], environments=[{}, {}])
+    assert len(found.finished) == 2 and not found.failed
+    assert any("waits for a process that is at work" in line for line in said)
 
 
 def test_a_signal_is_handed_on(tmp_path):
@@ -211,6 +233,7 @@ def test_more_of_a_grid_extends_it(tmp_path):
         "splits": [2, 4],
         "seeds": [0, 1],
         "axes": {},
+        "teacher": "",
     }
     assert [run["name"] for run in made["runs"]] == [
         "independent-s2-seed0",
@@ -221,9 +244,25 @@ def test_more_of_a_grid_extends_it(tmp_path):
         "cotrain-s4-seed1",
         "single-s1-seed1",
     ]
-    assert made["runs"][0]["cost"] == {"params": 20, "macs": 200, "train_macs": 2000}
+    cost = {"params": 20, "macs": 200, "train_macs": 2000, "answer_macs": 0}
+    assert made["runs"][0]["cost"] == cost
     assert made["runs"][0]["answer"] == "ensemble" and made["config"]["arch"] == tiny().arch
     assert record.known_costs(tmp_path)["cotrain-s4"].macs == 400
+
+
+def test_another_teacher_is_refused(tmp_path):
+    """A group would hold pupils of several teachers; the folder of the comparison may move."""
+    asked = ("cotrain", "distill_from")
+    plan = planned(tmp_path, asked, (2,), seeds=(0,))
+    record.write(tmp_path, tiny(), plan)
+    for run in plan.runs:
+        (tmp_path / run.name).mkdir()
+    more = planned(tmp_path, asked, (2, 4), seeds=(0, 1))
+    with pytest.raises(ConfigError, match="its teacher is cotrain-s2-seed0 there, cotrain-s4-seed"):
+        record.write(tmp_path, tiny(), more)
+    same = planned(tmp_path / "moved", asked, (2, 4), seeds=(0, 1), teacher=("cotrain", 2))
+    record.write(tmp_path, tiny(), same)
+    assert record.read(tmp_path)["grid"]["teacher"] == "cotrain:2"
 
 
 def test_another_grid_is_refused(tmp_path):

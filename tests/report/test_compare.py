@@ -1,16 +1,19 @@
 """report.compare: the page of a comparison; report.compare_charts: its figures."""
 
+import json
 import re
+import shlex
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from jaxsplit.compare import collect, verdict
+from jaxsplit.compare import collect, flags, verdict
 from jaxsplit.errors import ConfigError
 from jaxsplit.report import compare, compare_charts
 from tests.support import comparisons
 from tests.support.reports import Checked
+from tests.support.runs import tiny
 
 EVIL = "<b>\"&' $x_1$"
 
@@ -125,6 +128,21 @@ def test_one_seed_is_named_in_the_command(tmp_path):
     made = [comparisons.run(tmp_path, "single", 1, 5, status="waiting")]
     found = compare.command(collect.read(comparisons.write(tmp_path, made)))
     assert "--compare.seeds=1 --config.seed=5" in found
+
+
+def test_the_command_holds_tuples_and_the_teacher(tmp_path):
+    made = [comparisons.run(tmp_path, "single", 1, 0, status="waiting")]
+    axes = {"augment.erase_area": [[0.02, 0.3], [0.1, 0.4]]}
+    folder = comparisons.write(tmp_path, made, axes=axes, teacher="cotrain:2")
+    record = json.loads((folder / "compare.json").read_text())
+    record["config"] |= {"method": "dml"}
+    (folder / "compare.json").write_text(json.dumps(record))
+    words = shlex.split(compare.command(collect.read(folder)))
+    (axis,) = (word.partition("=")[2] for word in words if word.startswith("--compare.axis="))
+    given = dict(methods="single", splits="1", seeds="1", axes=[axis])
+    values = flags.grid(tiny(), **given).axes["augment.erase_area"]
+    assert values == ((0.02, 0.3), (0.1, 0.4))
+    assert "--compare.teacher=cotrain:2" in words and "--config.method=dml" in words
 
 
 def test_a_grid_without_a_finished_run_has_a_page(tmp_path):

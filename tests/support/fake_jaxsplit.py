@@ -1,8 +1,9 @@
 """Does what a process of a comparison does, in milliseconds: writes the files of a run.
 
-fake_jaxsplit.py [fail=NAME] [kill=NAME] [wait=NAME] [cascade=fails] -- VERB FLAGS...
+fake_jaxsplit.py [fail=NAME] [kill=NAME] [wait=NAME] [busy=NAME] [cascade=NAME] -- VERB FLAGS...
 
-NAME is a part of the name of a run: its training fails, is killed, or waits for a signal.
+NAME is a part of the name of a run: its training fails, is killed, waits for a signal, or finds its
+folder busy once; a cascade of it cannot be timed.
 """
 
 import json
@@ -46,6 +47,10 @@ if verb == "train":
         sys.exit(1)
     if asked("kill"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if asked("busy") and not (folder / "was_busy").exists():
+        (folder / "was_busy").touch()
+        print(f"error: workdir={str(folder)!r}: another run is at work there", file=sys.stderr)
+        sys.exit(1)
     if asked("wait"):
         time.sleep(60)
     saved = folder / "checkpoints" / str(steps)
@@ -58,7 +63,7 @@ elif verb == "eval":
     (folder / "eval.json").write_text(json.dumps(record))
 else:
     if "cascade" in given and asked("cascade"):
-        print("error: cascade: accuracy=0.5: no threshold reaches it", file=sys.stderr)
+        print("error: cascade: latency needs a data set that lies in memory", file=sys.stderr)
         sys.exit(2)
     (folder / "latency.json").write_text("{}")
 log("ends")
