@@ -6,7 +6,8 @@ jaxsplit train --config=folder:name=birds,arch=resnet18,split=2 --workdir=runs/b
 Arguments: name (of the prepared set); optional: arch (resnet18), split (2; 1: the undivided network
 alone) and epochs (200).
 
-The recipe trains from scratch. To fine-tune, add --init_from, --config.optim.lr=0.002, epochs=30.
+The recipe trains from scratch. To fine-tune, add --init_from, epochs=30 and a lower learning rate:
+--config.optim.lr=0.002, for ViT and ConvNeXt 2e-5.
 A small set is seen many times, so three things matter more than for large sets:
   - Small batches: with 32 images even a set of a thousand images gives thousands of steps.
   - Regularisation: a weight decay of 1e-3, ten times that of ImageNet's recipe, label smoothing and
@@ -16,8 +17,9 @@ A small set is seen many times, so three things matter more than for large sets:
   - Mild augmentation: random-resized crops of at least 35 % of the area (ImageNet's recipe: 8 %),
     flips, and a small erased part. Colours are kept, because they often distinguish classes;
     --config.augment.randaugment=rand-m5-mstd0.5 changes them too.
-The optimizer is SGD with momentum rather than AdamW: for networks with BatchNorm, as all of these
-are, it works over a wide range of learning rates.
+For networks with BatchNorm the optimizer is SGD with momentum: it works over a wide range of
+learning rates. ViT and ConvNeXt have LayerNorm and take AdamW, with a weight decay of 0.05 as in
+their papers, and a learning rate of 2e-4 that starts and ends at 0.
 
 All durations but the intervals are shares of the run. The best checkpoint is chosen on the held-out
 test set, or with --config.data.validation=0.1 on a part of the training set. We have not trained it
@@ -43,6 +45,7 @@ def get_config(text: str = "") -> ConfigDict:
     split = arguments.number("split", given.get("split", 2))
     epochs = arguments.number("epochs", given.get("epochs", 200))
     models.divided(arch, split)
+    family, whole = models.known(arch)
 
     config = defaults.get_config()
     config.arch, config.split = arch, split
@@ -53,7 +56,7 @@ def get_config(text: str = "") -> ConfigDict:
     config.cotrain.warmup = "20%"
 
     config.data.name = given["name"]
-    config.data.image_size = models.known(arch)[1].image_size  # that it is made for
+    config.data.image_size = whole.image_size  # that it is made for
     config.data.scale_min = 0.35
     config.augment.crop_padding = 0
     config.augment.random_resized_crop = True  # also if all images have the same size
@@ -68,6 +71,11 @@ def get_config(text: str = "") -> ConfigDict:
     config.schedule.warmup = "5%"
     config.schedule.warmup_lr = 1e-3
     config.schedule.end_lr = 1e-5
+    if family.products:
+        config.optim.name = "adamw"
+        config.optim.lr = 2e-4
+        config.optim.weight_decay = 0.05
+        config.schedule.warmup_lr = config.schedule.end_lr = 0.0
 
     config.log_every = "1 epochs"
     config.eval.every = "2 epochs"

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -241,7 +242,7 @@ def find_npz(name: str, data_dir: str) -> pathlib.Path | None:
         return None
     if name.startswith(names.HUGGING_FACE):
         return None
-    path = pathlib.Path(data_dir).expanduser() / f"{name}.npz"
+    path = pathlib.Path(os.path.expanduser(data_dir)) / f"{name}.npz"
     return path if path.exists() else None
 
 

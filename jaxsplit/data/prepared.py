@@ -53,7 +53,7 @@ def find(name: str, data_dir: str) -> pathlib.Path | None:
     """
     if not _NAME.fullmatch(name):
         return None
-    root = pathlib.Path(data_dir).expanduser() / name
+    root = pathlib.Path(os.path.expanduser(data_dir)) / name
     ready, other = [], []
     for pattern in ("*/dataset_info.json", "*/*/dataset_info.json"):
         for info in root.glob(pattern):
@@ -111,7 +111,7 @@ def find_builder(name: str, data_config: ConfigDict) -> Any:
             raise
         except Exception as error:  # tfds raises anything
             raise _damaged(path, name, data_dir, error) from error
-    folder = pathlib.Path(data_dir).expanduser()
+    folder = pathlib.Path(os.path.expanduser(data_dir))
     try:
         # If tfds has no code for a name, it reads the files there, in any file format.
         for pattern in ("*/features.json", "*/*/features.json"):
@@ -145,7 +145,7 @@ def _download(builder: Any, name: str, data_dir: str) -> None:
 
     import tensorflow_datasets as tfds
 
-    folder = pathlib.Path(data_dir).expanduser()
+    folder = pathlib.Path(os.path.expanduser(data_dir))
     print(
         f"downloading '{name}' into {folder}; without a network this gives up in some minutes",
         flush=True,

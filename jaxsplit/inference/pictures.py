@@ -63,7 +63,7 @@ class Reader:
 
 def _decoded(picture: Picture, channels: int) -> np.ndarray:
     if isinstance(picture, str | os.PathLike):
-        return decoding.decode(pathlib.Path(picture).expanduser().read_bytes(), channels)
+        return decoding.decode(pathlib.Path(os.path.expanduser(picture)).read_bytes(), channels)
     if isinstance(picture, np.ndarray):
         return decoding.of_array(picture, channels)
     if hasattr(picture, "getexif"):  # of Pillow

@@ -115,7 +115,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, n, c = x.shape
-        qkv = Dense(3 * c, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
+        qkv = Dense(3 * c, self.dtype, name="qkv")(x)
+        if (groups := subgroups.current().of("qkv", c, 3 * c, 1)) > 1:
+            # A group's queries, keys and values; as they lie, q would be of the first groups alone.
+            qkv = qkv.reshape(b, n, groups, 3, c // groups).swapaxes(2, 3)
+        qkv = qkv.reshape(b, n, 3, self.heads, -1)
         y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return Dense(c, self.dtype, name="proj")(y.reshape(b, n, c))
 

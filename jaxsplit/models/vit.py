@@ -4,7 +4,7 @@ Sizes Ti, S and B (Ti and S from DeiT, Touvron et al. 2021, arXiv 2012.12877), a
   vit_s16       S with patches of 16 pixels for images of 224, answers from a class token
   vit_s16_gap   the same without a class token: the mean of all tokens, then LayerNorm
   vit_ti4       patches of 4 pixels and fewer are for images of 32, unless the name says more:
-  vit_ti4_28    for images of 28 pixels
+  vit_ti4_28    for images of 28 pixels, which the patches must divide
 
 The positions are learned, one for each patch, so that a network takes images of any one size that
 its patches divide. Without `drop_path` and `dropout` the network is timm's, and so are the names of
@@ -12,6 +12,7 @@ its weights.
 """
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, Unpack
@@ -28,6 +29,7 @@ from jaxsplit.models.tokens import Attention, LayerNorm, Mlp, Patches
 
 # Size -> (width, heads). Every size has 12 blocks.
 SIZES = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
+_NAME = re.compile(r"vit_(ti|s|b)([1-9]\d*)(?:_([1-9]\d*))?(_gap)?")  # size, patch, pixels
 STAGES = 4  # of three blocks each, for `trunk`, `remat` and FFSD's feature maps
 TOLERANCE = 0.03  # of the cost of S networks
 
@@ -163,6 +165,13 @@ class ViT(nn.Module):
             raise ConfigError(
                 f"arch={spec.arch!r}: its patches of {spec.patch} pixels must divide the images, "
                 f"which have {height} x {width}; data.image_size can be a multiple of {spec.patch}"
+                f"{_other_patch(spec, height, width)}"
+            )
+        if spec.width % spec.heads:
+            near = max(1, round(spec.width / spec.heads)) * spec.heads
+            raise ConfigError(
+                f"arch={spec.arch!r}: its width {spec.width} must be a multiple of its "
+                f"{spec.heads} heads, such as {near}"
             )
         x = Patches(spec.width, spec.patch, self.dtype, name="stem_patches")(x)
         grid = x.shape
@@ -190,15 +199,31 @@ class ViT(nn.Module):
         return logits, features
 
 
+def _other_patch(spec: Spec, height: int, width: int) -> str:
+    """A hint at a patch that divides the images, into about as many as `spec` has; or ''."""
+    common = math.gcd(height, width)
+    fit = [patch for patch in range(2, common) if common % patch == 0]
+    match = _NAME.fullmatch(spec.arch)
+    if not fit or match is None:
+        return ""
+    wanted = spec.patch * common / spec.image_size
+    near = min(fit, key=lambda patch: abs(math.log(patch / wanted)))
+    name = f"vit_{match[1]}{near}_{height}{match[4] or ''}"
+    return f", or another patch divides them, such as {name}"
+
+
 def parse(arch: str) -> Spec | None:
-    """The Spec of a name such as 'vit_s16' or 'vit_ti4_28_gap'; None: of another form."""
-    match = re.fullmatch(r"vit_(ti|s|b)([1-9]\d*)(?:_([1-9]\d*))?(_gap)?", arch)
+    """The Spec of a name such as 'vit_s16' or 'vit_ti4_28_gap'.
+
+    None: the name has another form, or its patches do not divide its images.
+    """
+    match = _NAME.fullmatch(arch)
     if match is None:
         return None
     (width, heads), patch = SIZES[match[1]], int(match[2])
-    pixels = int(match[3]) if match[3] else 32 if patch <= 4 else 224 // patch * patch
+    pixels = int(match[3]) if match[3] else (32 if patch <= 4 else 224) // patch * patch
     pool = "mean" if match[4] else "token"
-    if pixels < patch:
+    if pixels < patch or pixels % patch:
         return None
     return Spec(arch, pixels, patch, width, heads, pool=pool)
 

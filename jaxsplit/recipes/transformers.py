@@ -1,7 +1,8 @@
 """What recipes of Vision Transformers and ConvNeXt on ImageNet share.
 
 The values are those of DeiT (Touvron et al. 2021, arXiv 2012.12877, table 9), which ConvNeXt (Liu
-et al. 2022, arXiv 2201.03545, table 5) took over but for batch size, learning rate and warm-up. The
+et al. 2022, arXiv 2201.03545, table 5) took over but for batch size, learning rate and warm-up. One
+part differs: an erased rectangle gets the mean colour, where both draw noise for each pixel. The
 co-training is that of arXiv 2011.14660 on ImageNet: a warm-up of half of the run.
 """
 
@@ -37,7 +38,8 @@ def imagenet(arch: str, *, split: int, epochs: int = 300) -> ConfigDict:
     config.optim.weight_decay = 0.05
     config.optim.decay_norm = False
     config.schedule.warmup = "5 epochs"
-    config.schedule.warmup_lr = 1e-6
-    config.schedule.end_lr = 1e-5
+    # DeiT scales optim.lr alone with the batch; these two are its 1e-6 and 1e-5 after scaling.
+    config.schedule.warmup_lr = 5e-7
+    config.schedule.end_lr = 5e-6
     config.log_every = "100 steps"
     return config

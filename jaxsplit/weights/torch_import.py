@@ -160,7 +160,9 @@ def _fits(spec, state: State, num_classes: int, **fields) -> bool:
 
 def _check_networks(config: ConfigDict, weights: torch_files.Weights) -> None:
     n = len(weights.networks)
-    if n != config.split or (weights.arch and config.arch not in _names_here(weights.arch)):
+    # Other programs have names of their own: of these, the tensors alone say what they are.
+    other = _is_known(weights.arch) and config.arch not in _names_here(weights.arch)
+    if n != config.split or other:
         of = f" of {weights.arch}" if weights.arch else ""
         raise ConfigError(
             f"the checkpoint holds {n} network{'s' * (n > 1)}{of}, "
@@ -177,6 +179,12 @@ def _names_here(arch: str) -> set[str]:
     """The names here that a reference's `arch` may mean; it may stand for several networks."""
     variants = {f"{arch}{suffix}" for suffix in ("", "_cifar", "_lightnetpp", "_plain")}
     return variants | {f"ffsd_{arch}", FFSD_NAMES.get(arch, arch)}
+
+
+def _is_known(arch: str) -> bool:
+    """Whether a reference's `arch` may mean a network here."""
+    families = models.FAMILIES.values()
+    return any(family.find(name) for name in _names_here(arch) for family in families)
 
 
 def _num_classes(spec, state: State) -> int | None:

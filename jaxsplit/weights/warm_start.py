@@ -1,5 +1,6 @@
 """Warm starts from another run or from PyTorch files."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -102,7 +103,7 @@ def _from_run(config: ConfigDict, path: pathlib.Path, like: dict) -> Start:
     some = {name: fit.read_as(name) for name in fit.wanted}
     tree = reading.restore_some(checkpoints.path(step), unflatten_dict(some, sep="/"))
     arrays: dict[str, Any] = flatten_dict(tree, sep="/")
-    return _start([f"checkpoint {step} of {path}"], like, arrays, fit)
+    return _start(config, [f"checkpoint {step} of {path}"], like, arrays, fit)
 
 
 def _step(path: pathlib.Path) -> bool:
@@ -145,7 +146,7 @@ def _from_files(
         return jax.make_array_from_callback(value.shape, sharding, lambda i: value[i])
 
     arrays = {name: put(have[name], fit.read_as(name).sharding) for name in fit.wanted}
-    return _start([*notes, config.init_from], like, arrays, fit)
+    return _start(config, [*notes, config.init_from], like, arrays, fit)
 
 
 class _Fit(NamedTuple):
@@ -225,7 +226,7 @@ def _first_kernels(have: dict, need: dict) -> set[str]:
 def _other_patches(name: str, old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> bool:
     """Whether two shapes [..., patches, C] of learned positions differ in their number alone."""
     both = old is not None and new is not None and name.endswith("/positions")
-    return both and old[:-2] + old[-1:] == new[:-2] + new[-1:]
+    return both and old != new and old[:-2] + old[-1:] == new[:-2] + new[-1:]
 
 
 def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:
@@ -282,8 +283,26 @@ def _converted(
     return copied(array), note
 
 
-def _start(sources: list[str], like: dict, arrays: dict[str, jax.Array], fit: _Fit) -> Start:
-    """Makes the `Start`. `sources` are lines of its note; the last one will say what was taken."""
+def _stay_equal(config: ConfigDict, copies: int, fit: _Fit) -> str:
+    """A warning that copies of one network learn the same; '': something makes them differ."""
+    resolved = config_lib.resolve(config)
+    heads = [name for name in fit.wanted if name.startswith("params/stack/head/")]
+    if not copies or not heads or not resolved.shared_view:
+        return ""
+    spec = dataclasses.asdict(resolved.spec)
+    if any(isinstance(rate, float) and rate > 0 for name, rate in spec.items() if "drop" in name):
+        return ""
+    rates = [f" or --config.{name}=0.1" for name in models.RATES if name in spec]
+    return (
+        f"warning: all {copies} networks start equal, see the same view and drop nothing, so that "
+        f"they may stay equal for ever; --config.views=different{''.join(rates[-1:])} helps"
+    )
+
+
+def _start(
+    config: ConfigDict, sources: list[str], like: dict, arrays: dict[str, jax.Array], fit: _Fit
+) -> Start:
+    """Makes the `Start`. `sources` are lines of its note; the last will say what was taken."""
     *notes, source = sources
     copies = 0
     for name, want in fit.wanted.items():
@@ -293,6 +312,8 @@ def _start(sources: list[str], like: dict, arrays: dict[str, jax.Array], fit: _F
             tokens = int(name in fit.with_token)
             arrays[name], note = _converted(name, arrays[name], want, tokens)
             notes += [note] * bool(note)
+    warning = _stay_equal(config, copies, fit)
+    notes += [warning] * bool(warning)
 
     def take(path, _):
         return arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))

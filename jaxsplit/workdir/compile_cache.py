@@ -21,8 +21,8 @@ _WORTH = 0.1
 def folder() -> pathlib.Path:
     """`jaxsplit/jax` in XDG_CACHE_HOME, or in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    base = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path("~/.cache").expanduser()
-    return base / "jaxsplit" / "jax"
+    base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+    return pathlib.Path(base) / "jaxsplit" / "jax"
 
 
 @contextlib.contextmanager
@@ -51,6 +51,8 @@ def kept(say: Callable[[str], None] = print) -> Iterator[None]:
 
 def _unfit(path: pathlib.Path) -> str:
     """Makes the folder, for its owner only; returns why it must not be used, or ''."""
+    if not path.is_absolute():
+        return "cannot be made (there is no home directory)"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.mkdir(exist_ok=True, mode=0o700)
@@ -64,7 +66,7 @@ def _unfit(path: pathlib.Path) -> str:
                 return f"({made.name}) can be written by others; chmod go-w it"
         if not os.access(path, os.W_OK):
             return "cannot be written"
-    except (OSError, RuntimeError) as error:  # no home directory, or a read-only one
+    except OSError as error:  # such as a home directory that is read-only
         return f"cannot be made ({error})"
     return ""
 

@@ -30,7 +30,7 @@ def path_of(workdir: str | os.PathLike) -> pathlib.Path:
     if not remote and isinstance(workdir, pathlib.Path) and text.startswith("gs:/"):
         raise ConfigError(f"workdir={text!r}: must be text; pathlib takes one of the slashes away")
     if not remote:
-        return pathlib.Path(text).expanduser().absolute()
+        return pathlib.Path(os.path.expanduser(text)).absolute()
     if scheme != "gs" or not rest.strip("/"):  # orbax knows no other
         raise ConfigError(f"workdir={text!r}: must be a directory or gs://<bucket>/<folder>")
     if missing := missing_libraries():

@@ -477,6 +477,13 @@ def test_load_from_home(tmp_path, monkeypatch):
     assert config_lib.load("~/run").seed == 3
 
 
+def test_a_user_that_there_is_not(tmp_path, monkeypatch):
+    """`~user` of an unknown user stays as it is, as in a shell."""
+    monkeypatch.chdir(tmp_path)
+    config_lib.save(changed(seed=3), config_lib.prepare_workdir("~nosuchuser/run"))
+    assert (tmp_path / "~nosuchuser" / "run" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("text", [None, "{", '{"seed": 0'])
 def test_load_what_is_no_config(tmp_path, text):
     if text is not None:

@@ -7,7 +7,8 @@ import pytest
 
 from configs import folder
 from jaxsplit import config as config_lib
-from jaxsplit import loop
+from jaxsplit import durations, loop
+from jaxsplit.config import advice
 from jaxsplit.data import prepare
 from jaxsplit.errors import ConfigError
 from tests.support.runs import lines_of
@@ -53,6 +54,23 @@ def test_the_recipe(birds):
     alone.data.dir = str(birds)
     config_lib.check(alone)
     assert (alone.method, alone.duration, alone.data.image_size) == ("single", "30 epochs", 32)
+
+
+@pytest.mark.parametrize("arch", ["vit_s16", "convnext_atto"])
+def test_networks_with_layer_norm_take_adamw(birds, arch):
+    """At the rates that docs/weights.md fine-tunes with, too, the rate starts and ends at 0."""
+    config = folder.get_config(f"name=birds,arch={arch},epochs=30")
+    config.data.dir = str(birds)
+    config_lib.check(config)
+    its = config.optim
+    assert (its.name, its.lr, its.weight_decay, its.decay_norm) == ("adamw", 2e-4, 0.05, False)
+    for lr in (2e-4, 2e-5):
+        config.optim.lr = lr
+        plan = durations.plan(config, 100)
+        assert not [line for line in advice.lines(config, plan) if "rate" in line]
+        rate, total = plan.schedule(config), plan.total_steps
+        rates = [float(rate(step)) for step in (0, plan.warmup_steps, total)]
+        assert rates == pytest.approx([0, lr, 0], abs=1e-10)
 
 
 @pytest.mark.parametrize(

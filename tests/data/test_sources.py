@@ -38,6 +38,16 @@ def test_any_prepared_set_of_one_size(tmp_path):
     )
 
 
+def test_a_folder_of_a_user_that_there_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, start in (
+        ("cifar10", "data.dir=~nosuchuser: no prepared 'cifar10' there; "),
+        ("leaves", "data.name='leaves': must be one of digits, "),
+    ):
+        message = message_of(lambda n=name: load(data_config(n, "~nosuchuser")))
+        assert message.startswith(start)
+
+
 def test_any_prepared_set_of_many_sizes(tmp_path):
     splits = {"train": tiny(4, 40, 30) + tiny(4, 30, 50), "validation": tiny(4, 44, 33, first=9)}
     write_image_dataset(tmp_path, "birds", splits, num_classes=5)

@@ -1,5 +1,6 @@
 """FFSD on other networks and meshes, at degenerate inputs, in whole runs; the leader's export."""
 
+import dataclasses
 import json
 import math
 
@@ -19,7 +20,7 @@ from jaxsplit.checkpoints import read, store
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
 from jaxsplit.losses import attention
-from jaxsplit.models import fusion
+from jaxsplit.models import fusion, vit
 from jaxsplit.recipes import published
 from jaxsplit.weights import extract, warm_start
 from tests.support import nets
@@ -150,6 +151,8 @@ FAMILIES = {
     "googlenet": 1,
     "ffsd_resnet18": 1,
     "ffsd_wide_resnet16_2": 1,
+    "vit_ti4": 2,
+    "convnext_atto": 2,
 }
 
 
@@ -160,6 +163,8 @@ def test_every_backbone(arch, monkeypatch):
     family, spec = models.known(arch)
     if isinstance(getattr(spec, "blocks", ()), tuple) and arch != "googlenet":
         monkeypatch.setitem(family.specs, arch, shallow(spec))
+    elif arch.startswith("vit"):  # whose stages share one number of blocks
+        monkeypatch.setitem(family.specs, arch, dataclasses.replace(spec, blocks=vit.STAGES))
     config = tiny(arch=arch, divide=FAMILIES[arch] > 1, duration="1 steps")
     config.data.image_size = 40 if spec.image_size > 64 else 32
     config.data.name = "synthetic"

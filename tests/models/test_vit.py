@@ -11,7 +11,7 @@ import pytest
 from jaxsplit import config as config_lib
 from jaxsplit import costs, defaults, models, sharding, stack
 from jaxsplit.errors import ConfigError
-from jaxsplit.models import convnext, vit
+from jaxsplit.models import convnext, subgroups, tokens, vit
 from jaxsplit.weights import torch_network
 from tests.support.paths import GOLDEN
 from tests.support.samples import first
@@ -118,6 +118,9 @@ def test_logits_are_those_of_timm(name):
     ("arch", "size", "message"),
     [
         ("vit_ti4", 30, "arch='vit_ti4': its patches of 4 pixels must divide the images, which"),
+        ("vit_ti4", 30, "multiple of 4, or another patch divides them, such as vit_ti3_30"),
+        ("vit_s16_gap", 28, "multiple of 16, or another patch divides them, such as vit_s2_28_gap"),
+        ("vit_s16", 31, "which have 31 x 31; data.image_size can be a multiple of 16(?!,)"),
         ("convnext_atto", 28, "of at least 32 x 32 pixels, not 28 x 28; convnext_atto_p2 can"),
         ("convnext_atto_p1", 4, "takes images of at least 8 x 8 pixels, not 4 x 4"),
     ],
@@ -127,8 +130,37 @@ def test_images_that_do_not_fit(arch, size, message):
         costs.cost(models.divided(arch, 1), num_classes=10, image_shape=(size, size, 3))
 
 
+@pytest.mark.parametrize(("width", "near"), [(25, 24), (26, 27), (1, 3)])
+def test_a_width_that_its_heads_do_not_divide(width, near):
+    message = (
+        rf"^arch='vit_ti4': its width {width} must be a multiple of its 3 heads, such as {near}\b"
+    )
+    with pytest.raises(ConfigError, match=message):
+        costs.cost(dataclasses.replace(VIT, width=width), num_classes=10, image_shape=(32, 32, 3))
+
+
+def test_a_member_of_a_packed_ensemble_attends_within_its_groups():
+    """With two, half of the channels of q, k and v depend on half of the inputs, as `proj` does."""
+    c, heads = 8, 4
+    layer = subgroups.applied(tokens.Attention(heads), subgroups.Subgroups(2, least=1))
+    x = jax.random.normal(jax.random.key(0), (1, 3, c))
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
+    eye = {"kernel": jnp.eye(c // 2, c).at[:, c // 2 :].set(jnp.eye(c // 2)), "bias": jnp.zeros(c)}
+    variables["params"]["proj"] = eye  # the attention's own output
+
+    slopes = jax.jit(jax.jacobian(lambda x: layer.apply(variables, x)))(x)
+    slopes = np.abs(slopes).sum((0, 1, 3, 4))  # [output, input]
+    halves = slopes.reshape(2, c // 2, 2, c // 2)
+    assert (halves[0, :, 0] > 0).all() and (halves[1, :, 1] > 0).all()
+    assert (halves[0, :, 1] == 0).all() and (halves[1, :, 0] == 0).all()
+
+
 @pytest.mark.parametrize(
-    "arch", ["vit_x16", "vit_s0", "vit_s16_8", "vit_s", "convnext_huge", "convnext_atto_p4"]
+    "arch",
+    [
+        *("vit_x16", "vit_s0", "vit_s16_8", "vit_s16_225", "vit_s300", "vit_s"),
+        *("convnext_huge", "convnext_atto_p4"),
+    ],
 )
 def test_names_that_are_none(arch):
     with pytest.raises(ConfigError, match=f"arch='{arch}': unknown; nearest are"):
@@ -139,6 +171,7 @@ def test_names():
     spec = models.divided("vit_b8_64_gap", 1)
     assert (spec.patch, spec.image_size, spec.pool, spec.width) == (8, 64, "mean", 768)
     assert models.divided("vit_s14", 1).image_size == 224
+    assert models.divided("vit_ti3", 1).image_size == 30
     assert convnext.parse("convnext_pico_p2").patch == 2
 
 

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from jaxsplit import config as config_lib
-from jaxsplit import defaults
+from jaxsplit import defaults, durations
+from jaxsplit.config import advice
 from jaxsplit.recipes import experiments
 from tests.support.paths import ROOT
 from tests.support.samples import first, sampled
@@ -336,7 +337,10 @@ CONFIGURED += [
 @pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections'
 @pytest.mark.parametrize("command", CONFIGURED, ids=ids)
 def test_config_of_a_command(command):
-    """Its file takes its arguments, and the config with its overrides passes every check."""
+    """Its file takes its arguments, and the config with its overrides passes every check.
+
+    Its learning rate rises and falls.
+    """
     given = [word for word in command.words[2:] if word.startswith("--config")]
     values = flags.FlagValues()
     config_lib.check_overrides(config_lib.flags_given(["main.py", *given]))
@@ -347,6 +351,8 @@ def test_config_of_a_command(command):
     if config.data.name in ("my_birds", "hf:birds_hf"):  # a set of the reader's own
         config.data.name = "imagenet2012"
     config_lib.check(config)
+    said = advice.lines(config, durations.plan(config, 100))
+    assert [line for line in said if "learning rate" in line] == []
 
 
 def file_of(name: re.Match) -> str:

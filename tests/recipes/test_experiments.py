@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxsplit import loop, models
+from jaxsplit import durations, loop, models
 from jaxsplit.recipes import published
 from tests.support.runs import config_of, lines_of, shallow
 
@@ -13,6 +13,21 @@ RECIPES = sorted(
     key=str,
 )
 CONFIGS = {"imagenet2012": "imagenet"}
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("imagenet_vit_s16_x4", (1e-6, 1e-3, 1e-5)),  # DeiT scales 5e-4 by 1024 / 512
+        ("imagenet_convnext_tiny_x4", (0.0, 4e-3, 1e-6)),
+    ],
+)
+def test_rates_of_the_papers(name, rates):
+    """At the start of the warm-up, at its end and at that of the run, scaled to the batch."""
+    config = config_of(name)
+    its, scale = config.schedule, durations.plan(config, 100).lr_scale
+    found = [rate * scale for rate in (its.warmup_lr, config.optim.lr, its.end_lr)]
+    assert found == pytest.approx(rates)
 
 
 @pytest.mark.slow

@@ -691,12 +691,12 @@ def test_own_names_that_are_those_of_wrappers(monkeypatch, parts):
 
 
 def test_the_name_in_the_file():
-    """It is ours, or the reference's for ours; a part of ours or an unknown one is another."""
+    """It is ours, or the reference's for ours; one that is none of ours says nothing."""
     states = networks(2)
-    for arch in ("", "wide_resnet10_1"):
+    for arch in ("", "wide_resnet10_1", "ours", "wide_resnet10", "vgg16"):
         weights = torch_files.Weights(states, {}, arch=arch)
         assert torch_import.to_variables(tiny(), weights, 10)["params"].keys() == {"stack"}
-    for arch in ("ours", "wide_resnet10", "vgg16"):
+    for arch in ("wide_resnet10_2", "efficientnetb0", "wideresnet4002"):
         weights = torch_files.Weights(states, {}, arch=arch)
         with pytest.raises(ConfigError, match=f"holds 2 networks of {arch}, config has split=2"):
             torch_import.to_variables(tiny(), weights, 10)
@@ -709,6 +709,24 @@ def test_the_name_in_the_file():
     for arch, ours in same.items():
         known = set(summary.architectures()) & torch_import._names_here(arch)
         assert known == ours
+
+
+def test_a_checkpoint_of_timms_trainer(save):
+    """Its `arch` is timm's name; names and shapes of the tensors are checked all the same."""
+    config = tiny(arch="vit_ti16", split=1, method="single", divide=False)
+    config.data.image_size = 32
+    (state,) = networks(1, config)
+
+    def of(state, arch="vit_tiny_patch16_224"):
+        content = {"state_dict": state, "arch": arch, "epoch": 3, "version": 2}
+        weights = torch_files.read([save("a.pth", content)])
+        return torch_import.to_variables(config, weights, 10)["params"]["stack"]
+
+    np.testing.assert_array_equal(of(state)["head"]["bias"][0], state["head.bias"])
+    with pytest.raises(ConfigError, match="does not fit vit_ti16: missing .'head.bias'"):
+        of({name: value for name, value in state.items() if name != "head.bias"})
+    with pytest.raises(ConfigError, match="holds 1 network of vit_s16, config has split=1"):
+        of(state, "vit_s16")
 
 
 def test_values_that_are_no_numbers_are_named():

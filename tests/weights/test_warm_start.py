@@ -421,6 +421,30 @@ def test_several_networks_start_from_one(published):
     assert (head[0] != head[1]).any()
 
 
+@pytest.mark.parametrize(
+    ("classes", "fields", "warned"),
+    [
+        (10, dict(method="dml"), True),  # whose networks see the same view
+        (10, dict(method="dml", views="different"), False),
+        (10, dict(method="dml", dropout=0.1), False),
+        (7, dict(method="dml"), False),  # each draws a classifier
+        (10, dict(method="independent"), False),
+        (10, dict(method="independent", views="same"), True),
+    ],
+)
+def test_copies_that_would_stay_equal_are_told(tmp_path, classes, fields, warned):
+    spec = models.divided("wide_resnet10_1", 1)
+    np.savez(tmp_path / "a.npz", **state_of(spec, random_variables(spec, classes)))
+    config = make_config(divide=False, init_from=str(tmp_path / "a.npz"), **fields)
+    *lines, last = warm_start.read(config, like(config)[1]).note.splitlines()
+    assert "arrays taken, each for 2 networks" in last
+    text = (
+        "warning: all 2 networks start equal, see the same view and drop nothing, so that they may "
+        "stay equal for ever; --config.views=different or --config.dropout=0.1 helps"
+    )
+    assert lines == [text] * warned
+
+
 def test_a_network_of_several_heads_is_not_copied(tmp_path):
     """MIMO's network has a part of its first and last layer for each of its images."""
     mimo = tiny(method="mimo", divide=False, mimo__batch_repetitions=1)
@@ -443,6 +467,20 @@ def test_resized_positions():
     inner = got[0, 1:].reshape(28, 28, 2)[3:-3, 3:-3]
     np.testing.assert_allclose(inner, np.stack([x, y], -1)[3:-3, 3:-3], atol=1e-4)
     np.testing.assert_array_equal(warm_start._for_patches(positions, 197, 1), positions)
+
+
+def test_as_many_patches_are_copied_as_they_are():
+    """Also where they form no square: nothing is resized, and no line says so."""
+    name = "params/stack/stem_tokens/positions"
+    positions = np.arange(28, dtype="float32").reshape(1, 1, 7, 4)  # of a token and 2 x 3 patches
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    want = jax.ShapeDtypeStruct((2, 1, 7, 4), "float32", sharding=here)
+    got, note = warm_start._converted(name, jax.numpy.asarray(positions), want, 1)
+    np.testing.assert_array_equal(got, np.concatenate([positions, positions]))
+    assert note == ""
+    with pytest.raises(ConfigError, match="positions: 6 patches form no square"):
+        want = jax.ShapeDtypeStruct((2, 1, 5, 4), "float32", sharding=here)
+        warm_start._converted(name, jax.numpy.asarray(positions), want, 1)
 
 
 def test_divided_networks_do_not_start_from_one(published):

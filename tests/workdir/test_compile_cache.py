@@ -41,6 +41,18 @@ def test_where(monkeypatch, base):
     assert str(compile_cache.folder()) == "/big/jaxsplit/jax"
 
 
+def test_without_a_home_nothing_is_kept(cache, monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    said = []
+    with compile_cache.kept(said.append):
+        assert jax.config.jax_compilation_cache_dir is None
+    (line,) = said
+    assert line.startswith("compiled programs are not kept: ~/.cache/") and "no home" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_programs_of_all_runs_are_the_owners_alone(cache):
     said = []
     for _ in range(2):

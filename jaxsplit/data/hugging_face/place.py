@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -83,8 +84,8 @@ def _candidates(data_config: ConfigDict) -> list[pathlib.Path]:
     text = _own(data_config.name)
     if not text:
         return []
-    found = [pathlib.Path(data_config.dir).expanduser() / text, pathlib.Path(text).expanduser()]
-    return list(dict.fromkeys(found))
+    own = pathlib.Path(os.path.expanduser(text))
+    return list(dict.fromkeys([pathlib.Path(os.path.expanduser(data_config.dir)) / text, own]))
 
 
 def _saved(data_config: ConfigDict) -> Found | None:
@@ -149,7 +150,8 @@ def _cached(data_config: ConfigDict) -> Found | None:
             f"data.subset={subset!r}: must be one of {', '.join(subsets)}, which {root} holds"
         )
     chosen = [folder for folder in ready if folder.parts[-3] == (subset or subsets[0])]
-    folder = max(chosen, key=lambda path: path.stat().st_mtime)
+    # By the time of the info: datasets adds files of its own to a folder long after it is complete.
+    folder = max(chosen, key=lambda path: (path / INFO).stat().st_mtime)
     named = {}
     with _reading(folder / INFO) as info:
         prefix = info.get("dataset_name") or info["builder_name"]  # as old versions have it
@@ -163,7 +165,7 @@ def _cached(data_config: ConfigDict) -> Found | None:
 def _cache() -> pathlib.Path:
     import datasets
 
-    return pathlib.Path(datasets.config.HF_DATASETS_CACHE).expanduser()
+    return pathlib.Path(os.path.expanduser(datasets.config.HF_DATASETS_CACHE))
 
 
 def _download(data_config: ConfigDict) -> None:
@@ -183,7 +185,7 @@ def _download(data_config: ConfigDict) -> None:
 def _missing(data_config: ConfigDict) -> ConfigError:
     name, text = data_config.name, _own(data_config.name)
     must = "must be a folder that save_to_disk of datasets wrote"
-    if text and _is_dir(pathlib.Path(text).expanduser()):
+    if text and _is_dir(pathlib.Path(os.path.expanduser(text))):
         make = f"datasets.load_dataset({text!r}).save_to_disk('DIR')"
         return ConfigError(f"data.name={name!r}: {must}, as {make} does; this one lacks {_STATE}")
     if text:

@@ -93,9 +93,9 @@ def prepare(
       ConfigError: `source` does not hold the expected files, an image is broken, numbers or labels
         are wrong, or `data_dir` cannot be written. The next run resumes from what was written.
     """
-    source = pathlib.Path(source).expanduser()
+    source = pathlib.Path(os.path.expanduser(source))
     _check_arguments(name, holdout, check)
-    root = pathlib.Path(os.path.abspath(pathlib.Path(data_dir).expanduser())) / name
+    root = pathlib.Path(os.path.abspath(os.path.expanduser(data_dir))) / name
     final = root / (KNOWN[name].version if name in KNOWN else _OTHER_VERSION)
     ready = _ready(root)
     if ready:

@@ -1,6 +1,7 @@
 """Where a data set of Hugging Face is looked for: folders, the cache, and never the network."""
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -89,6 +90,26 @@ def test_the_cache_of_the_library(tmp_path, own_cache):
     # A preparation that was broken off does not count.
     shutil.copytree(place, place.with_name("fedcba.incomplete"))
     assert hugging_face.find(data_config(NAME)).folder == str(place)
+
+
+def test_the_newest_version_in_the_cache(own_cache):
+    """By when it was completed; datasets writes files of its own into older ones, too."""
+    newer = hf.cache(own_cache, SPLITS)
+    older = newer.with_name("fedcba9876543210")
+    shutil.copytree(newer, older)
+    for folder, seconds in ((older, 1_000), (newer, 2_000)):
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (seconds, seconds))
+    (older / "cache-1234.arrow").touch()
+    assert older.stat().st_mtime > newer.stat().st_mtime
+    assert hugging_face.find(data_config(NAME)).folder == str(newer)
+
+
+def test_a_user_that_there_is_not(own_cache):
+    must = "must be a folder that save_to_disk of datasets wrote"
+    for name, where in (("hf:~nosuchuser/x", "data"), ("hf:x", "~nosuchuser")):
+        message = message_of(lambda n=name, w=where: load(data_config(n, w)))
+        assert message.startswith(f"data.name={name!r}: {must} (")
 
 
 def test_files_of_the_cache_are_in_order(own_cache):
