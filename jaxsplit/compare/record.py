@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 from jaxsplit import config as config_lib
 from jaxsplit import defaults
 from jaxsplit.compare import names
-from jaxsplit.compare.grid import Cost, Plan, Run, teacher_fields
+from jaxsplit.compare.grid import Cost, Plan, Run, teacher_field, teacher_fields
 from jaxsplit.errors import ConfigError, short
 from jaxsplit.section import flat
+from jaxsplit.teacher import NAME as TEACHER
 from jaxsplit.workdir import files
 
 NAME, OF_RUN = "compare.json", "compare_run.json"
@@ -267,3 +268,26 @@ def _check_folder(folder: pathlib.Path, run: Run) -> None:
     free = {*config_lib.RUNTIME, *teacher_fields()} - {"duration"}
     if differ := _differing(old, new, tuple(free)):
         raise ConfigError(f"workdir={str(folder)!r}: holds another run: {differ}")
+    field = teacher_field(run.group.method)
+    if field and not run.teacher:
+        _check_teacher(folder, field, new[field])
+
+
+def _check_teacher(folder: pathlib.Path, field: str, given: str) -> None:
+    """Checks that a pupil's teacher, a run outside of the grid, was one of the given kind.
+
+    Raises:
+      ConfigError: it was another; a pupil that resumes compares the weights as well.
+    """
+    try:
+        before = json.loads((folder / TEACHER).read_text())
+        its = config_lib.load(given)
+        old, new = ([one[key] for key in ("arch", "split", "method")] for one in (before, its))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # not trained yet, or refused when it resumes
+    if old != new:
+        there, here = (f"{method} of {arch}, split={split}" for arch, split, method in (old, new))
+        raise ConfigError(
+            f"workdir={str(folder)!r}: holds another run: its teacher was {there}; "
+            f"{field}={given!r} is {here}"
+        )

@@ -12,11 +12,11 @@ import time
 import pytest
 
 from jaxsplit import config as config_lib
-from jaxsplit.compare import outcome, record, runner, runs
+from jaxsplit.compare import grid, outcome, record, runner, runs
 from jaxsplit.errors import ConfigError
 from jaxsplit.hosts import signals
 from jaxsplit.inference.cascade import Point
-from tests.support.grids import After, fake, planned
+from tests.support.grids import After, cost, fake, planned
 from tests.support.paths import ROOT
 from tests.support.runs import tiny
 
@@ -263,6 +263,32 @@ def test_another_teacher_is_refused(tmp_path):
     same = planned(tmp_path / "moved", asked, (2, 4), seeds=(0, 1), teacher=("cotrain", 2))
     record.write(tmp_path, tiny(), same)
     assert record.read(tmp_path)["grid"]["teacher"] == "cotrain:2"
+
+
+def test_another_kind_of_given_teacher_is_refused(tmp_path):
+    """Of a run outside of the grid: named by its workdir, which may have moved."""
+    folders = {split: tmp_path / f"teacher{split}" for split in (2, 4)}
+    for split, folder in folders.items():
+        folder.mkdir()
+        config_lib.save(tiny(arch="wide_resnet10_1", split=split), folder)
+    workdir = tmp_path / "grid"
+
+    def planned_with(split):
+        config = tiny(arch="wide_resnet10_1", distill_from__teacher=str(folders[split]))
+        asked = grid.Grid(("distill_from",), (1,), (0,))
+        return config, grid.plan(config, asked, cost, lambda name: str(workdir / name))
+
+    config, plan = planned_with(2)
+    pupil = workdir / plan.runs[0].name
+    pupil.mkdir(parents=True)
+    config_lib.save(plan.runs[0].config, pupil)
+    identity = {"arch": config.arch, "split": 2, "method": config.method}
+    (pupil / "teacher.json").write_text(json.dumps(identity))
+    record.write(workdir, config, plan)
+    with pytest.raises(
+        ConfigError, match="its teacher was cotrain of .*, split=2; distill_from.tea"
+    ):
+        record.write(workdir, *planned_with(4))
 
 
 def test_another_grid_is_refused(tmp_path):
