@@ -178,7 +178,7 @@ def parse_profile(text: str) -> tuple[str, str] | None:
     if not text:
         return None
     start, colon, end = text.partition(":")
-    if not colon:
+    if not colon or not start.strip() or not end.strip():
         raise ConfigError(
             f"profile={text!r}: must be '' or two durations, such as '20 steps:25 steps'"
         )

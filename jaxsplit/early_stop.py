@@ -37,11 +37,10 @@ class EarlyStop:
         self._waited = 0
 
     def seen(self, step: int, value: float | None) -> None:
-        """Counts one evaluation; None and NaN are no improvement."""
+        """Counts one evaluation; None and what is not finite are no improvement."""
         value = math.nan if value is None else value
-        if self._best is None and not math.isnan(value):
-            self._best = value, step
-        elif self._best and self._sign * (value - self._best[0]) > self.min_delta:
+        first = self._best is None and math.isfinite(value)
+        if first or self._best and self._sign * (value - self._best[0]) > self.min_delta:
             self._best, self._waited = (value, step), 0
         else:
             self._waited += 1

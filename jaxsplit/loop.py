@@ -120,7 +120,11 @@ def _catch_up(run: Run, now: Now) -> bool:
     plan, start = run.exp.plan, run.start
     left = start < plan.total_steps
     if left and start and start % plan.eval_every == 0:
-        run.ratings.of_resumed(start, now.state.variables)
+        if found := run.ratings.of_resumed(start, now.state.variables):
+            run.hooks.call("evaluate", start, evaluation.flatten(found))
+            if run.hooks.stop():
+                run.progress.line(f"a hook stopped the run at step {start}")
+                return True
     stopped = left and run.early.resume(run.workdir, start)
     for line in [run.early.why] if stopped else advice.lines(run.exp.config, plan):
         run.progress.line(line)
@@ -195,7 +199,9 @@ def _log(run: Run, now: Now) -> None:
     run.checkpoints.check()
     values = {f"train/{k}": v for k, v in metrics.means(totals).items()}
     values["lr"] = float(exp.schedule(now.step - 1))
-    values["images_per_second"] = int(totals.count) * exp.config.batch_size / now.clock.lap()
+    # The totals may hold steps of a start before this one, which the clock has not seen.
+    images = (now.step - now.logged) * exp.config.batch_size
+    values["images_per_second"], now.logged = images / now.clock.lap(), now.step
     if rating.skips(exp):
         values["data/bad_records"] = float(now.bad_records)
     run.writer.write(now.step, values)

@@ -64,10 +64,14 @@ class Rating:
         self._checkpoints.rate(step, evaluation.flatten(self._results))
         return self._results
 
-    def of_resumed(self, step: int, variables: dict) -> None:
-        """Evaluates a saved step if the run stopped between its saving and its evaluation."""
-        if self._step != step and not processes.broadcast(self._checkpoints.metrics(step)):
-            self.of_saved(step, variables)
+    def of_resumed(self, step: int, variables: dict) -> Results:
+        """Evaluates a saved step if the run stopped between its saving and its evaluation.
+
+        Returns {} if there was nothing to evaluate.
+        """
+        if self._step == step or processes.broadcast(self._checkpoints.metrics(step)):
+            return {}
+        return self.of_saved(step, variables)
 
     def of_unsaved(self, step: int, variables: dict, save: Callable[..., None]) -> Results:
         """Evaluates a step; saves it if it is the best, or if its evaluation fails."""

@@ -78,6 +78,7 @@ class Now:
     step: the last step that was dispatched.
     batch: the batch of the next step, on the devices; set when the step is compiled.
     totals: sums of metrics since the last log point; set when the step is compiled.
+    logged: the step at the last log point of this start.
     bad_here: damaged records that this process has left out up to `step`, without the next batch.
     bad_records: damaged records that all processes had left out at the last log point or save.
     """
@@ -89,6 +90,7 @@ class Now:
     totals: metrics.Totals = dataclasses.field(init=False)
     bad_here: int = 0
     bad_records: int = 0
+    logged: int = 0
 
     def wait(self) -> None:
         """Returns when the devices have finished all steps up to this one."""
@@ -157,7 +159,7 @@ def open_run(
         hooks=Hooks(hooks, exp.plan.total_steps, chief),
         profile=profile,
     )
-    return run, Now(start, state, Clock())
+    return run, Now(start, state, Clock(), logged=start)
 
 
 def _describe(exp: Experiment, workdir: pathlib.Path, start: int, changes: history.Changes) -> None:

@@ -27,6 +27,8 @@ from tests.support.runs import ENSEMBLE, assert_same_bits, lines_of, state_at, s
         ("test/net0/nll", 0.0, [2.0, None, float("nan")], 3),
         ("test/net0/nll", 0.0, [None, 2.0, 1.0], None),
         ("test/net0/nll", 0.0, [None, None], 2),
+        ("test/net0/nll", 0.0, [None, 2.0, 2.1], None),  # the first number is an improvement
+        ("test/net0/nll", 0.0, [float("inf"), 2.0, 2.1], None),  # in the log it is null
     ],
 )
 def test_the_evaluation_that_ends_the_run(metric, min_delta, values, ended_at):

@@ -1,13 +1,16 @@
 """Hooks, the history and the profile of a run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from etils import epath
 
 from jaxsplit import config as config_lib
-from jaxsplit import experiment, loop, run_results
+from jaxsplit import experiment, loop, metrics, run_results
 from jaxsplit.errors import ConfigError
 from jaxsplit.hooks import STOP, Hooks
+from jaxsplit.run import Now
 from tests.support.runs import lines_of, steps_in, tiny
 
 
@@ -77,6 +80,7 @@ def test_the_profile_is_of_the_run_that_had_the_steps(run):
     ("text", "message"),
     [
         ("5 steps", "profile='5 steps': must be '' or two durations, such as"),
+        ("5 steps:", "profile='5 steps:': must be '' or two durations, such as"),
         ("a:5 steps", "profile='a': must be a number of steps"),
         ("3 steps:3 steps", "must end after it begins and within the 4 steps of the run"),
         ("3 steps:5 steps", "must end after it begins and within the 4 steps of the run"),
@@ -98,6 +102,44 @@ def test_only_the_word_stops():
     hooks = Hooks([lambda event: np.ones(3), lambda event: True], 4, active=True)
     hooks.call("log", 1, {})
     assert not hooks.stop()
+
+
+def test_an_evaluation_that_was_missed_is_an_event(tmp_path):
+    """The first start ends between the saving of a step and its evaluation."""
+
+    def fail(event):
+        if event.kind == "checkpoint":
+            raise RuntimeError("between")
+
+    def stop(event):
+        events.append((event.step, event.kind))
+        return STOP
+
+    with pytest.raises(RuntimeError, match="between"):
+        loop.train_and_evaluate(tiny(), tmp_path, hooks=[fail])
+    events = []
+    results = loop.train_and_evaluate(tiny(), tmp_path, hooks=[stop])
+    assert events == [(2, "evaluate")] and results["step"] == 2
+
+
+def test_the_speed_is_that_of_this_start(monkeypatch):
+    """A checkpoint holds sums of steps that an earlier start has trained."""
+    written = []
+    monkeypatch.setattr(metrics, "means", lambda totals: {})
+    exp = SimpleNamespace(
+        config=tiny(), schedule=lambda step: 0.1, plan=SimpleNamespace(steps_per_epoch=10)
+    )
+    nothing = SimpleNamespace(check=lambda: 0, training=lambda *_: 0, call=lambda *_: 0)
+    writer = SimpleNamespace(write=lambda step, values: written.append(values))
+    run = SimpleNamespace(
+        exp=exp, checkpoints=nothing, progress=nothing, hooks=nothing, writer=writer
+    )
+    clock = SimpleNamespace(lap=lambda: 2.0)
+    now = Now(45, None, clock, logged=43)
+    now.totals = SimpleNamespace(count=50)
+    for now.step in (45, 50):
+        loop._log(run, now)
+    assert [one["images_per_second"] for one in written] == [2 * 16 / 2, 5 * 16 / 2]
 
 
 @pytest.mark.slow

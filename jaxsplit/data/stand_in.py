@@ -55,7 +55,8 @@ def dataset(data_config: ConfigDict, at_least: int = 1) -> data.Dataset:
     if count is None:
         resident = data_config.resident == "device"
     else:
-        resident = data.lies_on_device(data_config, length, shape)
+        # Those are counted that the held-out ones are taken from.
+        resident = data.lies_on_device(data_config, _all_examples(data_config) or length, shape)
     return data.Dataset(
         name=known.name,
         num_classes=known.num_classes,

@@ -94,8 +94,9 @@ class Stop:
     def request(self) -> None:
         """Stops the run as SIGTERM does, from another thread, a callback or a notebook.
 
-        The run finishes its step, saves and raises `Stopped` with status 75; before the first step
-        it raises at once. In a run of several processes one of them is enough.
+        The run finishes its step, saves and raises `Stopped` with status 75. Before the first step
+        it raises as soon as the step is compiled; after the last one it ends as usual. In a run of
+        several processes one of them is enough.
         """
         self._requested = True
         if self._held and _is_multiprocess():

@@ -76,6 +76,8 @@ class Lock:
         if now is None:  # somebody removed it
             with contextlib.suppress(FileExistsError):
                 files.create(self._path, json.dumps(self._owner) + "\n")
+                if self._over.is_set():  # it was `release`, just now
+                    self._path.unlink(missing_ok=True)
         elif now and now != self._owner:
             self.lost = _who(now)
 
@@ -178,8 +180,9 @@ def _take_over(path: pathlib.Path, say: Callable[[str], None]) -> None:
         path.rename(aside)
     except FileNotFoundError:
         return
-    if (moved := _read(aside)) != owner and moved:
-        with contextlib.suppress(FileExistsError):  # another run was faster: give it back
+    # Another run was faster; its file is empty until it has written its name.
+    if (moved := _read(aside) or {}) != owner:
+        with contextlib.suppress(FileExistsError):  # give it back
             files.create(path, json.dumps(moved) + "\n")
         files.remove(aside)
         raise _refusal(path, moved, "it has just started")

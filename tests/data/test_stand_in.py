@@ -69,3 +69,10 @@ def test_a_set_of_unknown_size(tmp_path, monkeypatch):
     made = stand_in.dataset(given, at_least=64)
     assert len(made.train) == 64 and not made.resident
     assert stand_in.dataset(data_config("cifar10", tmp_path, resident="device")).resident
+
+
+def test_where_images_lie_does_not_depend_on_those_held_out(tmp_path):
+    """A run decides it of the images that validation ones are taken from: here 146.5 MiB."""
+    for limit, resident in ((146, False), (147, True)):
+        fields = dict(validation=0.1, resident_limit=limit)
+        assert stand_in.dataset(data_config("cifar10", tmp_path, **fields)).resident is resident

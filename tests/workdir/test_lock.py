@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -174,6 +175,30 @@ def test_a_lock_that_was_removed_comes_back(tmp_path):
         lock.take(tmp_path)
     lock.release_all()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_beat_during_the_release_leaves_no_lock(tmp_path):
+    """In a notebook the process lives on, and would refuse its next run."""
+    held = lock.take(tmp_path)
+    held.release()
+    held._look()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_runs_that_find_a_stale_lock_one_takes_it(tmp_path, child, monkeypatch):
+    """The other has put its file in place, and not yet written its name into it."""
+    path = tmp_path / lock.FILE
+    leave(tmp_path, pid=child.pid, started="1")
+    rename = pathlib.Path.rename
+
+    def late(self, aside):
+        self.write_text("")
+        return rename(self, aside)
+
+    monkeypatch.setattr(pathlib.Path, "rename", late)
+    with pytest.raises(ConfigError, match="it has just started"):
+        lock.take(tmp_path)
+    assert path.exists()
 
 
 def test_a_full_disk_is_made_room_on(tmp_path, monkeypatch):
