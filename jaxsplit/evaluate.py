@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -40,6 +40,17 @@ class Chosen:
     best: tuple[int, dict] | None
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation found.
+
+    scores: as `evaluate_checkpoint` returns them.
+    unwritten: on process 0 why a file was not written; '': all were.
+    """
+
+    scores: dict[str, float]
+    unwritten: str
+
+
 def evaluate_checkpoint(
     config: ConfigDict, workdir: str | pathlib.Path, which: str | int = "latest"
 ) -> dict[str, float]:
@@ -60,11 +71,19 @@ def evaluate_checkpoint(
     Raises:
       ConfigError: there is no such checkpoint, or the config does not fit the workdir.
     """
+    return evaluated_checkpoint(config, workdir, which).scores
+
+
+def evaluated_checkpoint(
+    config: ConfigDict, workdir: str | pathlib.Path, which: str | int = "latest"
+) -> Evaluated:
+    """`evaluate_checkpoint`, and what became of its files; arguments and errors are the same."""
     chosen = restore(config, workdir, which)
     foreign = _foreign(chosen)
     results, found = collect(chosen)
     more = _shifted(chosen, foreign, found)
     flat: dict[str, float] = {}
+    unwritten = "the logits do not fit into memory"
     if jax.process_index() == 0:
         scored = None if found is None else describe(chosen, results, found) | more
         if scored is not None:
@@ -72,10 +91,10 @@ def evaluate_checkpoint(
         _print(chosen, results, scored)
         flat = evaluation.flatten(results)
         if scored is not None and found is not None:
-            _write(chosen, scored, found, flat)
+            unwritten = _write(chosen, scored, found, flat)
     # The scores are computed on process 0 only.
-    flat = processes.broadcast(flat)
-    return {"step": float(chosen.step)} | flat | rating.flat_best(chosen.exp, chosen.best)
+    flat = {"step": float(chosen.step)} | processes.broadcast(flat)
+    return Evaluated(flat | rating.flat_best(chosen.exp, chosen.best), unwritten)
 
 
 def restore(config: ConfigDict, workdir: str | pathlib.Path, which: str | int) -> Chosen:
@@ -220,9 +239,12 @@ def _fits(exp: Experiment, examples: int) -> bool:
     if there is None or needed < there:
         return True
     if jax.process_index() == 0:
+        asked = [f"eval.{name}" for name in ("ood", "corruptions") if exp.config.eval[name]]
+        skipped = f", {' and '.join(asked)} skipped" if asked else ""
         print(
             f"only means are computed: the logits of {examples:,} images would take "
-            f"{needed / 1e9:,.1f} GB of the {there / 1e9:,.1f} GB of this machine",
+            f"{needed / 1e9:,.1f} GB of the {there / 1e9:,.1f} GB of this machine; "
+            f"no file is written{skipped}",
             flush=True,
         )
     return False
@@ -243,8 +265,8 @@ def _print(chosen: Chosen, results: Results, scored: dict[str, Any] | None) -> N
 
 def _write(
     chosen: Chosen, scored: dict[str, Any], found: Predictions, flat: dict[str, float]
-) -> None:
-    """Writes the files; prints where they are, or why they could not be written."""
+) -> str:
+    """Writes the files and prints where they are; prints and returns why one cannot be written."""
     workdir = chosen.workdir
     scores, logits = workdir / record.FILE, workdir / predictions.FILE
     # The library of a bucket raises many kinds of errors, such as missing rights or no network.
@@ -256,8 +278,9 @@ def _write(
         predictions.write(path, found)
     except errors as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        print(f"\nnot written: {path} ({reason})", flush=True)
-        return
+        unwritten = f"{path} ({reason})"
+        print(f"\nnot written: {unwritten}", flush=True)
+        return unwritten
     lines = [f"scores: {scores}", f"logits and labels: {logits}"]
     if "tensorboard" not in chosen.exp.config.trackers:
         pass
@@ -267,3 +290,4 @@ def _write(
         tensorboard.write_board(workdir, chosen.step, {f"eval/{k}": v for k, v in flat.items()})
     lines.append(following.of_workdir(workdir, "report"))
     print("\n" + "\n".join(lines), flush=True)
+    return ""

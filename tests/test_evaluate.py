@@ -190,8 +190,8 @@ def test_a_run_at_work_keeps_its_event_files(run, copy, capsys):
 def test_a_file_that_cannot_be_written(run, copy, capsys, name):
     (copy / name).mkdir()
     (copy / name / "other").touch()
-    results = loop.evaluate_checkpoint(run.config, copy)
-    assert results == run.results
+    found = evaluate.evaluated_checkpoint(run.config, copy)
+    assert found.scores == run.results and found.unwritten.startswith(f"{copy / name} (")
     said = capsys.readouterr().out
     assert f"not written: {copy / name} (" in said and "diversity of the networks" in said
     assert not [p.name for p in copy.iterdir() if "tmp" in p.name or p.name.startswith("events")]
@@ -200,9 +200,12 @@ def test_a_file_that_cannot_be_written(run, copy, capsys, name):
 @pytest.mark.slow
 def test_logits_that_do_not_fit_into_memory(run, copy, capsys, monkeypatch):
     monkeypatch.setattr(predictions, "memory", lambda *_: 10**18)
-    results = loop.evaluate_checkpoint(run.config, copy)
-    assert results == run.trained
+    config = tiny(data__validation=0.1, eval__ood="digits", eval__corruptions=True)
+    found = evaluate.evaluated_checkpoint(config, copy)
+    assert found.scores == run.trained
+    assert found.unwritten == "the logits do not fit into memory"
     said = capsys.readouterr().out
+    assert "machine; no file is written, eval.ood and eval.corruptions skipped\n" in said
     assert (
         "only means are computed: the logits of 1,229 images would take 1,000,000,000.0 GB" in said
     )

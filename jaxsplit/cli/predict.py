@@ -87,8 +87,12 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     from jaxsplit.report import following
     from jaxsplit.workdir import compile_cache, files
 
-    images = listing.Images(_IMAGES.value)
+    if "://" in _OUT.value:  # nothing can be appended there
+        raise ConfigError(f"out={_OUT.value!r}: must be a file of this machine")
     out = files.path_of(_OUT.value)
+    if out.is_dir():
+        raise ConfigError(f"out={_OUT.value!r}: must be a file, is a directory")
+    images = listing.Images(_IMAGES.value)
     with compile_cache.kept():
         predictor = load(
             workdir,

@@ -77,7 +77,7 @@ def write(workdirs: str, out: str | None) -> pathlib.Path:
     return written
 
 
-def _evaluate(run: "runs.Run") -> None:
+def _evaluate(run: "runs.Run") -> str:
     from jaxsplit import evaluate
 
-    evaluate.evaluate_checkpoint(run.config, run.path)
+    return evaluate.evaluated_checkpoint(run.config, run.path).unwritten

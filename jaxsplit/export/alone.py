@@ -20,9 +20,9 @@ def write(
     config: ConfigDict | None = None,
     say: Callable[[str], None] = print,
 ) -> target.Written:
-    """Writes the workdir; arguments and errors as `export`. `of` '' is the leader."""
+    """Writes the workdir; arguments and errors as `export`. It must be new or empty."""
     del say
     config = config or config_lib.load(workdir)
-    name = of or "leader"
+    name = of or config_lib.resolve(config).entry.answer
     said = extract.alone(config, workdir, name, to, which)
     return target.Written(files.path_of(to or files.path_of(workdir) / name), (said,))

@@ -102,8 +102,7 @@ def write(
 def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
     """Everything that `onnx_convert.py` reads."""
     restored = predictor.restored
-    stack = [name for name, single in restored.singles.items() if single.part == "stack"]
-    names = stack if of == "ensemble" else [of]
+    names = restored.members if of == "ensemble" else (of,)
     arrays: dict[str, np.ndarray] = {}
     specs = []
     for name in names:
@@ -115,16 +114,16 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
             f"format='onnx': arch={foreign[0].arch!r} is a backbone of your own, which the other "
             "environment does not know; export it as stablehlo"
         )
-    facts = target.described(predictor, of, "onnx") | {
+    facts = {
+        "description": _description(predictor, of),
         "networks": names,
         "combine": restored.config.eval.ensemble,
-        "temperature": predictor.temperature_of_answer,
-        "opset": OPSET,
     }
     images = target.random_images(predictor)
     _save(folder / "networks.npz", arrays)
     _save(folder / "check.npz", {"images": images, "probabilities": predictor(images)})
-    (folder / "networks.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    (folder / "networks.json").write_text(text + "\n", encoding="utf-8")
     (folder / "networks.pickle").write_bytes(pickle.dumps(specs))
     (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n")
     shutil.copyfile(pathlib.Path(__file__).with_name("onnx_convert.py"), folder / "convert.py")
@@ -134,6 +133,12 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
             copy = folder / "jaxsplit" / source.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
+
+
+def _description(predictor: Predictor, of: str) -> dict[str, Any]:
+    """What is known of the file before it is made."""
+    facts = target.described(predictor, of, "onnx") | target.interface(predictor)
+    return facts | {"temperature": predictor.temperature_of_answer, "opset": OPSET}
 
 
 def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -152,7 +157,9 @@ def _converted(
     hidden = ("PYTHONPATH", "PYTHONHOME", "XLA_FLAGS")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment["JAX_PLATFORMS"] = "cpu"
-    command = [python, str(folder / "convert.py"), str(made)]
+    # A path is one from here, not from the folder; links are kept, as they lead out of a venv.
+    program = os.path.abspath(python) if os.path.dirname(python) else python
+    command = [program, str(folder / "convert.py"), str(made)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     except OSError as error:
@@ -162,12 +169,7 @@ def _converted(
         raise ConfigError(f"{PYTHON}={python!r}: the conversion failed: {lines[-1]}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     data = made.read_bytes()
-    description = target.described(predictor, of, "onnx") | target.interface(predictor)
-    description |= {
-        "temperature": predictor.temperature_of_answer,
-        "opset": OPSET,
-        "difference": found["difference"],
-    }
+    description = _description(predictor, of) | {"difference": found["difference"]}
     target.write_with_description(path, data, description)
     return target.Written(
         path,

@@ -2,12 +2,14 @@
 
 python convert.py [FILE.onnx]
 
+It writes FILE.onnx, and FILE.onnx.json that describes it; neither may exist.
 `jaxsplit export --format=onnx` has written the folder: networks.npz holds the weights,
 networks.json what they are, networks.pickle the Specs, check.npz images and the probabilities that
 they should get, and jaxsplit/ the modules that define networks. requirements.txt lists what the
 environment needs.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -60,10 +62,12 @@ def program(
     """uint8[b, H, W, C] -> probabilities float32[b, K]."""
     from jaxsplit import conv, losses, models
 
-    scale = (1 / (255 * np.asarray(facts["std"], np.float64))).astype(np.float32)
-    shift = (-np.asarray(facts["mean"], np.float64) / facts["std"]).astype(np.float32)
+    about = facts["description"]
+    std = np.asarray(about["std"], np.float64)
+    scale = (1 / (255 * std)).astype(np.float32)
+    shift = (-np.asarray(about["mean"], np.float64) / std).astype(np.float32)
     networks = [
-        (models.build(spec, facts["num_classes"]), _tree(arrays, name))
+        (models.build(spec, about["num_classes"]), _tree(arrays, name))
         for name, spec in zip(facts["networks"], specs, strict=True)
     ]
 
@@ -80,34 +84,57 @@ def program(
             together = said[0]
             if len(said) > 1:
                 together = losses.ensemble(jnp.stack(said), facts["combine"])
-            return jax.nn.softmax(together / facts["temperature"])
+            return jax.nn.softmax(together / about["temperature"])
 
     return probabilities
 
 
+def new(out: pathlib.Path) -> None:
+    """Ends the program if `out` or its description exists."""
+    for path in (out, beside(out)):
+        if path.exists():
+            sys.exit(f"error: {path}: exists; choose another name, or remove it")
+
+
+def beside(out: pathlib.Path) -> pathlib.Path:
+    """The file of the description."""
+    return out.with_name(out.name + ".json")
+
+
+def write(out: pathlib.Path, data: bytes, description: dict[str, Any]) -> None:
+    """Writes a file and its description, as an export does where jaxsplit is."""
+    out.write_bytes(data)
+    checksum = hashlib.sha256(data).hexdigest()
+    description = description | {"file": out.name, "bytes": len(data), "sha256": checksum}
+    text = json.dumps(description, indent=2, ensure_ascii=False)
+    beside(out).write_text(text + "\n", encoding="utf-8")
+
+
 def main(out: pathlib.Path) -> None:
-    """Converts, compares with check.npz and writes `out`."""
+    """Converts, compares with check.npz and writes `out` and its description."""
+    new(out)
     import onnxruntime
     from jax2onnx import to_onnx
 
-    facts = json.loads((HERE / "networks.json").read_text())
+    facts = json.loads((HERE / "networks.json").read_text(encoding="utf-8"))
+    description = facts["description"]
     with open(HERE / "networks.pickle", "rb") as file:
         specs = pickle.load(file)
     with np.load(HERE / "networks.npz") as arrays:
         run = program(facts, specs, dict(arrays))
     (batch,) = jax.export.symbolic_shape("batch")
-    shape = (batch, *facts["image_shape"])
+    shape = (batch, *description["image_shape"])
     model = to_onnx(
         run,
         [jax.ShapeDtypeStruct(shape, jnp.uint8)],
-        opset=facts["opset"],
+        opset=description["opset"],
         model_name="jaxsplit",
         input_names=["images"],
         output_names=["probabilities"],
     )
     for key in ("class_names", "arch", "method", "of", "step"):
         entry = model.metadata_props.add()
-        entry.key, entry.value = key, json.dumps(facts[key], ensure_ascii=False)
+        entry.key, entry.value = key, json.dumps(description[key], ensure_ascii=False)
     data = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with np.load(HERE / "check.npz") as check:
@@ -117,7 +144,7 @@ def main(out: pathlib.Path) -> None:
     difference = float(np.abs(np.concatenate(found) - wanted).max())
     if not difference <= TOLERANCE:
         sys.exit(f"error: probabilities differ by {difference:.1e}, more than {TOLERANCE}")
-    out.write_bytes(data)
+    write(out, data, description | {"difference": difference})
     print(json.dumps({"file": str(out), "bytes": len(data), "difference": difference}))
 
 

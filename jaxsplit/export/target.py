@@ -44,14 +44,15 @@ def new_file(
     """The file to write, whose folder is there.
 
     Raises:
-      ConfigError: it exists, or its folder cannot be made.
+      ConfigError: it or its description exists, or its folder cannot be made.
     """
     default = predictor.restored.workdir / FOLDER / f"{of}-{predictor.step}{suffix}"
     path = files.path_of(to) if to else default
     if path.is_dir():
         path = path / default.name
-    if path.exists():
-        raise ConfigError(f"to={str(path)!r}: exists; choose another with --to, or remove it")
+    for taken in (path, _beside(path)):
+        if taken.exists():
+            raise ConfigError(f"to={str(taken)!r}: exists; choose another with --to, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,7 +141,12 @@ def write_with_description(path: pathlib.Path, data: bytes, description: dict[st
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     text = json.dumps(description, indent=2, ensure_ascii=False)
-    files.write_text(path.with_name(path.name + ".json"), text + "\n")
+    files.write_text(_beside(path), text + "\n")
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    """The file of the description."""
+    return path.with_name(path.name + ".json")
 
 
 def size(count: int) -> str:

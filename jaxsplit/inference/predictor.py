@@ -129,7 +129,7 @@ class Predictor:
           networks: names in `networks`, or numbers in the stack, of those that answer together; by
             default the answer is the method's own: the ensemble, the leader or the only network.
           combine: how several answer together: mean_logits, mean_probs, max_logits or max_probs;
-            by default as `config.eval.ensemble` says.
+            by default as `config.eval.ensemble` says. Without `networks` all of the stack do.
           temperature: the logits are divided by it: a positive number, or 'fitted' for those in
             the `eval.json` of the workdir.
           cascade: a threshold of 0 or more: one network after another is asked, in the order of
@@ -272,19 +272,22 @@ class Predictor:
 
     @property
     def voters(self) -> tuple[str, ...]:
-        """The networks whose own probabilities `predict` gives: those chosen, else all."""
+        """The networks whose own probabilities `predict` gives.
+
+        Those chosen, else those that a cascade or `combine` takes, else all.
+        """
         if self._options.networks is not None:
             return self._options.networks
         if self._options.cascade is not None:
             return self.restored.by_accuracy()
-        return self.restored.voters
+        return self.restored.voters if self._options.combine is None else self.restored.members
 
     def _answer(self) -> str | None:
         """The name in the method's answers that is the answer; None: it is combined here."""
         chosen, combine = self._options.networks, self._options.combine
         if chosen is not None:
             return chosen[0] if len(chosen) == 1 else None
-        if combine is None or len(self.restored.voters) == 1:
+        if combine is None or len(self.restored.members) == 1:
             return self.restored.method.answer
         return None
 
@@ -294,10 +297,8 @@ class Predictor:
 
     def _common(self) -> str:
         """The answer of evaluations that a combination here is; '' where it is none."""
-        singles = self.restored.singles
-        stack = {n for n in self.restored.voters if n not in singles or singles[n].part == "stack"}
         same_how = self._options.combine in (None, self.config.eval.ensemble)
-        return ENSEMBLE if same_how and set(self.voters) == stack else ""
+        return ENSEMBLE if same_how and set(self.voters) == set(self.restored.members) else ""
 
     def _named(self, networks: Sequence[str | int] | str | int) -> tuple[str, ...]:
         """Names without repetition; numbers count in the stack."""

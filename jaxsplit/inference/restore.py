@@ -39,9 +39,8 @@ class Restored:
 
     def by_accuracy(self) -> tuple[str, ...]:
         """The networks of the stack, the best on the validation set first where that is known."""
-        names = [name for name, single in self.singles.items() if single.part == "stack"]
-        known = {name: self.metrics.get(f"validation/{name}/top1", 0.0) for name in names}
-        return tuple(sorted(names, key=lambda name: -known[name]))
+        known = {n: self.metrics.get(f"validation/{n}/top1", 0.0) for n in self.members}
+        return tuple(sorted(self.members, key=lambda name: -known[name]))
 
     @property
     def singles(self) -> Mapping[str, methods.Single]:
@@ -53,6 +52,18 @@ class Restored:
         """The single networks, or, where there are none, the outputs of the one network."""
         outputs = tuple(f"net{i}" for i in range(self.config.split))
         return tuple(self.singles) or outputs
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Of `voters` those that an ensemble combines: the networks of the stack, each once.
+
+        OKDDip's leader is the last of them by another name.
+        """
+        found: dict[int, str] = {}
+        for name, single in self.singles.items():
+            if single.part == "stack":
+                found.setdefault(single.index, name)
+        return tuple(found.values()) if self.singles else self.voters
 
     def answers(self) -> tuple[str, ...]:
         """The names that the method predicts: net0, ..., then ensemble, leader, fusion, ..."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxsplit.evaluation.predictions import SplitPredictions
 from jaxsplit.inference import cascade
+from jaxsplit.methods import METHODS
 from jaxsplit.report import figures
 from jaxsplit.report.charts import Chart
 from jaxsplit.report.runs import Run
@@ -17,14 +18,15 @@ def curve(
     """Test error of a cascade at every threshold, beside each network and all together.
 
     Args:
-      run: of one of several networks.
+      run: of one of several networks; there is no cascade of the outputs of one.
       number: of the run on the page.
       test: its predictions.
       held: of held-out images, by which the networks are ordered; None: they come by number.
     """
     names = run.networks
     known = [run.cost(name) for name in names]
-    if len(names) < 2 or None in known:
+    apart = set(names) <= set(METHODS[run.config.method].networks(run.config))
+    if len(names) < 2 or None in known or not apart:
         return None
     if held is not None:
         right = np.stack([held.logits[name].argmax(-1) == held.labels for name in names])

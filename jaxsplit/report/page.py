@@ -17,7 +17,7 @@ _IMAGES = 24  # on a page, of those that are answered wrong: they take most of i
 def write(
     workdirs: Sequence[pathlib.Path],
     out: pathlib.Path,
-    evaluate: Callable[[Run], None],
+    evaluate: Callable[[Run], str],
     say: Callable[[str], None] = print,
 ) -> pathlib.Path:
     """Writes the report of some workdirs; the same workdirs give the same bytes.
@@ -25,7 +25,8 @@ def write(
     Args:
       workdirs: as of `runs.paths`.
       out: the file; replaced where it exists.
-      evaluate: evaluates a run that has no evaluation, or an old one, and writes its files.
+      evaluate: evaluates a run that has no evaluation, or an old one, and writes its files; returns
+        why one was not written, '' if all were.
       say: gets a line where a run is evaluated first.
 
     Raises:
@@ -39,11 +40,10 @@ def write(
     for run in runs.read(workdirs):
         if why := _missing(run):
             say(f"{run.path} {why}; evaluating it first")
-            notes.append(_evaluated(run, evaluate, why))
-            (again,) = runs.read([run.path])
-            run = runs.renamed(again, run.name)
+            run, note = _evaluated(run, evaluate, why)
+            notes.append(note)
         found.append(run)
-    text = page(found, [note for note in notes if note])
+    text = page(found, notes)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(out, text)
@@ -65,12 +65,23 @@ def _missing(run: Run) -> str:
     return ""
 
 
-def _evaluated(run: Run, evaluate: Callable[[Run], None], why: str) -> str:
+def _evaluated(run: Run, evaluate: Callable[[Run], str], why: str) -> tuple[Run, str]:
+    """(the run with what its evaluation wrote, a sentence on it)."""
+    refused = unwritten = ""
     try:
-        evaluate(run)
+        unwritten = evaluate(run)
     except ConfigError as error:
-        return f"{run.name} {why}, and cannot be evaluated: {error}"
-    return f"{run.name} {why}; it was evaluated for this report."
+        refused = str(error)
+    (again,) = runs.read([run.path])
+    again = runs.renamed(again, run.name)
+    if refused:
+        note = f"{run.name} {why}, and cannot be evaluated: {refused}"
+    elif unwritten or _missing(again) == why:
+        reason = unwritten or "its files are not there"
+        note = f"{run.name} {why}, and its evaluation was not written: {reason}"
+    else:
+        note = f"{run.name} {why}; it was evaluated for this report."
+    return again, note
 
 
 def page(found: Sequence[Run], notes: Sequence[str] = ()) -> str:

@@ -66,11 +66,14 @@ def alone(
       Lines of text that say what was done.
 
     Raises:
-      ConfigError: there is no such network or checkpoint, or `to` holds checkpoints.
+      ConfigError: there is no such network or checkpoint, or `to` holds anything.
     """
     to = to or files.path_of(workdir) / name
     if store.exists(to):
         raise ConfigError(f"to={str(to)!r}: holds checkpoints already; choose another")
+    there = files.path_of(to)
+    if there.is_dir() and any(there.iterdir()):
+        raise ConfigError(f"to={str(to)!r}: is not empty; choose another with --to, or empty it")
     variables, step, metrics = _read(config, workdir, name, which)
     own = config_lib.check(config_of(config, name))
     known = facts.of_workdir(workdir, config.data, integrity.shapes(variables))

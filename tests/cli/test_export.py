@@ -27,6 +27,15 @@ def test_export(run, workdir, tmp_path, capsys):
     assert json.loads((tmp_path / "net.safetensors.json").read_text())["of"] == "net0"
 
 
+def test_the_answer_as_a_workdir(run, workdir, refused, tmp_path, capsys):
+    to = tmp_path / "alone"
+    flags = "--mode=export", f"--workdir={workdir}", "--format=workdir", f"--to={to}"
+    run(*flags)
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first == f"net0 of checkpoint 0, one_block, is in {to}"
+    assert refused(*flags) == f"to='{to}': holds checkpoints already; choose another"
+
+
 def test_latency(run, workdir, capsys):
     run("--mode=latency", f"--workdir={workdir}", "--batches=2", "--seconds=0.01")
     said = capsys.readouterr().out.splitlines()

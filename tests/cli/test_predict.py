@@ -83,6 +83,8 @@ def test_wrong_flags(refused, workdir, photos, tmp_path):
         ((), "images: must be given: --images=FOLDER_OR_FILES"),
         ((f"--images={empty}",), f"images='{empty}': no image there, must hold files named as "),
         ((f"--images={photos}", "--top=0"), "top=0: must be at least 1"),
+        ((f"--images={photos}", f"--out={empty}"), f"out='{empty}': must be a file, is a director"),
+        ((f"--images={photos}", "--out=gs://b/a.csv"), "out='gs://b/a.csv': must be a file of thi"),
         ((f"--images={photos}", "--networks=net7"), "networks='net7': must be of net0, net1"),
         ((f"--images={photos}", "--cascade=fast"), "cascade='fast': must be a threshold, "),
         ((f"--images={photos}", "--cascade=cost=0.5"), "cascade: "),

@@ -1,11 +1,13 @@
 """Exported files: reloaded without jaxsplit, equal to the Predictor, read back bit for bit."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from flax.traverse_util import flatten_dict
 import jaxsplit
 from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError
-from jaxsplit.export import export, onnx
+from jaxsplit.export import export, onnx, target
 from jaxsplit.export.target import FOLDER
 from jaxsplit.weights import native, torch_import, warm_start
 from tests.support.inference import write_untrained
@@ -156,6 +158,15 @@ def test_safetensors_become_a_workdir(workdir, predictor, tmp_path):
         torch_import.import_checkpoint(tiny(), [str(written.path)], tmp_path / "other")
 
 
+def test_nothing_is_replaced(workdir, tmp_path):
+    (tmp_path / "a.safetensors.json").write_text("mine")
+    with pytest.raises(ConfigError, match="a.safetensors.json': exists; choose another"):
+        export(workdir, "safetensors", to=tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match="is not empty; choose another with --to"):
+        export(workdir, "workdir", of="net0", to=tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_damaged_safetensors_are_named(workdir, tmp_path):
     written = export(workdir, "safetensors", to=tmp_path)
     cut = tmp_path / "cut.safetensors"
@@ -214,6 +225,76 @@ print(np.abs(found - check["probabilities"]).max())
     shutil.rmtree(folder)
 
 
+def test_a_relative_path_of_the_other_python(workdir, monkeypatch, tmp_path):
+    """It starts where the command is typed, and a link in a venv is not followed."""
+    python, base = tmp_path / ".venv" / "bin" / "python", tmp_path / "base"
+    python.parent.mkdir(parents=True)
+    base.write_text('#!/bin/sh\necho "this is $0" >&2\nexit 1\n')
+    base.chmod(0o755)
+    python.symlink_to(base)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(onnx.PYTHON, ".venv/bin/python")
+    monkeypatch.setattr(onnx, "_write_folder", lambda *_: None)
+    with pytest.raises(ConfigError, match=f"conversion failed: this is {python}$"):
+        export(workdir, "onnx", to=tmp_path / "a.onnx")
+    python.parent.joinpath("bare").symlink_to(base)
+    monkeypatch.setenv("PATH", str(python.parent), prepend=os.pathsep)
+    monkeypatch.setenv(onnx.PYTHON, "bare")
+    with pytest.raises(ConfigError, match="conversion failed: this is .*bare$"):
+        export(workdir, "onnx", to=tmp_path / "a.onnx")
+
+
+@pytest.fixture
+def convert(monkeypatch):
+    """What runs in the other environment; it changes the path of modules."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    return importlib.import_module("jaxsplit.export.onnx_convert")
+
+
+def test_a_conversion_elsewhere_describes_its_file_as_an_export_does(convert, tmp_path):
+    files = [tmp_path / where / "a.onnx" for where in ("here", "elsewhere")]
+    for write, path in zip((target.write_with_description, convert.write), files, strict=True):
+        path.parent.mkdir()
+        write(path, b"program", {"of": "net0", "class_names": ["\N{DOG}"]})
+    here, elsewhere = ([p.read_bytes() for p in sorted(f.parent.iterdir())] for f in files)
+    assert here == elsewhere and len(here) == 2
+    files[0].unlink()
+    for path in (files[0], files[1]):
+        with pytest.raises(SystemExit, match="exists; choose another name, or remove it"):
+            convert.new(path)
+
+
+def test_the_folder_holds_a_leader_of_the_stack_once(convert, tmp_path, monkeypatch):
+    """And its description goes beside the file; jax2onnx and onnxruntime are stood in for."""
+    monkeypatch.delenv(onnx.PYTHON, raising=False)
+    write_untrained(tiny(arch=smallest().arch, method="okddip", split=3), tmp_path / "run")
+    monkeypatch.setattr(onnx, "_CODE", ())  # the code is copied in another test
+    to = tmp_path / "a.onnx"
+    folder = export(tmp_path / "run", "onnx", of="ensemble", to=to).path
+    monkeypatch.setattr(convert, "HERE", folder)
+    facts = json.loads((folder / "networks.json").read_text())
+    assert facts["networks"] == ["net0", "net1", "net2"]
+    with np.load(folder / "check.npz") as check:
+        parts = [check["probabilities"][:1], check["probabilities"][1:]]
+    model = types.SimpleNamespace(
+        metadata_props=types.SimpleNamespace(add=types.SimpleNamespace),
+        SerializeToString=lambda: b"program",
+    )
+    session = types.SimpleNamespace(run=lambda *_: [parts.pop(0)])
+    stand_ins = {
+        "jax2onnx": types.SimpleNamespace(to_onnx=lambda *_, **__: model),
+        "onnxruntime": types.SimpleNamespace(InferenceSession=lambda *_, **__: session),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    convert.main(to)
+    beside = json.loads((tmp_path / "a.onnx.json").read_text())
+    its = {"file": "a.onnx", "bytes": 7, "sha256": hashlib.sha256(b"program").hexdigest()}
+    assert beside == facts["description"] | its | {"difference": 0.0}
+    assert beside["input"]["name"] == "images" and beside["opset"] == onnx.OPSET
+
+
 @pytest.mark.slow
 def test_the_other_environment_fails_in_one_line(workdir, monkeypatch, tmp_path):
     monkeypatch.setenv(onnx.PYTHON, str(tmp_path / "none"))
@@ -245,7 +326,7 @@ def test_onnxruntime_gives_the_same_probabilities(workdir, ffsd, tmp_path):
         (dict(form="pb"), "format='pb': must be one of stablehlo, onnx, safetensors, workdir"),
         (dict(form="stablehlo", of="leader"), "of='leader': method='cotrain' has net0, net1, ens"),
         (dict(form="onnx", of="fusion"), "of='fusion': method='cotrain' has net0, net1, ensemble"),
-        (dict(form="workdir"), "has no network 'leader'; there are net0, net1"),
+        (dict(form="workdir"), "has no network 'ensemble'; there are net0, net1"),
         (dict(form="safetensors", temperature=2.0), "temperature=2.0: only of the formats stable"),
         (dict(form="stablehlo", to=__file__), "exists; choose another with --to"),
         (dict(form="stablehlo", which=7), "7"),

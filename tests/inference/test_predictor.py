@@ -1,6 +1,8 @@
 """Predicting gives the probabilities of evaluation, without data set and optimizer."""
 
+import dataclasses
 import io
+import json
 import subprocess
 import sys
 
@@ -15,7 +17,8 @@ from jaxsplit import data, losses
 from jaxsplit.checkpoints import read
 from jaxsplit.data import facts
 from jaxsplit.errors import ConfigError
-from jaxsplit.inference import pictures
+from jaxsplit.inference import pictures, temperatures
+from jaxsplit.inference.restore import Restored
 from tests.support.inference import evaluated, write_untrained
 from tests.support.runs import one_network, tiny
 from tests.support.tfds import encode, picture, write_imagenet
@@ -217,6 +220,42 @@ def test_an_answer_that_is_no_network(tmp_path):
     assert list(found.networks) == ["net0", "net1"]
     ensemble = predictor(images, combine="mean_logits")
     np.testing.assert_allclose(ensemble, expected["ensemble"], **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "method, of_method",
+    [("okddip", ("leader",)), ("okdph", ("hybrid",)), ("ffsd", ("leader",)), ("mimo", ())],
+)
+def test_members_of_an_ensemble_are_the_networks_of_the_stack(method, of_method):
+    fields: dict = dict.fromkeys(field.name for field in dataclasses.fields(Restored))
+    restored = Restored(**fields | {"config": tiny(method=method, split=3), "metrics": {}})
+    networks = ("net0", "net1", "net2")
+    assert restored.voters == networks + of_method
+    assert restored.members == networks == restored.by_accuracy()
+
+
+def test_a_leader_of_the_stack_votes_once(tmp_path):
+    """OKDDip's leader is the last network of the stack."""
+    exp = write_untrained(tiny(method="okddip", split=3), tmp_path)
+    images = exp.dataset.test.images[:3]
+    predictor = jaxsplit.load(tmp_path)
+    networks = ["net0", "net1", "net2"]
+    assert list(predictor.predict(images).networks) == [*networks, "leader"]
+    logits = predictor.logits(images)["ensemble"]
+    expected = jax.nn.softmax(logits)
+    combined = predictor.predict(images, combine="mean_logits")
+    assert list(combined.networks) == networks
+    np.testing.assert_allclose(combined.probabilities, expected, **TOLERANCE)
+    every = predictor.predict(images, cascade=2)
+    assert list(every.networks) == networks and set(every.used) == {3}
+    np.testing.assert_allclose(every.probabilities, expected, rtol=1e-4, atol=1e-6)
+    fitted = {name: {"temperature": 1.5} for name in (*networks, "leader")}
+    fitted |= {"ensemble": {"temperature": 2.5}}
+    record = {"step": 0, "config": {"ensemble": "mean_logits"}, "temperature": {"answers": fitted}}
+    (tmp_path / temperatures.EVAL).write_text(json.dumps(record))
+    for options in (dict(combine="mean_logits"), dict(cascade=0.5)):
+        found = predictor(images, temperature="fitted", **options)
+        np.testing.assert_allclose(found, jax.nn.softmax(logits / 2.5), rtol=1e-4, atol=1e-6)
 
 
 def test_one_network_with_an_average(tmp_path):

@@ -163,6 +163,11 @@ def test_one_network(tmp_path):
     assert "has one network" not in said and "Diversity" not in said and "cascade" not in said
 
 
+def test_no_cascade_of_the_outputs_of_one_network(tmp_path, undrawn):
+    path = reports.workdir(tmp_path / "a", reports.digits(method="mimo"))
+    assert "cascade" not in Checked(written(path)).text
+
+
 def test_one_network_beside_two(three, tmp_path, undrawn):
     config = one_network(data__name="digits", data__image_size=0)
     path = reports.workdir(tmp_path / "alone", config, names=("net0",))
@@ -276,11 +281,12 @@ def unevaluated(tmp_path):
 def test_a_run_is_evaluated_first(unevaluated, tmp_path, undrawn):
     asked = []
 
-    def evaluate(run) -> None:
+    def evaluate(run) -> str:
         asked.append(run.name)
         made = reports.workdir(tmp_path / "made", reports.digits())
         for name in (runs.EVAL, predictions.FILE):
             (unevaluated / name).write_bytes((made / name).read_bytes())
+        return ""
 
     said = Checked(written(unevaluated, evaluate=evaluate)).text
     assert asked == ["a"]
@@ -293,12 +299,21 @@ def test_a_run_is_evaluated_first(unevaluated, tmp_path, undrawn):
 
 
 def test_a_run_that_cannot_be_evaluated(unevaluated, undrawn):
-    def evaluate(run) -> None:
+    def evaluate(run) -> str:
         raise ConfigError("data.dir='/none': holds no digits")
 
     said = Checked(written(unevaluated, evaluate=evaluate)).text
     assert "a had no evaluation, and cannot be evaluated: data.dir='/none'" in said
     assert "a: scores are the last of metrics.jsonl." in said
+
+
+@pytest.mark.parametrize(
+    "unwritten, why", [("/a/eval.json (no space)",) * 2, ("", "its files are not there")]
+)
+def test_an_evaluation_that_was_not_written(unevaluated, undrawn, unwritten, why):
+    said = Checked(written(unevaluated, evaluate=lambda run: unwritten)).text
+    assert f"a had no evaluation, and its evaluation was not written: {why}" in said
+    assert "it was evaluated for this report" not in said
 
 
 # ---- Pieces
