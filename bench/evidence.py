@@ -9,9 +9,12 @@ A folder holds compare.csv, metrics.csv and compare.json of a `jaxsplit compare`
 
 import argparse
 import csv
+import json
 import pathlib
 
 from bench import errors_in_one_line, made_by, programs
+from jaxsplit import defaults
+from jaxsplit.compare import record as record_lib
 from jaxsplit.errors import ConfigError
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "evidence"
@@ -31,6 +34,9 @@ def keep(workdir: pathlib.Path, name: str, command: str) -> pathlib.Path:
     out.mkdir(parents=True, exist_ok=True)
     for file in KEPT:  # with the paths of teachers relative to the comparison
         (out / file).write_text((workdir / file).read_text().replace(f"{workdir}/", ""))
+    record = json.loads((out / record_lib.NAME).read_text())
+    record["config"]["data"]["dir"] = defaults.get_config().data.dir  # the rest is no path
+    (out / record_lib.NAME).write_text(json.dumps(record, indent=1) + "\n")
     (out / "command.txt").write_text(f"{command}\n\n{made_by(programs.device_name())}\n")
     return out
 

@@ -1,6 +1,8 @@
 """The tables of docs/evidence.md are those of the results that are kept."""
 
 import csv
+import json
+import re
 
 import pytest
 
@@ -38,8 +40,18 @@ def test_a_workdir_without_a_comparison(tmp_path):
 
 def test_kept_files_name_no_path_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "FOLDER", tmp_path / "kept")
+    record = {"config": {"data": {"dir": "/somewhere"}}, "runs": f"{tmp_path}/cotrain-s4-seed0"}
     for file in evidence.KEPT:
-        (tmp_path / file).write_text(f'"distill_from.teacher": "{tmp_path}/cotrain-s4-seed0"\n')
+        (tmp_path / file).write_text(json.dumps(record))
     kept = evidence.keep(tmp_path, "x", "command")
     for file in evidence.KEPT:
-        assert (kept / file).read_text() == '"distill_from.teacher": "cotrain-s4-seed0"\n'
+        assert json.loads((kept / file).read_text())["runs"] == "cotrain-s4-seed0"
+    assert "/somewhere" not in (kept / "compare.json").read_text()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_no_path_of_a_machine_is_kept(name):
+    for file in evidence.KEPT:
+        assert not re.search(
+            r"(?<![\w~])/(tmp|home|root|work|usr)\b", (evidence.FOLDER / name / file).read_text()
+        )
