@@ -96,8 +96,7 @@ def _link(target: str, name: object = "") -> Raw:
 def results(found: Found) -> Raw:
     """The scores of every group, and its difference to the undivided network."""
     heads = ["", "seeds", "accuracy %", "difference, points", "95 % interval"]
-    heads += ["NLL", "difference (95 %)", "ECE %", "difference, points (95 %)"]
-    rows = []
+    rows, others = [], []
     for group in found.groups:
         its = group.difference
         interval = "-"
@@ -111,6 +110,11 @@ def results(found: Found) -> Raw:
                 _spread(group.spread(collect.top1), _percent),
                 verdict.points(its.mean) if its else "-",
                 interval,
+            ]
+        )
+        others.append(
+            [
+                _name(group),
                 _spread(group.spread(collect.nll), "{:.4f}".format),
                 _interval(group.nll_difference, verdict.nats),
                 _spread(group.spread(collect.ece), _percent),
@@ -118,13 +122,17 @@ def results(found: Found) -> Raw:
             ]
         )
     caption = (
-        "Scores on the test set: mean ± deviation over the seeds. NLL (nats) and ECE are those "
-        "after temperature scaling; less is better. Difference to the undivided network: of the "
-        "same seeds and test images; the interval is a bootstrap over both, that of ECE over the "
-        "seeds alone."
+        "Accuracy on the test set: mean ± deviation over the seeds. Difference to the undivided "
+        "network: of the same seeds and test images; the interval is a bootstrap over both."
     )
     table = html.table(caption, heads, [("", rows)])
-    return html.section("results", "Results", [table, _grid([charts.forest(found)])])
+    heads = ["", "NLL", "difference (95 %)", "ECE %", "difference, points (95 %)"]
+    caption = (
+        "Probabilities after temperature scaling: NLL in nats and ECE; less is better. The "
+        "interval of NLL is over seeds and test images, that of ECE over the seeds alone."
+    )
+    more = html.table(caption, heads, [("", others)])
+    return html.section("results", "Results", [table, _grid([charts.forest(found)]), more])
 
 
 def costs(found: Found) -> Raw:
