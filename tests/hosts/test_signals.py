@@ -17,6 +17,15 @@ from tests.support.paths import ROOT
 from tests.support.processes import training
 from tests.support.runs import state_at, steps_in
 
+
+@pytest.fixture(autouse=True, scope="module")
+def hang_up_counts():
+    """Under nohup SIGHUP is ignored, also by the processes that the tests start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 TINY = (
     f"--config={ROOT / 'configs' / 'digits_wrn16_4_x4.py'}",
     "--config.arch=wide_resnet10_1",
