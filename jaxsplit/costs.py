@@ -7,7 +7,7 @@ convolutions and matrix products; biases, normalisation and pooling are left out
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -211,6 +211,12 @@ def own_costs(
         config, s, resolved.spec, resolved.trunk, small, every, num_classes, image_shape
     )
     return {ALL: every, **resolved.entry.costs(networks)}
+
+
+def of_answer(answer: str, small: Cost, named: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """(params, macs) of an answer: a network, all of them, or what `own_costs` names."""
+    one = answer.startswith("net")
+    return named.get(answer, (small.params, small.macs) if one else named[ALL])
 
 
 def traced(function: Callable[..., Any], *arguments: Any) -> int:

@@ -47,14 +47,8 @@ def cost(config: ConfigDict) -> Cost:
     known = dict(num_classes=exp.dataset.num_classes, image_shape=exp.dataset.image_shape)
     small, _ = costs.config_costs(config, resolved, **known)
     named = costs.own_costs(config, resolved, small, **known)
-
-    def of(answer: str) -> tuple[int, int]:
-        one = answer.startswith("net")
-        return named.get(answer, (small.params, small.macs) if one else named[costs.ALL])
-
-    (params, macs), (_, answered) = (
-        of(name) for name in (resolved.entry.deployed, resolved.entry.answer)
-    )
+    params, macs = costs.of_answer(resolved.entry.deployed, small, named)
+    _, answered = costs.of_answer(resolved.entry.answer, small, named)
     return Cost(params, macs, training_macs(exp), answered if answered > macs else 0)
 
 

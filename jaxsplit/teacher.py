@@ -185,5 +185,4 @@ def cost(config: ConfigDict) -> Cost | None:
     small, _ = costs.config_costs(own, resolved, **sizes)
     every = costs.own_costs(own, resolved, small, **sizes)
     answer = resolved.entry.answer
-    one = (small.params, small.macs) if answer.startswith("net") else every[costs.ALL]
-    return Cost(answer, *every.get(answer, one))
+    return Cost(answer, *costs.of_answer(answer, small, every))

@@ -32,7 +32,7 @@ def train_examples(data_config: ConfigDict) -> int | None:
       ConfigError: as `data.source`.
     """
     count = _all_examples(data_config)
-    return None if count is None else count - round(data_config.validation * count)
+    return None if count is None else _trained(data_config, count)
 
 
 def dataset(data_config: ConfigDict, at_least: int = 1) -> data.Dataset:
@@ -45,8 +45,8 @@ def dataset(data_config: ConfigDict, at_least: int = 1) -> data.Dataset:
     Raises:
       ConfigError: as `data.source`.
     """
-    known, count = facts.of_config(data_config), train_examples(data_config)
-    shape, length = known.image_shape, at_least if count is None else count
+    known, count = facts.of_config(data_config), _all_examples(data_config)
+    shape, length = known.image_shape, at_least if count is None else _trained(data_config, count)
     if known.shorter_side:
         split = Stream(range(length))
     else:
@@ -56,7 +56,7 @@ def dataset(data_config: ConfigDict, at_least: int = 1) -> data.Dataset:
         resident = data_config.resident == "device"
     else:
         # Those are counted that the held-out ones are taken from.
-        resident = data.lies_on_device(data_config, _all_examples(data_config) or length, shape)
+        resident = data.lies_on_device(data_config, count, shape)
     return data.Dataset(
         name=known.name,
         num_classes=known.num_classes,
@@ -69,6 +69,11 @@ def dataset(data_config: ConfigDict, at_least: int = 1) -> data.Dataset:
         resident=resident and not known.shorter_side,
         class_names=known.class_names,
     )
+
+
+def _trained(data_config: ConfigDict, count: int) -> int:
+    """Of so many examples those that are not held out for validation."""
+    return count - round(data_config.validation * count)
 
 
 def _all_examples(data_config: ConfigDict) -> int | None:
