@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jaxsplit.costs import ALL, Cost, config_costs, own_costs
+from jaxsplit.costs import ALL, Cost, config_costs, of_answer, own_costs
 from jaxsplit.evaluation import EXAMPLES, METRICS, NETWORKS, Results, SplitResults, answers
 from jaxsplit.recipes import published
 from jaxsplit.recipes.published import Result
@@ -46,8 +46,7 @@ def results_table(
     sizes = {ALL: together, **(own or {})}
     rows = [("", *(title for title, _ in columns.values()), "parameters", "mult-adds")]
     for name in answers(results):
-        one = (small.params, small.macs)
-        params, macs = one if name.startswith("net") else sizes.get(name, sizes[ALL])
+        params, macs = of_answer(name, small, sizes)
         values = (form(results[name][key]) for key, (_, form) in columns.items())
         rows.append((name, *values, f"{params:,}", f"{macs:,}"))
     if num_networks > 1:
