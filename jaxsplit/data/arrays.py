@@ -209,7 +209,7 @@ def check_arrays(
     allowed = f"must lie in 0..{num_classes - 1}"
     return Arrays(
         images,
-        np.where(good, labels, -1).astype(np.int32),
+        np.where(good, labels, np.int64(-1)).astype(np.int32),  # uint8 holds no -1
         {i: f"{where}_labels: example {i} has the label {labels[i]}, {allowed}" for i in bad},
         Skipped() if skip else None,
     )

@@ -174,6 +174,16 @@ def test_npz_for_every_name(tmp_path, name):
     np.testing.assert_array_equal(data.test.labels, arrays["test_labels"])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
+def test_npz_with_labels_of_any_integer_type(tmp_path, dtype):
+    arrays = npz_arrays()
+    labels = {key: arrays[key].astype(dtype) for key in ("train_labels", "test_labels")}
+    np.savez(tmp_path / "mine.npz", **{**arrays, **labels})
+    data = load(data_config("mine", tmp_path))
+    assert data.train.labels.dtype == np.int32
+    np.testing.assert_array_equal(data.train.labels, arrays["train_labels"])
+
+
 def test_npz_sizes(tmp_path):
     np.savez(tmp_path / "imagenet2012.npz", **npz_arrays((48, 48, 3)))
     for size in (0, 48):
