@@ -1,4 +1,7 @@
-"""The paragraph that answers "should I divide?" with the figures of a comparison."""
+"""The paragraph that answers "should I divide?" with the figures of a comparison.
+
+Where the grid holds no divided network, it answers "should others teach mine?".
+"""
 
 import dataclasses
 import math
@@ -51,7 +54,10 @@ def of(found: Found) -> Verdict:
 
 
 def _candidates(groups: Sequence[Group]) -> tuple[list[Group], str]:
-    """(divided groups that cost no more than the undivided network, why there is none)."""
+    """(groups that cost no more in use than the undivided network, why there is none).
+
+    The groups are divided networks, or single networks that others taught if the grid has no other.
+    """
     if not any(group.counted for group in groups):
         return [], "No run has finished yet, so there is nothing to compare."
     singles = [group for group in groups if group.is_single]
@@ -62,16 +68,22 @@ def _candidates(groups: Sequence[Group]) -> tuple[list[Group], str]:
         )
     if not any(group.counted for group in singles):
         return [], "No run of the undivided network has finished, so there is nothing to compare."
-    together = [group for group in groups if group.kind == "together" and group.counted]
-    if not together:
-        return [], "No divided network has finished, so there is nothing to compare."
-    fair = [group for group in together if _costs_no_more(group)]
+    divided = [group for group in groups if group.kind == "together"]
+    # A grid of mutual learning or distillation alone asks whether teaching pays.
+    kind = "divided" if divided else "taught"
+    others = divided or [group for group in groups if not group.is_single]
+    if not others:
+        return [], "The grid has neither a divided nor a taught network beside the undivided one."
+    finished = [group for group in others if group.counted]
+    if not finished:
+        return [], f"No {kind} network has finished, so there is nothing to compare."
+    fair = [group for group in finished if _costs_no_more(group)]
     if not fair:
-        return [], _too_dear(together)
+        return [], _too_dear(finished, kind)
     paired = [group for group in fair if group.difference]
     if not paired:
         return [], (
-            "No seed has both a divided and an undivided network with predictions, so nothing can "
+            f"No seed has both a {kind} and an undivided network with predictions, so nothing can "
             "be compared yet."
         )
     most = max(group.difference.seeds for group in paired if group.difference)
@@ -79,14 +91,14 @@ def _candidates(groups: Sequence[Group]) -> tuple[list[Group], str]:
     return [g for g in paired if g.difference and g.difference.seeds >= wanted], ""
 
 
-def _too_dear(together: Sequence[Group]) -> str:
-    """What is said where every divided network costs more than the undivided one."""
-    each = ", ".join(f"{group.name} {_ratio(group):.2f} times" for group in together)
+def _too_dear(every: Sequence[Group], kind: str) -> str:
+    """What is said where every divided (or taught) network costs more than the undivided one."""
+    each = ", ".join(f"{group.name} {_ratio(group):.2f} times" for group in every)
     text = (
-        f"Every divided network costs more than the undivided one: {each} its multiply-adds. A "
+        f"Every {kind} network costs more than the undivided one: {each} its multiply-adds. A "
         "fair answer needs networks of the same cost."
     )
-    found = [(its.mean, group, its) for group in together if (its := group.difference)]
+    found = [(its.mean, group, its) for group in every if (its := group.difference)]
     if not found:
         return text
     _, best, its = max(found, key=lambda item: item[0])
@@ -99,9 +111,15 @@ def _too_dear(together: Sequence[Group]) -> str:
 
 def _answer(best: Group, its: Difference) -> tuple[str, str]:
     """The verdict, and the sentences that say it."""
+    divide = best.kind == "together"
+    which = (
+        f"The best divided network at equal cost ({_times(_ratio(best))} the multiply-adds)"
+        if divide
+        else f"The best network that others taught ({_times(_training_ratio(best))} the "
+        "multiply-adds in training)"
+    )
     where = (
-        f"The best divided network at equal cost ({_times(_ratio(best))} the multiply-adds) is "
-        f"{best.name}: it answers "
+        f"{which} is {best.name}: it answers "
         f"{_of(best)} % of the test images right, the undivided network {_of_reference(best)} %. "
         f"The difference is {points(its.mean)} percentage points, with a 95 % interval from "
         f"{points(its.lower)} to {points(its.upper)} over {_seeds(its.seeds)} and "
@@ -114,12 +132,14 @@ def _answer(best: Group, its: Difference) -> tuple[str, str]:
             f"much seeds differ; run {short} more at least."
         )
     if its.lower > 0:
-        return YES, f"Yes, divide. {where}"
+        return YES, f"Yes, {'divide' if divide else 'let others teach it'}. {where}"
     if its.upper < 0:
-        return NO, f"No, do not divide. {where} The whole interval lies below zero."
+        how = "do not divide" if divide else "train it alone"
+        return NO, f"No, {how}. {where} The whole interval lies below zero."
     if its.upper <= USEFUL:
+        what = "dividing" if divide else "teaching"
         return NO, (
-            f"No, dividing does not pay here. {where} A gain of more than {points(USEFUL)} points "
+            f"No, {what} does not pay here. {where} A gain of more than {points(USEFUL)} points "
             "is unlikely."
         )
     return UNCLEAR, f"Not enough seeds to tell. {where} The interval holds zero. {_more_seeds(its)}"
@@ -192,6 +212,7 @@ def _rival(groups: Sequence[Group], best: Group) -> list[str]:
     rivals = [
         group
         for group in groups
+        if best.kind == "together"  # otherwise the best is such a group itself
         if group.kind == "one of several" and group.difference and _costs_no_more(group)
         if group.difference.seeds >= min(LEAST_SEEDS, best.difference.seeds)
         if group.difference.mean > max(best.difference.mean, 0.0)
@@ -342,6 +363,12 @@ def _ratio(group: Group) -> float:
     """Multiply-adds beside those of the undivided network; 1 where they are not known."""
     theirs = _reference_macs(group)
     return group.cost.macs / theirs if group.cost.macs and theirs else 1.0
+
+
+def _training_ratio(group: Group) -> float:
+    """The same in training."""
+    theirs = group.reference[0].train_macs if group.reference else None
+    return group.cost.train_macs / theirs if group.cost.train_macs and theirs else 1.0
 
 
 def _costs_no_more(group: Group) -> bool:

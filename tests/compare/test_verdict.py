@@ -153,6 +153,24 @@ def test_one_network_that_others_trained_is_named_beside():
 
 
 @pytest.mark.parametrize(
+    ("wrong", "answer", "opening"),
+    [
+        ([60, 61, 59], verdict.YES, "Yes, let others teach it. "),
+        ([140, 141, 139], verdict.NO, "No, train it alone. "),
+        ([99, 104, 97], verdict.UNCLEAR, "Not enough seeds to tell. "),
+    ],
+)
+def test_a_grid_without_a_divided_network_tells_whether_teaching_pays(wrong, answer, opening):
+    every = [run("single", 1, i, n) for i, n in enumerate([100, 102, 98])]
+    taught = dict(answer="leader", train_macs=4 * MACS)
+    every += [run("ffsd", 2, i, n, **taught) for i, n in enumerate(wrong)]
+    found = judged(*every, *(run("dml", 2, i, 200, **taught) for i in range(3)))
+    assert found.answer == answer and found.text.startswith(opening)
+    assert "(4.00 times the multiply-adds in training) is ffsd S=2: it answers " in found.text
+    assert "chosen among 2" in found.text and "More accurate at this cost" not in found.text
+
+
+@pytest.mark.parametrize(
     ("answer", "split", "share", "one"),
     [
         ("net0", 1, 1.0, False),
@@ -196,6 +214,8 @@ def test_best_of_several_is_said():
         ([lost(run("single", 1, 0, 0)), run("cotrain", 4, 0, 0)], "No run of the undivided"),
         ([run("single", 1, 0, 0), lost(run("cotrain", 4, 0, 0))], "No divided network has"),
         ([run("single", 1, 0, 0), run("cotrain", 4, 1, 0)], "No seed has both"),
+        ([run("single", 1, 0, 0), run("distill_from", 1, 1, 0)], "No seed has both a taught"),
+        ([run("single", 1, 0, 0)], "has neither a divided nor a taught"),
     ],
 )
 def test_nothing_to_compare(every, text):
