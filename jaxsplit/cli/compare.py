@@ -46,6 +46,11 @@ _DEVICES = flags.DEFINE_string(
     "for compare: so many runs at a time, each on one accelerator; or all; default: one run at a "
     "time on all devices",
 )
+_PER_DEVICE = flags.DEFINE_integer(
+    "compare.per_device",
+    1,
+    "for compare: so many runs at a time on each GPU, which small networks leave idle",
+)
 _LATENCY = flags.DEFINE_string(
     "compare.latency",
     "1,64",
@@ -54,7 +59,7 @@ _LATENCY = flags.DEFINE_string(
 _DRY = flags.DEFINE_boolean(
     "dry-run", False, "for compare: print the runs with costs and expected time; nothing is trained"
 )
-FLAGS = (_METHODS, _SPLITS, _SEEDS, _AXIS, _TEACHER, _BUDGET, _DEVICES, _LATENCY, _DRY)
+FLAGS = (_METHODS, _SPLITS, _SEEDS, _AXIS, _TEACHER, _BUDGET, _DEVICES, _PER_DEVICE, _LATENCY, _DRY)
 VALUES = {
     "compare.methods": "NAMES",
     "compare.splits": "NUMBERS",
@@ -63,6 +68,7 @@ VALUES = {
     "compare.teacher": "METHOD:S",
     "compare.budget": "TIME",
     "compare.devices": "N",
+    "compare.per_device": "N",
     "compare.latency": "SIZES",
     "dry-run": "",
 }
@@ -115,7 +121,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         teacher=_TEACHER.value,
     )
     budget, batches = texts.budget(_BUDGET.value), texts.batches(_LATENCY.value)
-    environments = devices.environments(_DEVICES.value)
+    environments = devices.environments(_DEVICES.value, _PER_DEVICE.value)
     folder = _folder(workdir)
     plan = _plan(config, grid, folder)
     if not config.divide and (divided := [g.name for g in plan.groups if g.overrides["divide"]]):

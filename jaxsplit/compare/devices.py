@@ -1,4 +1,7 @@
-"""Shows each process of a comparison one local accelerator, by environment variables."""
+"""Shows each process of a comparison one local accelerator, by environment variables.
+
+Several processes may share a GPU: a small network leaves most of it idle.
+"""
 
 import os
 import subprocess
@@ -19,16 +22,36 @@ _ALONE = {
 }
 
 
-def environments(text: str) -> list[dict[str, str]]:
+# By default jax takes most of a GPU's memory when it starts, so that a second process finds none.
+_SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+def environments(text: str, per_device: int = 1) -> list[dict[str, str]]:
     """The variables of each process that runs at the same time.
 
     Args:
-      text: '' for one process, which sees all devices; 'all' for one process per accelerator; a
-        number for so many of them.
+      text: '' for one process, which sees all devices; 'all' for processes on every accelerator; a
+        number for so many accelerators.
+      per_device: processes on each of them; more than one need a GPU, and '' means 'all' then.
 
     Raises:
-      ConfigError: another text, or there are fewer accelerators.
+      ConfigError: another text, there are fewer accelerators, or they cannot be shared.
     """
+    if per_device < 1:
+        raise ConfigError(f"compare.per_device={per_device}: must be a number of 1 or more")
+    if per_device > 1:
+        alone = _one_each(text or "all")
+        if (platform := found()[0]) != "gpu":
+            raise ConfigError(
+                f"compare.per_device={per_device}: must be 1; this is a {platform}, and only "
+                "processes on a GPU can share it"
+            )
+        return [{**_SHARED, **one} for _ in range(per_device) for one in alone]
+    return _one_each(text)
+
+
+def _one_each(text: str) -> list[dict[str, str]]:
+    """One process per accelerator."""
     if not text:
         return [{}]
     if text != "all" and (not text.isdecimal() or int(text) < 1):

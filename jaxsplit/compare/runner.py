@@ -1,7 +1,8 @@
 """Runs a comparison: each run in processes of its own, in order, resumable at any point.
 
 A run is `jaxsplit train`, then `jaxsplit eval`. When all runs of a seed have ended, the first
-finished run of each group is timed by `jaxsplit latency`, with nothing else running. What is
+finished run of each group is timed by `jaxsplit latency`, with nothing else running. Where nothing
+is left to be timed, the runs of the next seed start as soon as a device is free. What is
 finished is read from the runs' own files, so a start after a SIGKILL goes on with the run that was
 cut and repeats none.
 """
@@ -125,17 +126,19 @@ class _Runner:
         self._progress = Progress(plan, len(settings.environments), done)
 
     def all(self) -> Outcome:
-        """Runs everything seed by seed."""
+        """Runs everything, seed after seed."""
         if self._finished:
             self._say(f"{len(self._finished)} of {len(self._plan.runs)} runs are finished already")
         try:
             for seed in dict.fromkeys(run.seed for run in self._plan.runs):
                 of_seed = [run for run in self._plan.runs if run.seed == seed]
                 self._waiting.extend(r for r in of_seed if r.name not in self._finished)
-                self._work(self._next_training)
-                untimed = self._untimed(of_seed) if not self._why else []
-                self._waiting.extend(untimed)
-                self._work(self._next_latency)
+                if self._untimed(of_seed):
+                    self._work(self._next_training)
+                    finished = [run for run in of_seed if run.name in self._finished]
+                    self._waiting.extend(self._untimed(finished) if not self._why else [])
+                    self._work(self._next_latency)
+            self._work(self._next_training)
         finally:
             for work in self._works:
                 work.child.stop()
@@ -346,7 +349,7 @@ class _Runner:
     # ---- Latency
 
     def _untimed(self, of_seed: Sequence[Run]) -> list[Run]:
-        """The finished runs of these whose group has no latency yet."""
+        """Those of a seed's runs whose group has no latency yet."""
         if not self._settings.batches:
             return []
         timed = {
@@ -354,11 +357,7 @@ class _Runner:
             for run in self._plan.runs
             if (self._folder(run) / outcome.LATENCY).is_file()
         }
-        return [
-            run
-            for run in of_seed
-            if run.name in self._finished and run.group.name not in timed | self._timed
-        ]
+        return [run for run in of_seed if run.group.name not in timed | self._timed]
 
     def _latencies(self, one: Run) -> Iterator[list[str]]:
         """Arguments of `jaxsplit latency`: as the cascade that the tables show; without, else."""

@@ -70,6 +70,24 @@ def test_processes_do_not_share_a_cpu(monkeypatch):
         devices.environments("2")
 
 
+def test_several_processes_share_each_gpu(monkeypatch):
+    monkeypatch.setattr(devices, "found", lambda: ("gpu", 2))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = devices.environments("", per_device=3)
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["0", "1"] * 3
+    assert {one["XLA_PYTHON_CLIENT_PREALLOCATE"] for one in found} == {"false"}
+    assert len(devices.environments("1", per_device=2)) == 2
+    with pytest.raises(ConfigError, match="compare.per_device=0: must be a number of 1 or more"):
+        devices.environments("", per_device=0)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_processes_share_nothing_but_a_gpu(platform, monkeypatch):
+    monkeypatch.setattr(devices, "found", lambda: (platform, 1))
+    with pytest.raises(ConfigError, match=f"per_device=2: must be 1; this is a {platform}"):
+        devices.environments("", per_device=2)
+
+
 def test_devices_of_this_machine():
     platform, count = devices.found()
     assert platform == "cpu" and count >= 1

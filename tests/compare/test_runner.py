@@ -192,6 +192,25 @@ def test_a_process_for_each_device(tmp_path):
         assert len(running) <= 2 and (call["verb"] != "latency" or running <= {key})
 
 
+@pytest.mark.parametrize("batches", [(), (1,)])
+def test_a_free_device_waits_for_a_latency_alone(tmp_path, batches):
+    """Without latencies the next seed starts beside the last runs of the seed before."""
+    plan = planned(tmp_path, seeds=(0, 1, 2))
+    how = ["behind=independent-s2-seed1"] + ["behind=independent-s2-seed0"] * (not batches)
+    found, said = compare(tmp_path, plan, how, environments=[{}, {}], batches=batches)
+    assert len(found.finished) == 6
+
+    def starts_beside(seed: int) -> bool:
+        """Whether the first run of the seed starts before the last one of the seed before ends."""
+        events = ": ".join(said)
+        return events.index(f"single-s1-seed{seed}: starts") < events.index(
+            f"independent-s2-seed{seed - 1}: 50"
+        )
+
+    assert starts_beside(1) == (not batches)
+    assert starts_beside(2)  # all groups are timed after the first seed
+
+
 def test_finished_is_what_the_folder_says(tmp_path):
     plan = planned(tmp_path)
     compare(tmp_path, plan)

@@ -1,9 +1,10 @@
 """Does what a process of a comparison does, in milliseconds: writes the files of a run.
 
-fake_jaxsplit.py [fail=NAME] [kill=NAME] [wait=NAME] [busy=NAME] [cascade=NAME] -- VERB FLAGS...
+fake_jaxsplit.py [fail=NAME] [kill=NAME] [wait=NAME] [behind=NAME] [busy=NAME] [cascade=NAME]
+  -- VERB FLAGS...
 
-NAME is a part of the name of a run: its training fails, is killed, waits for a signal, or finds its
-folder busy once; a cascade of it cannot be timed.
+NAME is a part of the name of a run: its training fails, is killed, waits for a signal or for a run
+of the next seed, or finds its folder busy once; a cascade of it cannot be timed.
 """
 
 import json
@@ -53,6 +54,12 @@ if verb == "train":
         sys.exit(1)
     if asked("wait"):
         time.sleep(60)
+    if asked("behind"):
+        following = f"seed{int(name[-1]) + 1}"
+        for _ in range(200):
+            if following in (folder.parent / "calls.jsonl").read_text():
+                break
+            time.sleep(0.05)
     saved = folder / "checkpoints" / str(steps)
     saved.mkdir(parents=True, exist_ok=True)
     (saved / "_CHECKPOINT_METADATA").write_text("{}")
