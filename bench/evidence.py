@@ -1,7 +1,8 @@
-"""Tables of `docs/evidence.md` from the comparisons in `bench/results/evidence/`.
+"""Tables and figures of `docs/evidence.md` from the comparisons in `bench/results/evidence/`.
 
-python -m bench.evidence               # prints a table for each folder
-python -m bench.evidence --keep DIR    # copies the small results of a comparison into such a folder
+python -m bench.evidence                          # prints a table for each folder
+python -m bench.evidence --keep DIR               # copies the small results of a comparison there
+python -m bench.evidence --figures docs/figures   # draws an SVG for each folder
 
 A folder holds compare.csv, metrics.csv and compare.json of a `jaxsplit compare`, no checkpoints.
 `command.txt` holds the command, the commit and the time.
@@ -9,8 +10,10 @@ A folder holds compare.csv, metrics.csv and compare.json of a `jaxsplit compare`
 
 import argparse
 import csv
+import hashlib
 import json
 import pathlib
+from typing import Any
 
 from bench import errors_in_one_line, made_by, programs
 from jaxsplit import defaults
@@ -18,6 +21,8 @@ from jaxsplit.compare import record as record_lib
 from jaxsplit.errors import ConfigError
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "evidence"
+_COLOURS = ("independent", "cotrain", "packed", "batch_ensemble", "mimo", "okdph", "distill_from")
+_COLOURS += ("dml", "ffsd", "joint")
 KEPT = ("compare.csv", "metrics.csv", "compare.json")
 
 
@@ -59,6 +64,79 @@ def networks(rows: list[dict[str, str]]) -> str:
         cells = [_name(row), row["seeds"], *(_mean(row, field, 100, 2) for field in fields)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, str]], path: pathlib.Path) -> None:
+    """Draws the differences to the undivided network, and accuracy by multiply-adds in training."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Text stays text; ids that do not change from drawing to drawing.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 8}):
+        figure = Figure(figsize=(9, 1.3 + 0.28 * len(rows)), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        compared = [row for row in rows if row["difference"]]
+        for y, row in enumerate(reversed(compared)):
+            mean, low, high = (
+                100 * float(row[f"difference{end}"]) for end in ("", "_lower", "_upper")
+            )
+            left.errorbar(mean, y, xerr=([mean - low], [high - mean]), **_look(row), capsize=3)
+        left.axvline(0, color="black", linewidth=0.8)
+        left.set_yticks(range(len(compared)), [_name(row) for row in reversed(compared)])
+        left.set_ylim(-0.6, len(compared) - 0.4)
+        left.set_xlabel("difference to the undivided network, points (95 %)")
+        left.grid(alpha=0.3, axis="x")
+        for row in rows:
+            deviation = 100 * float(row["top1_deviation"] or "nan")
+            x, y = float(row["train_macs"]) / 1e6, 100 * float(row["top1"])
+            right.errorbar(x, y, deviation, **_look(row), capsize=3, label=_name(row))
+        right.set_xlabel("millions of multiply-adds of an image in training, forwards")
+        right.set_ylabel("accuracy, %")
+        right.set_xlim(0, 1.07 * max(float(row["train_macs"]) for row in rows) / 1e6)
+        right.grid(alpha=0.3)
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        _save(figure, rows, path)
+
+
+def draw_networks(rows: list[dict[str, str]], path: pathlib.Path) -> None:
+    """Draws the accuracies of one network and of all, and how many images two differ on."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    lines = (
+        ("top1", "answer"),
+        ("networks_top1", "one network"),
+        ("disagreement", "two differ on"),
+    )
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 8}):
+        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+        axes = figure.subplots()
+        for field, label in lines:
+            y = [100 * float(row[field]) for row in rows]
+            deviations = [100 * float(row[f"{field}_deviation"] or "nan") for row in rows]
+            axes.errorbar(range(len(rows)), y, deviations, marker="o", capsize=3, label=label)
+        axes.set_xticks(range(len(rows)), [_name(row).replace(", ", "\n") for row in rows])
+        axes.set_ylabel("test images, %")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="center left")
+        _save(figure, rows, path)
+
+
+def _save(figure: Any, rows: list[dict[str, str]], path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None, "Description": f"rows {digest(rows)}"})
+
+
+def digest(rows: list[dict[str, str]]) -> str:
+    """Tells whether a figure is of these rows."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _look(row: dict[str, str]) -> dict[str, str]:
+    """Colour by method, mark by S."""
+    if row["method"] not in _COLOURS:
+        return dict(color="black", fmt="s")
+    return dict(color=f"C{_COLOURS.index(row['method'])}", fmt="D" if row["split"] == "2" else "o")
 
 
 def _name(row: dict[str, str]) -> str:
@@ -104,6 +182,7 @@ def main() -> None:
     parser.add_argument("--keep", type=pathlib.Path, help="workdir of a comparison")
     parser.add_argument("--name", default="", help="of its folder; default: that of the workdir")
     parser.add_argument("--command", default="", help="how it was made")
+    parser.add_argument("--figures", type=pathlib.Path, help="a folder")
     args = parser.parse_args()
     if args.keep:
         print(keep(args.keep, args.name or args.keep.name, args.command))
@@ -111,7 +190,12 @@ def main() -> None:
     for path in sorted(FOLDER.glob("*/compare.csv")):
         with path.open() as file:
             rows = list(csv.DictReader(file))
-        print(f"## {path.parent.name}\n\n{table(rows)}\n\n{networks(rows)}\n")
+        if args.figures:
+            drawn = args.figures / f"evidence_{path.parent.name}.svg"
+            (draw if any(row["difference"] for row in rows) else draw_networks)(rows, drawn)
+            print(drawn)
+        else:
+            print(f"## {path.parent.name}\n\n{table(rows)}\n\n{networks(rows)}\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import pytest
 
@@ -19,6 +20,31 @@ def test_the_page_has_its_table(name):
         rows = list(csv.DictReader(file))
     page = (ROOT / "docs" / "evidence.md").read_text()
     assert evidence.table(rows) in page or evidence.networks(rows) in page
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_page_has_its_figure(name):
+    """If this fails: python -m bench.evidence --figures docs/figures."""
+    with (evidence.FOLDER / name / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    path = f"figures/evidence_{name}.svg"
+    assert f"({path})" in (ROOT / "docs" / "evidence.md").read_text()
+    assert f"rows {evidence.digest(rows)}" in (ROOT / "docs" / path).read_text()
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist_ffsd", "digits_joint"])
+def test_figures(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evidence", "--figures", str(tmp_path)])
+    kept = evidence.FOLDER
+    monkeypatch.setattr(evidence, "FOLDER", tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    shutil.copytree(kept / name, tmp_path / "kept" / name)
+    evidence.main()
+    drawn = tmp_path / f"evidence_{name}.svg"
+    assert capsys.readouterr().out == f"{drawn}\n"
+    text = drawn.read_text()
+    for word in ("ffsd, S = 2", "accuracy, %") if "ffsd" in name else ("joint.weight = 1.0",):
+        assert word in text
 
 
 def test_a_row():
