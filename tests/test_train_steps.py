@@ -17,7 +17,6 @@ from configs.common import get_config
 from jaxsplit import losses, methods, models, optim, sharding, stack
 from jaxsplit.methods import cotrain
 from jaxsplit.weights import torch_network
-from tests.support.samples import first
 from tests.support.xla import EXACT, EXACT_FLOAT64
 
 KINKED = "splitnet_resnet110_s2_kl_sameview"
@@ -124,7 +123,11 @@ def everything(spec, variables):
     )
 
 
-@pytest.fixture(scope="module", params=first(1, CASES))
+# A step takes half a minute to compile; CI runs these slow tests, too.
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+
+
+@pytest.fixture(scope="module", params=SLOW)
 def in_float64(request, parity):
     """Three float64 steps: (case, [(loss, metrics, logits, gradients, variables)], spec, data)."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -158,10 +161,7 @@ def test_float64_states(in_float64, k):
     check_state(spec, data, steps[k - 1][-1], k, noises=1.01)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(c, marks=pytest.mark.slow) for c in CASES],
-)
+@pytest.fixture(scope="module", params=SLOW)
 def in_float32(request, parity):
     with jax.default_matmul_precision("highest"):
         steps = list(run(parity, request.param, np.float32, 3))

@@ -238,13 +238,11 @@ def cases(parity):
     return {name: Case(parity, name) for name in CASES}
 
 
-BOTH = [
-    pytest.param(name, dtype, marks=pytest.mark.slow if dtype == np.float32 else ())
-    for name in CASES
-    for dtype in (np.float64, np.float32)
-]
+# A step in float64 takes half a minute to compile; CI runs these slow tests, too.
+BOTH = [(name, dtype) for name in CASES for dtype in (np.float64, np.float32)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), BOTH)
 def test_every_loss_of_two_steps(cases, name, dtype):
     data, steps = cases[name].data, cases[name].steps(dtype)
@@ -275,6 +273,7 @@ def near_sign_change(case, spec) -> dict[str, np.ndarray]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), BOTH)
 def test_every_parameter_and_statistic_after_each_step(cases, name, dtype):
     case, spec = cases[name], SPEC
@@ -317,6 +316,7 @@ def test_rounding_of_gradients(cases, name):
             assert np.abs(mine[tensor] - exact[tensor]).max() < ROUNDING, tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_the_first_step(cases, name):
     case, spec = cases[name], SPEC

@@ -98,6 +98,7 @@ def test_what_the_wheel_holds(wheel):
     assert not modules - set(names)
 
 
+@pytest.mark.slow
 def test_train_then_evaluate(jaxsplit):
     trained = jaxsplit("train", *TINY, "--workdir=run")
     assert trained.returncode == 0, trained.stderr
