@@ -23,6 +23,7 @@ from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 from jaxsplit.export import target
 from jaxsplit.inference.predictor import Predictor, load
+from jaxsplit.inference.restore import Restored
 from jaxsplit.weights import extract
 
 SUFFIX = ".onnx"
@@ -55,21 +56,15 @@ def write(
 ) -> target.Written:
     """Writes the file and its description, or the folder for another environment.
 
-    Arguments and errors as `export`. Single networks and their ensemble can be written.
+    Arguments and errors as `export`. Single networks, the outputs of MIMO's one network, and the
+    ensemble of either can be written.
 
     Raises:
       ConfigError: JAXSPLIT_ONNX_PYTHON cannot run the conversion.
     """
     predictor = load(workdir, which, **options)
-    singles = tuple(predictor.restored.singles)
-    if not singles:
-        method = predictor.config.method
-        raise ConfigError(
-            f"format='onnx': method={method!r} has no networks with one input and one output; "
-            "export it as stablehlo"
-        )
     several = ("ensemble",) * ("ensemble" in predictor.forward.answers)
-    of = target.answer(predictor, of, (*singles, *several))
+    of = target.answer(predictor, of, (*predictor.restored.voters, *several))
     predictor = target.using(predictor, of, temperature)
     python = os.environ.get(PYTHON, "")
     path = target.new_file(predictor, of, to, SUFFIX)
@@ -102,13 +97,19 @@ def write(
 def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
     """Everything that `onnx_convert.py` reads."""
     restored = predictor.restored
-    names = restored.members if of == "ensemble" else (of,)
+    heads = config_lib.resolve(restored.config).heads
+    if heads == 1:
+        names = restored.members if of == "ensemble" else (of,)
+        networks = {name: restored.network(name) for name in names}
+        configs = [extract.config_of(restored.config, name) for name in names]
+    else:
+        networks = {"network": restored.stack.take(restored.take([0]), 0)}
+        configs = [restored.config]
     arrays: dict[str, np.ndarray] = {}
-    specs = []
-    for name in names:
-        flat = flatten_dict(jax.device_get(restored.network(name)), sep="/")
+    for name, variables in networks.items():
+        flat = flatten_dict(jax.device_get(variables), sep="/")
         arrays |= {f"{name}/{key}": np.asarray(value) for key, value in flat.items()}
-        specs.append(config_lib.resolve(extract.config_of(restored.config, name)).spec)
+    specs = [config_lib.resolve(config).spec for config in configs]
     if foreign := [s for s in specs if not type(s).__module__.startswith("jaxsplit.")]:
         raise ConfigError(
             f"format='onnx': arch={foreign[0].arch!r} is a backbone of your own, which the other "
@@ -116,7 +117,10 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
         )
     facts = {
         "description": _description(predictor, of),
-        "networks": names,
+        "networks": list(networks),
+        # Each network sees the image so often side by side, and has as many outputs.
+        "heads": heads,
+        "outputs": [*range(heads)] if of == "ensemble" or heads == 1 else [_head(restored, of)],
         "combine": restored.config.eval.ensemble,
     }
     images = target.random_images(predictor)
@@ -133,6 +137,10 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
             copy = folder / "jaxsplit" / source.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
+
+
+def _head(restored: Restored, of: str) -> int:
+    return restored.voters.index(of)
 
 
 def _description(predictor: Predictor, of: str) -> dict[str, Any]:

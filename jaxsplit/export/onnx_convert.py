@@ -66,21 +66,24 @@ def program(
     std = np.asarray(about["std"], np.float64)
     scale = (1 / (255 * std)).astype(np.float32)
     shift = (-np.asarray(about["mean"], np.float64) / std).astype(np.float32)
+    heads = facts["heads"]
     networks = [
-        (models.build(spec, about["num_classes"]), _tree(arrays, name))
+        (models.build(spec, heads * about["num_classes"]), _tree(arrays, name))
         for name, spec in zip(facts["networks"], specs, strict=True)
     ]
 
     def probabilities(images):
         wide = (1, 1, 1, -1)
         views = images.astype(jnp.float32) * scale.reshape(wide) + shift.reshape(wide)
+        views = jnp.concatenate([views] * heads, -1)
         said = []
         # Plain convolutions, calls of compiled functions written out: what jax2onnx knows.
         with conv.lowered("grouped"), jax.disable_jit():
             with mock.patch.object(jax.lax, "reduce_window", _pool):
                 for module, variables in networks:
                     logits, _ = module.apply(variables, views, False, None)
-                    said.append(logits.astype(jnp.float32))
+                    outputs = jnp.split(logits.astype(jnp.float32), heads, -1)
+                    said.extend(outputs[i] for i in facts["outputs"])
             together = said[0]
             if len(said) > 1:
                 together = losses.ensemble(jnp.stack(said), facts["combine"])

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from jaxsplit.weights import native, torch_import, warm_start
 from tests.support.inference import write_untrained
 from tests.support.runs import assert_same_bits
 from tests.support.runs import tiny as smallest
+from tests.support.samples import first
 
 
 def tiny(**fields):
@@ -293,6 +295,23 @@ def test_the_folder_holds_a_leader_of_the_stack_once(convert, tmp_path, monkeypa
     its = {"file": "a.onnx", "bytes": 7, "sha256": hashlib.sha256(b"program").hexdigest()}
     assert beside == facts["description"] | its | {"difference": 0.0}
     assert beside["input"]["name"] == "images" and beside["opset"] == onnx.OPSET
+
+
+@pytest.mark.parametrize("of", first(1, ["net1", "ensemble"]))
+def test_outputs_of_one_network_for_onnx(convert, of, tmp_path, monkeypatch):
+    monkeypatch.delenv(onnx.PYTHON, raising=False)
+    config = tiny(arch=smallest().arch, method="mimo", split=3)
+    config.eval.ensemble = "mean_probs"
+    write_untrained(config, tmp_path / "run")
+    monkeypatch.setattr(onnx, "_CODE", ())  # the code is copied in another test
+    folder = export(tmp_path / "run", "onnx", of=of, to=tmp_path / "a.onnx").path
+    facts = json.loads((folder / "networks.json").read_text())
+    specs = pickle.loads((folder / "networks.pickle").read_bytes())
+    with np.load(folder / "networks.npz") as arrays:
+        run = convert.program(facts, specs, dict(arrays))
+    with np.load(folder / "check.npz") as check:
+        found = run(check["images"])
+        np.testing.assert_allclose(found, check["probabilities"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
