@@ -11,7 +11,6 @@ memory and on the device up to `config.data.resident_limit`, otherwise streamed,
 batches. Images of other sizes are streamed, and the host cuts S random-resized crops from each.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -96,17 +95,23 @@ def source(data_config: ConfigDict) -> Source:
                     f"Face ('hf:...') have it, and data.name={name!r}"
                 )
         known = _with_named_splits(known, data_config)
+        npz, folder = find_npz(name, data_config.dir), prepared.find(name, data_config.dir)
+        if npz and folder:
+            raise ConfigError(
+                f"data.name={name!r}: {npz} and {folder} are two data sets of that name; rename or "
+                "move one of them"
+            )
     given: dict[str, tuple[float, ...]] = {}
     for field in ("mean", "std"):
         if values := tuple(data_config[field]):
             channels = known.image_shape[2]
-            numbers = [isinstance(v, int | float) and math.isfinite(v) for v in values]
+            numbers = [isinstance(v, int | float) and 0 <= v <= 1 for v in values]
             fine = all(numbers) and len(values) == channels
             if not fine or (field == "std" and min(values) <= 0):
-                kind = "positive numbers" if field == "std" else "numbers"
+                where = "above 0 and at most 1" if field == "std" else "from 0 to 1"
                 raise ConfigError(
-                    f"data.{field}={values}: must be {channels} {kind}, one for each channel of "
-                    f"{name!r}, or empty"
+                    f"data.{field}={values}: must be {channels} numbers {where}, one for each "
+                    f"channel of {name!r}, for pixels scaled to 0..1; or empty"
                 )
             given[field] = tuple(map(float, values))
     return replace(known, mean=given.get("mean", known.mean), std=given.get("std", known.std))

@@ -167,12 +167,19 @@ def _image_shape(shape: tuple[int, ...], dtype: np.dtype, where: str) -> tuple[i
     return full[1:]
 
 
+def _flat(labels: np.ndarray) -> np.ndarray:
+    """[N] of labels [N] or [N, 1], as Keras has those of CIFAR; others as they are."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
 def _check_labels(labels: np.ndarray, count: int, where: str) -> None:
     """Raises ConfigError unless `labels` are `count` integers."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"{where}_labels: dtype {labels.dtype}, must be an integer type")
     if labels.shape != (count,) or not count:
-        raise ConfigError(f"{where}_labels: shape {labels.shape}, must be [N] with N = {count} > 0")
+        raise ConfigError(
+            f"{where}_labels: shape {labels.shape}, must be [N] or [N, 1] with N = {count} > 0"
+        )
 
 
 def check_arrays(
@@ -187,7 +194,7 @@ def check_arrays(
 
     Args:
       images: uint8[N, H, W, C], or uint8[N, H, W] with C = 1.
-      labels: int[N].
+      labels: int[N] or int[N, 1].
       num_classes: labels must lie in 0..num_classes-1.
       where: the beginning of every error.
       on_bad_record: 'error' raises at a wrong label; 'skip' notes its example in `Arrays.bad`.
@@ -196,6 +203,7 @@ def check_arrays(
       ConfigError: a dtype, shape, length or label is wrong, or all labels are.
     """
     shape = _image_shape(images.shape, images.dtype, where)
+    labels = _flat(labels)
     _check_labels(labels, len(images), where)
     images = images.reshape(-1, *shape)
     good = (labels >= 0) & (labels < num_classes)
@@ -272,7 +280,7 @@ def describe_npz(path: pathlib.Path) -> tuple[int, tuple[int, int, int]]:
             else:
                 shape, _, dtype = np.lib.format.read_array_header_2_0(member)
         image_shape = _image_shape(shape, dtype, f"{where}train")
-        labels = file["train_labels"]
+        labels = _flat(file["train_labels"])
         _check_labels(labels, shape[0], f"{where}train")
     classes = np.unique(labels[labels >= 0])  # `read_npz` reports negative labels
     if len(classes) < 2:

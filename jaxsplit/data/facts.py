@@ -194,7 +194,7 @@ def read(workdir: str | pathlib.Path) -> Facts | None:
     try:
         if not path.exists():
             return None
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     form = fields.get("format") if isinstance(fields, dict) else None

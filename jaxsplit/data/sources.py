@@ -68,9 +68,9 @@ class Source:
                     f"data.dir: {npz}: train_images: shape {train.images.shape}, must be "
                     f"[N, {', '.join(map(str, own))}]"
                 )
-            _check_size(data_config.image_size, own[0], None)
+            _check_size(data_config.image_size, own, None)
         else:
-            _check_size(data_config.image_size, self.image_shape[0], self.min_size)
+            _check_size(data_config.image_size, self.image_shape, self.min_size)
             shape = self.shape(data_config)
             train, test = self.read(self, data_config, shape)
         return Dataset(
@@ -89,7 +89,8 @@ class Source:
     def shape(self, data_config: ConfigDict) -> tuple[int, int, int]:
         """(H, W, C) of the networks' input; reads nothing."""
         size, (height, width, channels) = data_config.image_size, self.image_shape
-        return (height, width, channels) if size in (0, height) else (size, size, channels)
+        own = size == 0 or size == height == width
+        return (height, width, channels) if own else (size, size, channels)
 
     def cropped(self, data_config: ConfigDict) -> bool:
         """`Dataset.cropped`, known before the data set is read."""
@@ -212,11 +213,20 @@ def lies_on_device(data_config: ConfigDict, count: int, shape: tuple[int, int, i
     return data_config.resident == "device"
 
 
-def _check_size(image_size: int, own: int, min_size: int | None) -> None:
-    """Raises ConfigError unless image_size is 0, `own`, or at least `min_size` (None: no other)."""
-    if image_size in (0, own) or (min_size is not None and image_size >= min_size):
+def _check_size(image_size: int, own: tuple[int, int, int], min_size: int | None) -> None:
+    """Raises ConfigError unless image_size is 0, that of square images of the shape `own`, or at
+    least `min_size` (None: no other)."""
+    height, width, _ = own
+    square = height == width
+    if image_size == 0 or (square and image_size == height):
         return
-    allowed = f"0 or {own}" if min_size is None else f"0 (for {own}) or at least {min_size}"
+    if min_size is not None and image_size >= min_size:
+        return
+    shown = str(height) if square else f"{height}x{width}"
+    if min_size is not None:
+        allowed = f"0 (for {shown}) or at least {min_size}"
+    else:
+        allowed = f"0 or {shown}" if square else f"0, for {shown}"
     raise ConfigError(f"data.image_size={image_size}: must be {allowed}")
 
 

@@ -283,6 +283,18 @@ def shorter_side(height: int, width: int) -> int:
     return int(1.15 * min(height, width))
 
 
+_LONGEST = 8  # times the asked aspect, beyond which the ends of an image are cut first
+
+
+def _not_so_long(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of an image that is far longer than what is cut out of it: whole, a strip of
+    2000x1 pixels would be resized to half a million rows."""
+    h, w = image.shape[:2]
+    most_h, most_w = _LONGEST * -(-w * height // width), _LONGEST * -(-h * width // height)
+    top, left = max(h - most_h, 0) // 2, max(w - most_w, 0) // 2
+    return image[top : top + most_h, left : left + most_w]
+
+
 def centre_crop(image: np.ndarray, height: int, width: int, short: int = 0) -> np.ndarray:
     """uint8[height, width, C]: the evaluation view of image (uint8[h, w, C]).
 
@@ -292,6 +304,7 @@ def centre_crop(image: np.ndarray, height: int, width: int, short: int = 0) -> n
     """
     from PIL import Image
 
+    image = _not_so_long(image, height, width)
     h, w = image.shape[:2]
     short = short or shorter_side(height, width)
     new_h, new_w = (short, short * w // h) if h <= w else (short * h // w, short)

@@ -6,7 +6,10 @@ import pytest
 from configs.common import get_config
 from jaxsplit import config, data
 from jaxsplit.data import load, train_feed
-from tests.support.data import data_config, message_of, take
+from jaxsplit.data.prepare import prepare
+from jaxsplit.errors import ConfigError
+from tests.support.data import data_config, message_of, take, tiny
+from tests.support.tfds import write_image_dataset
 
 
 def arrays(shape=(12, 10, 3), labels=(0, 1, 2, 1, 0, 2), **change):
@@ -71,7 +74,10 @@ def test_a_config_of_it_is_checked(tmp_path):
             "train_images: shape (6, 0, 8, 3), must be [N, H, W, 1 or 3]",
         ),
         (dict(train_labels=np.zeros(6)), "train_labels: dtype float64, must be an integer type"),
-        (dict(train_labels=np.arange(5)), "train_labels: shape (5,), must be [N] with N = 6 > 0"),
+        (
+            dict(train_labels=np.arange(5)),
+            "train_labels: shape (5,), must be [N] or [N, 1] with N = 6 > 0",
+        ),
         (
             dict(train_labels=np.zeros(6, int)),
             "train_labels: values 0..0, must be at least two classes, numbered from 0",
@@ -106,6 +112,47 @@ def test_what_is_wrong_is_named(tmp_path, change, message):
     assert message_of(lambda: load(data_config("birds", tmp_path))).startswith(
         f"data.dir: {path}: {message}"
     )
+
+
+def test_labels_in_a_column(tmp_path):
+    """As Keras has those of CIFAR."""
+    made = arrays()
+    columns = {key: made[key][:, None] for key in ("train_labels", "test_labels")}
+    np.savez(tmp_path / "birds.npz", **made | columns)
+    np.testing.assert_array_equal(
+        load(data_config("birds", tmp_path)).train.labels, made["train_labels"]
+    )
+
+
+def test_images_that_are_not_square_have_no_other_size(tmp_path):
+    np.savez(tmp_path / "birds.npz", **arrays())  # 12x10
+    message = message_of(lambda: load(data_config("birds", tmp_path, image_size=12)))
+    assert message == "data.image_size=12: must be 0, for 12x10"
+
+
+def test_a_prepared_set_of_that_name(tmp_path):
+    np.savez(tmp_path / "leaves.npz", **arrays())
+    splits = {"train": tiny(12), "test": tiny(6)}
+    write_image_dataset(tmp_path, "leaves", splits, num_classes=5, shape=(20, 20, 3))
+    message = message_of(lambda: load(data_config("leaves", tmp_path)))
+    assert "leaves.npz and " in message and "are two data sets of that name" in message
+    with pytest.raises(ConfigError, match=r"leaves\.npz is a data set of that name"):
+        prepare("leaves", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "allowed"),
+    [
+        ("mean", (123.675, 116.28, 103.53), "from 0 to 1"),
+        ("std", (58.395, 57.12, 57.375), "above 0 and at most 1"),
+        ("std", (0.2, 0.0, 0.2), "above 0 and at most 1"),
+        ("mean", (0.5,), "from 0 to 1"),
+    ],
+)
+def test_statistics_of_pixels_that_are_not_scaled(tmp_path, field, values, allowed):
+    np.savez(tmp_path / "birds.npz", **arrays())
+    message = message_of(lambda: load(data_config("birds", tmp_path, **{field: values})))
+    assert message.startswith(f"data.{field}={values}: must be 3 numbers {allowed}, one for each")
 
 
 def test_what_is_no_npz_is_named(tmp_path):

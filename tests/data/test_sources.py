@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from configs.common import get_config
 from jaxsplit import augment, config, data, experiment, step
@@ -36,6 +37,34 @@ def test_any_prepared_set_of_one_size(tmp_path):
     assert "'leaves' are cropped to 16" in message_of(
         lambda: load(data_config("leaves", tmp_path, image_size=16, resident="device"))
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [(0, (20, 30, 3)), (20, (20, 20, 3)), (30, (30, 30, 3))]
+)
+def test_a_size_asks_for_squares(tmp_path, size, shape):
+    splits = {"train": tiny(8, 20, 30), "test": tiny(4, 20, 30)}
+    write_image_dataset(tmp_path, "wide", splits, num_classes=5, shape=(20, 30, 3))
+    made = load(data_config("wide", tmp_path, image_size=size))
+    assert made.image_shape == shape and made.cropped == bool(size)
+
+
+def test_a_strip_is_not_resized_as_a_whole(monkeypatch):
+    image = np.zeros((1, 2000, 3), np.uint8)
+    image[:, 998:1002] = 200
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a: sizes.append(size) or resize(self, size, *a)
+    )
+    crop = centre_crop(image, 64, 32)
+    assert crop.shape == (64, 32, 3) and max(sizes[0]) < 10 * 64
+    assert crop.min() == 200  # the middle
+    for shape in ((40, 320), (320, 40)):  # up to 8 times as long, an image is taken whole
+        whole = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        sizes.clear()
+        centre_crop(whole, 32, 32)
+        assert max(sizes[0]) == 8 * min(sizes[0])
 
 
 def test_a_folder_of_a_user_that_there_is_not(tmp_path, monkeypatch):

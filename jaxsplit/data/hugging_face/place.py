@@ -91,13 +91,19 @@ def _candidates(data_config: ConfigDict) -> list[pathlib.Path]:
 def _saved(data_config: ConfigDict) -> Found | None:
     """The set in a folder of `save_to_disk`."""
     for folder in filter(_is_dir, _candidates(data_config)):
+        if (folder / _DICT).is_file() and (folder / _STATE).is_file():
+            raise ConfigError(
+                f"data.name={data_config.name!r}: {folder} has {_DICT} and {_STATE}, of two data "
+                "sets that were saved there one after the other; save the right one elsewhere"
+            )
         if (folder / _DICT).is_file():
             with _reading(folder / _DICT) as content:
                 parts = [folder / split for split in content["splits"]]
             named = {part.name: (part, _state(part)[1]) for part in parts}
         elif (folder / _STATE).is_file():
             split, files = _state(folder)
-            named = {split or "train": (folder, files)}
+            # A slice, such as train[:50%], is the training split of this folder.
+            named = {split if split in ("test", "validation") else "train": (folder, files)}
         else:
             continue
         if data_config.subset:

@@ -18,6 +18,7 @@ import pathlib
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,9 +98,17 @@ def prepare(
     _check_arguments(name, holdout, check)
     root = pathlib.Path(os.path.abspath(os.path.expanduser(data_dir))) / name
     final = root / (KNOWN[name].version if name in KNOWN else _OTHER_VERSION)
+    if (npz := root.with_name(f"{name}.npz")).exists():
+        raise ConfigError(
+            f"data_dir={data_dir}: {npz} is a data set of that name; rename or move it first"
+        )
     ready = _ready(root)
     if ready:
-        print(f"already there: {ready}", flush=True)
+        print(
+            f"already there: {ready}; nothing is read from {source}. To prepare it again, delete "
+            "that folder first",
+            flush=True,
+        )
         return ready
     if final.is_dir() and any(final.iterdir()):
         raise ConfigError(
@@ -227,8 +236,12 @@ def _find(name: str, source: pathlib.Path, holdout: float) -> Found:
             "must be at least two"
         )
     for label in found.names:
-        if not label.isprintable():  # a text file holds one name a line
-            raise ConfigError(f"source={source}: class {label!r}: must be printable text")
+        # A text file holds one name a line, in UTF-8. Letters may need joiners and wide blanks.
+        if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in label):
+            raise ConfigError(
+                f"source={source}: class {label!r}: must be text without line breaks and control "
+                "characters"
+            )
     return found
 
 
@@ -265,10 +278,11 @@ def _check_classes(task: _Task, per_class: Sequence[int]) -> None:
     names = task.found.names
     empty = [name for name, count in zip(names, per_class, strict=True) if not count]
     if empty and task.incomplete == "refuse":
+        numbered = names == tuple(map(str, range(len(names))))
+        mend = "number the labels from 0 on" if numbered else "delete what is empty"
         raise ConfigError(
             f"source={task.source}: {len(empty)} of {len(names)} classes have no training image "
-            f"(first: {empty[0]!r}); delete what is empty, or give --partial to take it "
-            "nevertheless"
+            f"(first: {empty[0]!r}); {mend}, or give --partial to take it nevertheless"
         )
 
 

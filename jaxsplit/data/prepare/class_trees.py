@@ -16,7 +16,8 @@ from jaxsplit.data.prepare.junk import is_junk
 from jaxsplit.data.prepare.readers import Example
 from jaxsplit.errors import ConfigError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm")
+SUFFIXES += (".tif", ".tiff", ".webp")
 
 
 def is_image(name: str) -> bool:

@@ -21,6 +21,10 @@ _ROLES = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
+    "development": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
 }
 
 
@@ -60,6 +64,8 @@ def image_folder(source: pathlib.Path, holdout: float = 0.0) -> Found:
     train = trees["train"]
     if len(train.names) < 2:
         raise _one_class(source, train)
+    if line := _deeper(train):
+        notes.append(line)
     names = tuple(train.names)
     label_of = {split: tree.label_of(names) for split, tree in trees.items()}
     splits: dict[str, Callable[[], Iterator[Example]]] = {
@@ -159,6 +165,24 @@ def _check_filled(source: pathlib.Path, tree: Tree, notes: list[str]) -> None:
         )
     left_out = "".join(f" ({note})" for note in notes if "link" in note)
     raise not_found(source, f"images in {tree.folder}/<class>/ ({', '.join(SUFFIXES)}){left_out}")
+
+
+def _deeper(train: Tree) -> str | None:
+    """A line for a tree in which no class's folder holds an image itself; None: one does."""
+    inside = [
+        [path.split(os.sep)[0] if os.sep in path else "" for path in train.paths(i)]
+        for i in range(len(train.names))
+    ]
+    if any("" in found for found in inside):
+        return None
+    classes, folders = (
+        ", ".join(map(ascii_path, some[:3])) + " ..." * (len(some) > 3)
+        for some in (train.names, sorted({folder for found in inside for folder in found}))
+    )
+    return (
+        f"the classes are {classes}, and all their images lie in folders within them ({folders}); "
+        f"if those are the classes, {train.folder} must hold them directly"
+    )
 
 
 def _one_class(source: pathlib.Path, train: Tree) -> ConfigError:

@@ -328,7 +328,7 @@ def idx(source: pathlib.Path, names: tuple[str, ...] | None = None) -> Found:
             if (
                 len(dims) not in (3, 4)
                 or dims[0] != len(labels[part])
-                or dims[3:] not in ((), (3,))
+                or dims[3:] not in ((), (1,), (3,))
             ):
                 raise ValueError(f"shape {dims}, {len(labels[part])} labels")
             shape = (*dims[1:3], *(dims[3:] or (1,)))

@@ -69,6 +69,22 @@ def test_a_data_set_without_splits_is_the_training_part(tmp_path, capsys):
     assert "hf:d has no test split: 5 of its 50 training images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("split", ["train[:50%]", "train+test", "other"])
+def test_one_data_set_is_the_training_part_whatever_it_is_called(tmp_path, split):
+    made = hf.dataset(tiny(50))
+    datasets.Dataset(made.data, made.info, datasets.NamedSplit(split)).save_to_disk(tmp_path / "d")
+    made = load(data_config("hf:d", tmp_path))
+    assert (len(made.train), len(made.test)) == (45, 5)
+
+
+def test_two_sets_saved_in_one_folder_are_refused(tmp_path):
+    folder = hf.save(tmp_path / "d", SPLITS)
+    hf.dataset(tiny(8)).save_to_disk(folder)
+    assert "dataset_dict.json and state.json, of two data sets" in message_of(
+        lambda: load(data_config("hf:d", tmp_path))
+    )
+
+
 def test_a_set_that_was_saved_with_a_format_of_another_library(tmp_path):
     folder = hf.save(tmp_path / "d", SPLITS)
     for split in SPLITS:

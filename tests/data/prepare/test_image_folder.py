@@ -10,11 +10,11 @@ import unicodedata
 import numpy as np
 import pytest
 
-from jaxsplit.data import prepare
+from jaxsplit.data import load, prepare
 from jaxsplit.data.arrays import not_held_out, stratified_holdout
 from jaxsplit.data.prepare import image_files, readers, shards
 from jaxsplit.data.prepare.image_folder import image_folder, role
-from tests.support.data import message_of
+from tests.support.data import data_config, message_of
 from tests.support.sources import add, idx_bytes, make_idx, make_imagenet_tars, make_tree
 from tests.support.tfds import encode, picture
 
@@ -71,9 +71,9 @@ def test_a_split_whose_classes_are_empty(tmp_path):
     s = tmp_path / "s"
     make_tree(s / "train", BOTH)
     (s / "test" / "a").mkdir(parents=True)
-    assert f"looked for images in {s / 'test'}/<class>/ (.bmp, " in refused(tmp_path, s)
+    assert f"looked for images in {s / 'test'}/<class>/ (.avif, .bmp, " in refused(tmp_path, s)
     (s / "test" / "a").rmdir()
-    assert f"looked for images in {s / 'test'}/<class>/ (.bmp, " in refused(tmp_path, s)
+    assert f"looked for images in {s / 'test'}/<class>/ (.avif, .bmp, " in refused(tmp_path, s)
 
 
 def test_images_in_no_folder_at_all(tmp_path):
@@ -141,7 +141,7 @@ def test_a_class_without_training_images_is_refused_before_anything_is_written(t
     [
         (("train", "Train", "TRAINING", "training_set", "train set", "trainset"), "train"),
         (("test", "Testing", "test-set", "TestSet", "testing_set"), "test"),
-        (("val", "valid", "Validation", "val_set", "validation-set"), "validation"),
+        (("val", "valid", "Validation", "val_set", "dev", "Eval", "evaluation-set"), "validation"),
         (("set", "trains", "asset", "value", "testament", "pretrain", ""), None),
     ],
 )
@@ -159,6 +159,37 @@ def test_splits_under_other_names(tmp_path, train, test, split):
     read, notes = found(tmp_path)
     assert list(read) == ["train", "validation" if split == "val" else "test"]
     assert [label for _, label in read["train"]] == ["a", "a", "b", "b"] and not notes
+
+
+def test_classes_that_hold_no_image_themselves_are_told(tmp_path):
+    """Such as splits of other names: jaxsplit takes their folders for the classes."""
+    for fold in ("fold1", "fold2"):
+        make_tree(tmp_path / "s" / fold, BOTH)
+    read, notes = found(tmp_path / "s", holdout=0.25)
+    assert {label for _, label in read["train"]} == {"fold1", "fold2"}
+    assert notes == [
+        "the classes are fold1, fold2, and all their images lie in folders within them (a, b); if "
+        f"those are the classes, {tmp_path / 's'} must hold them directly"
+    ]
+    make_tree(tmp_path / "t", {"a": 2})
+    make_tree(tmp_path / "t" / "b", BOTH)
+    assert found(tmp_path / "t", holdout=0.25)[1] == []
+
+
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "日\u3000本", "a\u00a0b"])
+def test_names_need_joiners_and_wide_blanks(tmp_path, name):
+    make_tree(tmp_path / "s" / "train", {"a": 2, name: 2})
+    make_tree(tmp_path / "s" / "test", {"a": 2})
+    prepare.prepare("words", tmp_path / "s", tmp_path / "d")
+    made = load(data_config("words", tmp_path / "d"))
+    assert set(made.class_names) == {"a", name}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "a\x1db"])
+def test_names_of_several_lines(tmp_path, name):
+    make_tree(tmp_path / "s" / "train", {"a": 2, name: 2})
+    make_tree(tmp_path / "s" / "test", {"a": 2})
+    assert "must be text without line breaks" in refused(tmp_path, tmp_path / "s")
 
 
 def test_two_folders_of_one_split(tmp_path):
@@ -471,7 +502,8 @@ def test_idx_files_that_lack_a_class_are_refused_before_anything_is_written(tmp_
     make_idx(tmp_path, 8, 2)
     with gzip.open(tmp_path / "train-labels-idx1-ubyte.gz", "wb") as file:
         file.write(idx_bytes(np.array([0, 1, 3, 0, 1, 3, 0, 1], np.uint8)))
-    assert "1 of 4 classes have no training image (first: '2')" in refused(tmp_path, tmp_path)
+    line = refused(tmp_path, tmp_path)
+    assert "1 of 4 classes have no training image (first: '2'); number the labels from 0" in line
 
 
 def test_unfinished_work_follows_no_links(tmp_path):

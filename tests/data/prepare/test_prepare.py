@@ -466,7 +466,7 @@ def test_a_set_that_is_there_stays(tmp_path, capsys):
     status, out, _ = run(
         "my_digits", "--source=nowhere", "--data_dir", tmp_path / "d", capsys=capsys
     )
-    assert status == 0 and f"already there: {folder}\n" in out
+    assert status == 0 and f"already there: {folder}; nothing is read from " in out
     assert out.splitlines()[-1] == (
         f"next: jaxsplit train --config=folder:name=my_digits --config.data.dir={tmp_path / 'd'} "
         "--workdir=runs/my_digits"
