@@ -44,7 +44,7 @@ def get_config(text: str = "") -> ConfigDict:
     arch = given.get("arch", "resnet18")
     split = arguments.number("split", given.get("split", 2))
     epochs = arguments.number("epochs", given.get("epochs", 200))
-    models.divided(arch, split)
+    arguments.check_split(arch, split)
     family, whole = models.known(arch)
 
     config = defaults.get_config()

@@ -245,7 +245,28 @@ def _scale_by_rms(
 ) -> optax.GradientTransformation:
     _in_unit("alpha", alpha)
     _positive_eps(eps)
-    return (optax.scale_by_stddev if centered else optax.scale_by_rms)(alpha, eps, **fields)
+    scale = _scale_by_stddev if centered else optax.scale_by_rms
+    return scale(alpha, eps, **fields)
+
+
+def _scale_by_stddev(
+    alpha: float, eps: float, *, initial_scale: float = 0.0, eps_in_sqrt: bool
+) -> optax.GradientTransformation:
+    """`optax.scale_by_stddev` without NaN: of a steady gradient rounding makes s - m^2 negative."""
+    plain = optax.scale_by_stddev(alpha, eps, initial_scale=initial_scale, eps_in_sqrt=eps_in_sqrt)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.OptState]:
+        _, new = plain.update(updates, state, params)
+
+        def scaled(g: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
+            variance = jnp.maximum(s - jnp.square(m), 0)
+            return g / (jnp.sqrt(variance + eps) if eps_in_sqrt else jnp.sqrt(variance) + eps)
+
+        return jax.tree.map(scaled, updates, new.mu, new.nu), new
+
+    return optax.GradientTransformation(plain.init, update)
 
 
 def _scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:

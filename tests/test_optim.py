@@ -309,6 +309,21 @@ def test_fields_of_a_config_reach_the_optimizer(name):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["rmsprop", "rmsprop_tf"])
+def test_a_steady_gradient_has_no_negative_variance(name):
+    config = optim_config(name=name, alpha=0.9, eps=1e-8, centered=True, momentum=0.0)
+    params = {"kernel": jnp.ones(64)}
+    optimizer = optim.build(config, lambda i: 1e-3, params, num_networks=1)
+    grads = {"kernel": jnp.linspace(1.0, 2.0, 64)}
+
+    def step(carry, _):
+        updates, state = optimizer.update(grads, carry[1], params)
+        return (updates, state), jnp.isfinite(updates["kernel"]).all()
+
+    _, finite = jax.lax.scan(step, (grads, optimizer.init(params)), length=300)
+    assert finite.all()
+
+
 # ---- Clipping
 
 

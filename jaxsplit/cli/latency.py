@@ -53,20 +53,24 @@ def run(config: ConfigDict, workdir: str, checkpoint: str, cascade: str | None) 
         raise ConfigError(f"seconds={_SECONDS.value}: must be above 0")
     if cascade is not None and not workdir:
         raise ConfigError("cascade: needs --workdir, whose networks it asks")
+    from jaxsplit import config as config_lib
     from jaxsplit import stack
     from jaxsplit.checkpoints import store
     from jaxsplit.inference import latency, load
     from jaxsplit.report import following
     from jaxsplit.workdir import compile_cache
 
+    is_run = bool(workdir) and store.exists(workdir)
     with compile_cache.kept():
         predictor = None
-        if workdir and store.exists(workdir):
+        if is_run:
             predictor = load(workdir, checkpoint, config=config, batch_size=max(batches))
             if cascade is not None:
                 predictor = predictor.using(cascade=predict.threshold(predictor, cascade))
         elif cascade is not None:
             raise ConfigError(f"workdir={workdir!r}: holds no checkpoints, which cascade needs")
+        if workdir:  # before minutes of measuring
+            config_lib.prepare_workdir(workdir)
         found = latency.measure(
             config,
             batches,
@@ -78,9 +82,9 @@ def run(config: ConfigDict, workdir: str, checkpoint: str, cascade: str | None) 
         )
     print(latency.table(found))
     if workdir:
-        print(
-            f"latency: {latency.write(found, workdir)}\n{following.of_workdir(workdir, 'report')}"
-        )
+        print(f"latency: {latency.write(found, workdir)}")
+    if is_run:
+        print(following.of_workdir(workdir, "report"))
 
 
 def _test_images(config: ConfigDict, count: int) -> "np.ndarray":

@@ -64,6 +64,8 @@ _INIT_FROM = flags.DEFINE_string(
 # Flags of some modes only, with those modes.
 _ONLY_IN = (
     (_INIT_FROM, "train"),
+    (_CHECKPOINT, "eval", "predict", "export", "latency", "export_leader"),
+    *((flag, "train", "eval") for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)),
     (_OOD, "eval"),
     (_CORRUPTIONS, "eval"),
     (_COMPILE, "summary"),

@@ -126,7 +126,8 @@ def _of_config(arguments: list[str]) -> list[str]:
         if not name.startswith("-"):
             continue
         if name.lstrip("-") == "config" or name.lstrip("-").startswith(("config.", "noconfig.")):
-            found += [argument] if equals or after.startswith("-") else [argument, after]
+            alone = equals or not config_lib.may_be_a_value(after)
+            found += [argument] if alone else [argument, after]
     return found
 
 

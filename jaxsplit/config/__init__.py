@@ -17,7 +17,7 @@ from jaxsplit.config.derived import (
     Resolved,
     resolve,
 )
-from jaxsplit.config.fields import check_field, check_overrides, flags_given, flat
+from jaxsplit.config.fields import check_field, check_overrides, flags_given, flat, may_be_a_value
 from jaxsplit.config.file import NAME as CONFIG_FILE
 from jaxsplit.config.file import read as load
 from jaxsplit.config.file import write as save
@@ -40,6 +40,7 @@ __all__ = [
     "check_same_on_all",
     "check_types",
     "flags_given",
+    "may_be_a_value",
     "flat",
     "load",
     "prepare_workdir",

@@ -1,6 +1,7 @@
 """The dotted names of config fields, and the flags that override them."""
 
 import difflib
+import re
 from typing import Any
 
 from jaxsplit import defaults
@@ -35,8 +36,13 @@ def flags_given(argv: list[str]) -> dict[str, str]:
     for flag, after in zip(argv[1:], [*argv[2:], "-"], strict=False):
         name, equals, value = flag.lstrip("-").partition("=")
         if flag.startswith("-"):
-            given[name] = value if equals or after.startswith("-") else after
+            given[name] = value if equals or not may_be_a_value(after) else after
     return given
+
+
+def may_be_a_value(argument: str) -> bool:
+    """Whether an argument may be the value of the flag before it: no flag, or a negative number."""
+    return not argument.startswith("-") or bool(re.match(r"-(\d|\.\d|inf\b)", argument))
 
 
 def check_overrides(given: dict[str, str]) -> None:

@@ -23,8 +23,8 @@ class Start(NamedTuple):
     config: ConfigDict
     arch: str
     epochs: int
-    result: published.Result | None  # None: the experiment has no published result
-    image_size: int  # pixels; of the result, else those that the architecture is made for
+    result: published.Result | None  # published, the nearest in length; None: there is none
+    image_size: int  # pixels, as published, else those that the architecture is made for
 
 
 def start(
@@ -39,8 +39,9 @@ def start(
 ) -> Start:
     """Starts a config: arch, split and epochs as given; batch, crop and decay as published.
 
-    Without `epochs=` an experiment runs as long as its shortest published run. What was not
-    published keeps its default.
+    Without `epochs=` an experiment runs as long as its shortest published run. A length that was
+    not published takes batch, crop and decay of the published run that is nearest in length. What
+    was never published keeps its default.
 
     Args:
       text: the arguments, 'arch=...,split=...,epochs=...'; all optional, in any order.
@@ -57,13 +58,13 @@ def start(
     if suffix and arch + suffix in models.names():
         arch += suffix
     split = number("split", given.get("split", split))
-    models.divided(arch, 1 if method else split)
+    check_split(arch, 1 if method else split)
     divide = not method
     method = method or ("single" if split == 1 else "cotrain")
     results = published.find(dataset=dataset, method=method, arch=arch, split=split)
     shortest = results[0].epochs if results else epochs
     epochs = number("epochs", given.get("epochs", shortest))
-    result = next((r for r in results if r.epochs == epochs), None)
+    result = min(results, key=lambda r: abs(r.epochs - epochs), default=None)
 
     config = defaults.get_config()
     config.data.name, config.arch, config.split, config.method = dataset, arch, split, method
@@ -74,6 +75,17 @@ def start(
         config.optim.divide_weight_decay = result.divide_weight_decay
     image_size = result.crop if result else models.known(arch)[1].image_size
     return Start(config, arch, epochs, result, image_size)
+
+
+def check_split(arch: str, split: int) -> None:
+    """Raises ConfigError unless there is such an architecture, and a division of it in `split`."""
+    models.divided(arch, 1)
+    try:
+        models.divided(arch, split)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; for whole networks give --config.split={split} --config.divide=False instead"
+        ) from None
 
 
 def share(length: int, of: int, epochs: int) -> str:

@@ -160,7 +160,8 @@ def of(dataset: str, arch: str, epochs: int, *, batch_size: int = 0, crop: int =
 def config(text: str, dataset: str, *, arch: str, split: int, epochs: int) -> ConfigDict:
     """The config of the experiment that `text` names: see `arguments.start`.
 
-    A published result decides the batch size, the crop and whether Eq. (6) divides the decay.
+    The published result of the nearest length decides the batch size, the crop and whether Eq. (6)
+    divides the decay.
 
     Raises:
       ConfigError: an argument, architecture or split is unknown, or a number is malformed.

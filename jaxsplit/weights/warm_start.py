@@ -137,7 +137,11 @@ def _from_files(
     else:
         if take == "average":
             raise ConfigError(f":ema is for PyTorch files only; this file is of {native.FORMAT}")
-        torch_import.check_native(config, own)
+        one = config
+        if own.header.get("split") == "1" and _takes_copies(config_lib.resolve(config)):
+            one = values.copy(config)
+            one.split = 1
+        torch_import.check_native(one, own)
         variables, notes = own.variables, ()
     fit = _fitting(integrity.shapes(variables), like)
     have: dict[str, Any] = flatten_dict(variables, sep="/")

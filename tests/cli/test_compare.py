@@ -132,7 +132,8 @@ BAD = [
     (["--compare.budget=soon"], "compare.budget='soon': must be a time such as '3 hours'"),
     (["--compare.devices=some"], "compare.devices='some': must be a number of 1 or more, or all"),
     (["--compare.latency=a"], "compare.latency='a': must be whole numbers of 1 or more"),
-    (["--checkpoint=1", "--mode=train", "--dry-run"], "dry-run: only with --mode=compare, not tr"),
+    (["--mode=train", "--dry-run"], "dry-run: only with --mode=compare, not train"),
+    (["--checkpoint=1"], "checkpoint: only with --mode=eval or --mode=predict or "),
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from jaxsplit import config as config_lib
 from jaxsplit import loop, schedules
 from jaxsplit.checkpoints import store
-from jaxsplit.cli import modes
+from jaxsplit.cli import modes, run_flags
 from jaxsplit.workdir import lock
 from tests.support.paths import ROOT
 from tests.support.runs import DIGITS
@@ -226,6 +226,24 @@ def test_flags_that_do_not_fit_the_mode(refused, tmp_path):
     for flag in ("eval.ood=digits", "eval.corruptions=True"):
         line = refused(f"--workdir={tmp_path}", DIGITS, f"--{flag}")
         assert line == f"{flag.partition('=')[0]}: only with --mode=eval, not train"
+
+    line = refused(f"--workdir={tmp_path}", DIGITS, "--checkpoint=5")
+    assert line.startswith("checkpoint: only with --mode=eval or ") and line.endswith("not train")
+    line = refused("--mode=summary", DIGITS, "--num_processes=2")
+    assert line == "num_processes: only with --mode=train or --mode=eval, not summary"
+
+
+def test_a_negative_value_may_follow_a_blank():
+    given = ["--config=a.py", "--config.mesh.data", "-1", "--config.divide", "--config.x", "-.5"]
+    assert run_flags._of_config([*given, "--workdir=w"]) == given
+    found = config_lib.flags_given(["main.py", *given])
+    assert (found["config.mesh.data"], found["config.divide"]) == ("-1", "")
+
+
+def test_a_latency_that_cannot_be_written_is_not_measured(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused("--mode=latency", DIGITS, f"--workdir={tmp_path / 'file'}")
+    assert line.startswith(f"workdir='{tmp_path / 'file'}': must be a writable directory")
 
 
 def test_arguments_of_a_config_that_takes_none(refused):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxsplit import durations, loop, models
+from jaxsplit.errors import ConfigError
 from jaxsplit.recipes import published
 from tests.support.runs import config_of, lines_of, shallow
 
@@ -28,6 +29,32 @@ def test_rates_of_the_papers(name, rates):
     its, scale = config.schedule, durations.plan(config, 100).lr_scale
     found = [rate * scale for rate in (its.warmup_lr, config.optim.lr, its.end_lr)]
     assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "crop", "batch", "eq6"),
+    [
+        ("arch=efficientnetb7,split=2,epochs=30", 320, 256, False),
+        ("arch=se_resnext101_64x4d,split=2,epochs=30", 416, 128, False),
+        ("arch=wide_resnet50_3,split=2,epochs=30", 224, 256, True),
+    ],
+)
+def test_another_length_changes_nothing_else(arguments, crop, batch, eq6):
+    config = config_of(f"imagenet:{arguments}")
+    assert config.duration == "30 epochs" and config.data.image_size == crop
+    assert config.batch_size == batch and config.optim.divide_weight_decay == eq6
+
+
+@pytest.mark.parametrize("arguments", ["cifar100:", "folder:name=birds,"])
+def test_a_split_that_is_no_division_may_be_of_whole_networks(arguments):
+    with pytest.raises(ConfigError) as caught:
+        config_of(f"{arguments}arch=resnet20,split=3")
+    assert str(caught.value) == (
+        "split=3: resnet20 can be divided into 1, 2, 4; for whole networks give --config.split=3 "
+        "--config.divide=False instead"
+    )
+    with pytest.raises(ConfigError, match="arch='resnet21'"):
+        config_of(f"{arguments}arch=resnet21,split=3")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from jaxsplit import config as config_lib
 from jaxsplit import experiment, loop, models, state
 from jaxsplit.checkpoints import read
 from jaxsplit.errors import ConfigError
+from jaxsplit.export import export
 from jaxsplit.weights import torch_import, torch_network, warm_start
 from tests.support.inference import write_untrained
 from tests.support.runs import tiny
@@ -419,6 +420,19 @@ def test_several_networks_start_from_one(published):
     args = (exp.method, exp.optimizer, config.seed, exp.dataset.image_shape, exp.sharding)
     head = np.asarray(leaves(state.init(*args, start.taken).variables)[HEAD[1]])
     assert (head[0] != head[1]).any()
+
+
+def test_several_networks_start_from_one_exported_network(tmp_path):
+    write_untrained(tiny(split=1, method="single"), tmp_path / "one")
+    path = export(tmp_path / "one", "safetensors", to=tmp_path / "one.safetensors").path
+    found = []
+    for source in (path, tmp_path / "one"):
+        config = tiny(init_from=str(source), split=3, divide=False, method="independent")
+        found.append(leaves(warm_start.read(config, like(config)[1]).taken))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert value.shape[0] == 3
+        np.testing.assert_array_equal(value, found[1][name])
 
 
 @pytest.mark.parametrize(
