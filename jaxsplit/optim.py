@@ -258,7 +258,8 @@ def _scale_by_stddev(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None
     ) -> tuple[PyTree, optax.OptState]:
-        _, new = plain.update(updates, state, params)
+        # An optax.ScaleByRStdDevState; the type that optax declares is wider.
+        new: Any = plain.update(updates, state, params)[1]
 
         def scaled(g: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
             variance = jnp.maximum(s - jnp.square(m), 0)
