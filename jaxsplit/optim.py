@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxsplit import layer_decay
+from jaxsplit import layer_decay, scale_by
 from jaxsplit.errors import ConfigError
 from jaxsplit.schedules import Schedule
 
@@ -121,7 +121,7 @@ def sgd(
     Raises:
         ConfigError: momentum out of range, or Nesterov without it.
     """
-    _in_unit("momentum", momentum)
+    scale_by.in_unit("momentum", momentum)
     if nesterov and not momentum:
         raise ConfigError("optim.nesterov=True: needs an optim.momentum above 0")
     return optax.chain(
@@ -153,7 +153,7 @@ def adam(
         ConfigError: a value is out of range.
     """
     decay = optax.add_decayed_weights(weight_decay, mask=mask)
-    scale = _scale_by_adam(beta1, beta2, eps)
+    scale = scale_by.by_adam(beta1, beta2, eps)
     return optax.chain(decay, scale, optax.scale_by_learning_rate(lr_schedule))
 
 
@@ -171,7 +171,7 @@ def adamw(
     Arguments and errors as of `adam`.
     """
     decay = optax.add_decayed_weights(weight_decay, mask=mask)
-    scale = _scale_by_adam(beta1, beta2, eps)
+    scale = scale_by.by_adam(beta1, beta2, eps)
     return optax.chain(scale, decay, optax.scale_by_learning_rate(lr_schedule))
 
 
@@ -202,8 +202,8 @@ def rmsprop(
     Raises:
         ConfigError: a value is out of range.
     """
-    scale = _scale_by_rms(alpha, eps, centered, initial_scale=0.0, eps_in_sqrt=False)
-    _in_unit("momentum", momentum)
+    scale = scale_by.by_rms(alpha, eps, centered, initial_scale=0.0, eps_in_sqrt=False)
+    scale_by.in_unit("momentum", momentum)
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
         scale,
@@ -230,8 +230,8 @@ def rmsprop_tf(
     Raises:
         ConfigError: a value is out of range.
     """
-    scale = _scale_by_rms(alpha, eps, centered, initial_scale=1.0, eps_in_sqrt=True)
-    _in_unit("momentum", momentum)
+    scale = scale_by.by_rms(alpha, eps, centered, initial_scale=1.0, eps_in_sqrt=True)
+    scale_by.in_unit("momentum", momentum)
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
         scale,
@@ -240,82 +240,8 @@ def rmsprop_tf(
     )
 
 
-def _scale_by_rms(
-    alpha: float, eps: float, centered: bool, **fields: Any
-) -> optax.GradientTransformation:
-    _in_unit("alpha", alpha)
-    _positive_eps(eps)
-    scale = _scale_by_stddev if centered else optax.scale_by_rms
-    return scale(alpha, eps, **fields)
-
-
-def _scale_by_stddev(
-    alpha: float, eps: float, *, initial_scale: float = 0.0, eps_in_sqrt: bool
-) -> optax.GradientTransformation:
-    """`optax.scale_by_stddev` without NaN: of a steady gradient rounding makes s - m^2 negative."""
-    plain = optax.scale_by_stddev(alpha, eps, initial_scale=initial_scale, eps_in_sqrt=eps_in_sqrt)
-
-    def update(
-        updates: PyTree, state: Any, params: PyTree | None = None
-    ) -> tuple[PyTree, optax.OptState]:
-        # An optax.ScaleByRStdDevState; the type that optax declares is wider.
-        new: Any = plain.update(updates, state, params)[1]
-
-        def scaled(g: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
-            variance = jnp.maximum(s - jnp.square(m), 0)
-            return g / (jnp.sqrt(variance + eps) if eps_in_sqrt else jnp.sqrt(variance) + eps)
-
-        return jax.tree.map(scaled, updates, new.mu, new.nu), new
-
-    return optax.GradientTransformation(plain.init, update)
-
-
-def _scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, but accurate to the last digits in float32.
-
-    Optax computes 1 - beta2 ** n, which loses up to four of seven digits in the first steps.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-    _in_unit("beta1", beta1)
-    _in_unit("beta2", beta2)
-    _positive_eps(eps)
-    plain = optax.scale_by_adam(beta1, beta2, eps)
-
-    def correction(beta: float, n: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """1 - beta ** n, without cancellation."""
-        return -jnp.expm1(n.astype(dtype) * (math.log(beta) if beta else -math.inf))
-
-    # `state` is an optax.ScaleByAdamState; the type that optax declares for it is wider.
-    def update(
-        updates: PyTree, state: Any, params: PyTree | None = None
-    ) -> tuple[PyTree, optax.OptState]:
-        n = state.count + 1
-        mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
-        nu = optax.tree.update_moment(updates, state.nu, beta2, 2)
-
-        def scaled(m: jax.Array, v: jax.Array) -> jax.Array:
-            root = jnp.sqrt(v / correction(beta2, n, v.dtype))
-            return m / correction(beta1, n, m.dtype) / (root + eps)
-
-        return jax.tree.map(scaled, mu, nu), optax.ScaleByAdamState(n, mu, nu)
-
-    return optax.GradientTransformation(plain.init, update)
-
-
 def _trace(momentum: float, nesterov: bool = False) -> optax.GradientTransformation:
     return optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()
-
-
-def _in_unit(field: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"optim.{field}={value}: must be in [0, 1)")
-
-
-def _positive_eps(eps: float) -> None:
-    if not eps > 0:
-        raise ConfigError(f"optim.eps={eps}: must be above 0")
 
 
 # name -> (factory, the fields of config.optim that it takes)

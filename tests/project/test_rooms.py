@@ -37,6 +37,7 @@ BELOW_CORE = {
     "workdir.files": "whole files, which metrics writes",
     "features": "maps with names, which a stack returns",
     "layer_decay": "learning rates by layer, of optim",
+    "scale_by": "what optim divides gradients by",
     "section": "the checks of a method's fields",
     "costs": "parameters and multiply-adds, which methods tell of their modules",
 }

@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxsplit.data import decoding
 from jaxsplit.data.prepare import image_files, image_folder, readers, shards
+from jaxsplit.data.prepare.progress import Progress
 from jaxsplit.data.prepare.readers import Example, Found
 from jaxsplit.errors import ConfigError
 
@@ -36,7 +37,6 @@ Incomplete: TypeAlias = Literal["refuse", "accept"]
 CHECKS = ("full", "header")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _BUILT_IN = ("digits", "synthetic")
-_LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,9 @@ def prepare(
     _check_arguments(name, holdout, check)
     root = pathlib.Path(os.path.abspath(os.path.expanduser(data_dir))) / name
     final = root / (KNOWN[name].version if name in KNOWN else _OTHER_VERSION)
-    if (npz := root.with_name(f"{name}.npz")).exists():
-        raise ConfigError(
-            f"data_dir={data_dir}: {npz} is a data set of that name; rename or move it first"
-        )
-    ready = _ready(root)
-    if ready:
-        print(
-            f"already there: {ready}; nothing is read from {source}. To prepare it again, delete "
-            "that folder first",
-            flush=True,
-        )
+    if ready := _ready(root):
+        more = f"nothing is read from {source}. To prepare it again, delete that folder first"
+        print(f"already there: {ready}; {more}", flush=True)
         return ready
     if final.is_dir() and any(final.iterdir()):
         raise ConfigError(
@@ -202,8 +194,11 @@ def _ready(root: pathlib.Path) -> pathlib.Path | None:
     """The folder of the newest prepared version; None: there is none.
 
     Raises:
-      ConfigError: the newest version has another file format than array_record.
+      ConfigError: the newest version has another file format than array_record, or a file has the
+        name of the data set.
     """
+    if (npz := root.with_name(f"{root.name}.npz")).exists():
+        raise ConfigError(f"data_dir: {npz} is a data set of that name; rename or move it first")
     for info in sorted(root.glob("[0-9]*/dataset_info.json"), reverse=True):
         try:
             form = json.loads(info.read_text()).get("fileFormat", "tfrecord")
@@ -300,7 +295,7 @@ def _write_split(work: shards.Unfinished, task: _Task, split: str) -> None:
         print(f"{split}: resumes after {state.consumed:,} images", flush=True)
     threads = min(32, os.cpu_count() or 1)
     rest = itertools.islice(task.found.splits[split](), state.consumed, None)
-    progress = _Progress(split, task.total(split), state.consumed)
+    progress = Progress(split, task.total(split), state.consumed)
     with ThreadPoolExecutor(threads) as pool:
         records = _records(rest, pool, 4 * threads, task)
         try:
@@ -382,31 +377,3 @@ def encode_image(
             f"source: {where}: broken image ({type(error).__name__}: {line}); mend or delete it, "
             "or give --partial to leave it out"
         ) from error
-
-
-class _Progress:
-    """Shows how far a split is: a bar on a terminal, elsewhere a line every ten seconds."""
-
-    def __init__(self, split: str, total: int | None, done: int):
-        self.split, self.total, self.done = split, total, done
-
-    def of(self, records: Iterable) -> Iterable:
-        """Yields `records` and counts them."""
-        if not sys.stderr.isatty():
-            return self._with_lines(records)
-        from tqdm import tqdm
-
-        return tqdm(records, desc=self.split, total=self.total, initial=self.done, unit=" images")
-
-    def _with_lines(self, records: Iterable) -> Iterator:
-        began = last = time.monotonic()
-        done = self.done
-        for record in records:
-            yield record
-            done += 1
-            now = time.monotonic()
-            if now - last >= _LINE_EVERY_S:
-                last = now
-                of = f" of {self.total:,}" if self.total else ""
-                rate = (done - self.done) / (now - began)
-                print(f"{self.split}: {done:,}{of} images, {rate:,.0f}/s", flush=True)

@@ -16,7 +16,7 @@ from configs import common
 from jaxsplit import data
 from jaxsplit.cli import prepare as prepare_verb
 from jaxsplit.data import prepare, stream
-from jaxsplit.data.prepare import readers, shards
+from jaxsplit.data.prepare import progress, readers, shards
 from jaxsplit.errors import ConfigError
 from tests.support.paths import ROOT
 from tests.support.sources import (
@@ -722,7 +722,7 @@ def test_command_without_tensorflow(tmp_path):
 
 
 def test_lines_without_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "_LINE_EVERY_S", 0.0)
-    progress = prepare._Progress("train", 4000, 1000)
-    assert list(progress.of(range(2))) == [0, 1]
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    shown = progress.Progress("train", 4000, 1000)
+    assert list(shown.of(range(2))) == [0, 1]
     assert capsys.readouterr().out.startswith("train: 1,001 of 4,000 images, ")
