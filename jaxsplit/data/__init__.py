@@ -95,8 +95,8 @@ def source(data_config: ConfigDict) -> Source:
                     f"Face ('hf:...') have it, and data.name={name!r}"
                 )
         known = _with_named_splits(known, data_config)
-        npz, folder = find_npz(name, data_config.dir), prepared.find(name, data_config.dir)
-        if npz and folder:
+        npz = find_npz(name, data_config.dir)
+        if npz and (folder := prepared.find(name, data_config.dir)):
             raise ConfigError(
                 f"data.name={name!r}: {npz} and {folder} are two data sets of that name; rename or "
                 "move one of them"

@@ -140,6 +140,14 @@ def test_a_prepared_set_of_that_name(tmp_path):
         prepare("leaves", tmp_path, tmp_path)
 
 
+def test_of_a_known_name_nothing_is_read(tmp_path):
+    """Not even what is prepared there, which here would be refused."""
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")  # of tfrecord files
+    assert data.source(data_config("cifar10", tmp_path)).num_classes == 10
+
+
 @pytest.mark.parametrize(
     ("field", "values", "allowed"),
     [
