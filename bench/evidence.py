@@ -9,13 +9,14 @@ A folder holds compare.csv, metrics.csv and compare.json of a `jaxsplit compare`
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
 import pathlib
 from typing import Any
 
-from bench import errors_in_one_line, made_by, programs
+from bench import errors_in_one_line, made_by, plots, programs
 from jaxsplit import defaults
 from jaxsplit.compare import record as record_lib
 from jaxsplit.errors import ConfigError
@@ -68,12 +69,7 @@ def networks(rows: list[dict[str, str]]) -> str:
 
 def draw(rows: list[dict[str, str]], path: pathlib.Path) -> None:
     """Draws the differences to the undivided network, and accuracy by multiply-adds in training."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    # Text stays text; ids that do not change from drawing to drawing.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 8}):
-        figure = Figure(figsize=(9, 1.3 + 0.28 * len(rows)), layout="constrained")
+    with _drawn(rows, path, (9, 1.3 + 0.28 * len(rows))) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
         compared = [row for row in rows if row["difference"]]
         for y, row in enumerate(reversed(compared)):
@@ -95,21 +91,16 @@ def draw(rows: list[dict[str, str]], path: pathlib.Path) -> None:
         right.set_xlim(0, 1.07 * max(float(row["train_macs"]) for row in rows) / 1e6)
         right.grid(alpha=0.3)
         right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        _save(figure, rows, path)
 
 
 def draw_networks(rows: list[dict[str, str]], path: pathlib.Path) -> None:
     """Draws the accuracies of one network and of all, and how many images two differ on."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     lines = (
         ("top1", "answer"),
         ("networks_top1", "one network"),
         ("disagreement", "two differ on"),
     )
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 8}):
-        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    with _drawn(rows, path, (6.4, 2.6)) as figure:
         axes = figure.subplots()
         for field, label in lines:
             y = [100 * float(row[field]) for row in rows]
@@ -119,12 +110,13 @@ def draw_networks(rows: list[dict[str, str]], path: pathlib.Path) -> None:
         axes.set_ylabel("test images, %")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="center left")
-        _save(figure, rows, path)
 
 
-def _save(figure: Any, rows: list[dict[str, str]], path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None, "Description": f"rows {digest(rows)}"})
+def _drawn(
+    rows: list[dict[str, str]], path: pathlib.Path, size: tuple[float, float]
+) -> contextlib.AbstractContextManager[Any]:
+    about = f"rows {digest(rows)}"
+    return plots.svg(path, size, description=about, **{"font.size": 8})
 
 
 def digest(rows: list[dict[str, str]]) -> str:

@@ -8,9 +8,11 @@ run, with the name of its workdir.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 AXES = {
     "networks": ("split", "networks S that replace one"),
@@ -19,15 +21,28 @@ AXES = {
 }
 
 
-def draw_run(lines: Sequence[dict], path: pathlib.Path) -> None:
-    """Draws the test errors of all networks and of the ensemble by step, from metrics.jsonl."""
+@contextlib.contextmanager
+def svg(
+    path: pathlib.Path, size: tuple[float, float], *, salt: str = "", description: str = "", **rc
+) -> Iterator[Any]:
+    """A figure of `size` inches, which is written to `path` at the end; `rc`: of matplotlib."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    # Text stays text; ids that do not change from drawing to drawing.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt or path.stem, **rc}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"Description": description} if description else {}
+        figure.savefig(path, metadata={"Date": None, **about})
+
+
+def draw_run(lines: Sequence[dict], path: pathlib.Path) -> None:
+    """Draws the test errors of all networks and of the ensemble by step, from metrics.jsonl."""
     rows = [line for line in lines if "test/ensemble/top1" in line]
     names = [key.split("/")[1] for key in rows[0] if key.startswith("test/") and "/top1" in key]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
-        figure = Figure(figsize=(6.4, 3), layout="constrained")
+    with svg(path, (6.4, 3)) as figure:
         axes = figure.subplots()
         steps = [row["step"] for row in rows]
         for name in names:
@@ -43,20 +58,13 @@ def draw_run(lines: Sequence[dict], path: pathlib.Path) -> None:
         axes.set_ylabel("test error, %")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
 
 
 def draw(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
     """Draws seconds of a step (by batch: images per second) and of its compilation by series."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     key, label = AXES[name]
     x = [row[key] for row in rows]
-    # Text stays text; ids that do not change from drawing to drawing.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure = Figure(figsize=(5, 3.2), layout="constrained")
+    with svg(path, (5, 3.2), salt=name) as figure:
         axes = figure.subplots()
         unit = {"batch": "images a second"}.get(name, "seconds")
 
@@ -82,8 +90,6 @@ def draw(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
         axes.set_title(title, fontsize=8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:

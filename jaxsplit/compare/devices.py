@@ -20,8 +20,6 @@ _VISIBLE = {
 _ALONE = {
     "tpu": {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"},
 }
-
-
 # By default jax takes most of a GPU's memory when it starts, so that a second process finds none.
 _SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -39,24 +37,17 @@ def environments(text: str, per_device: int = 1) -> list[dict[str, str]]:
     """
     if per_device < 1:
         raise ConfigError(f"compare.per_device={per_device}: must be a number of 1 or more")
-    if per_device > 1:
-        alone = _one_each(text or "all")
-        if (platform := found()[0]) != "gpu":
-            raise ConfigError(
-                f"compare.per_device={per_device}: must be 1; this is a {platform}, and only "
-                "processes on a GPU can share it"
-            )
-        return [{**_SHARED, **one} for _ in range(per_device) for one in alone]
-    return _one_each(text)
-
-
-def _one_each(text: str) -> list[dict[str, str]]:
-    """One process per accelerator."""
-    if not text:
+    if not text and per_device == 1:
         return [{}]
+    text = text or "all"
     if text != "all" and (not text.isdecimal() or int(text) < 1):
         raise ConfigError(f"compare.devices={text!r}: must be a number of 1 or more, or all")
     platform, there = found()
+    if per_device > 1 and platform != "gpu":
+        raise ConfigError(
+            f"compare.per_device={per_device}: must be 1; this is a {platform}, and only "
+            "processes on a GPU can share it"
+        )
     if platform not in _VISIBLE:
         if text in ("1", "all"):
             return [{}]
@@ -67,7 +58,8 @@ def _one_each(text: str) -> list[dict[str, str]]:
     count = there if text == "all" else int(text)
     if count > there:
         raise ConfigError(f"compare.devices={text!r}: must be at most {there}, all that are here")
-    return [of_device(platform, i, os.environ) for i in range(count)]
+    alone = [of_device(platform, i, os.environ) for i in range(count)]
+    return alone if per_device == 1 else [{**_SHARED, **one} for one in alone * per_device]
 
 
 def of_device(platform: str, index: int, environ: Mapping[str, str]) -> dict[str, str]:

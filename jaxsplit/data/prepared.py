@@ -216,11 +216,9 @@ def class_names(name: str, data_dir: str, num_classes: int) -> tuple[str, ...]:
     """The class names of the data set prepared in data_dir; () if it or its names are missing."""
     try:
         path = find(name, data_dir)
-        names = (
-            tuple((path / "label.labels.txt").read_text("utf-8").rstrip("\n").split("\n"))
-            if path
-            else ()
-        )
+        if path is None:
+            return ()
+        names = tuple((path / "label.labels.txt").read_text("utf-8").rstrip("\n").split("\n"))
     except (OSError, ValueError):
         return ()
     return names if len(names) == num_classes else ()

@@ -23,7 +23,6 @@ from jaxsplit import config as config_lib
 from jaxsplit.errors import ConfigError
 from jaxsplit.export import target
 from jaxsplit.inference.predictor import Predictor, load
-from jaxsplit.inference.restore import Restored
 from jaxsplit.weights import extract
 
 SUFFIX = ".onnx"
@@ -102,9 +101,11 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
         names = restored.members if of == "ensemble" else (of,)
         networks = {name: restored.network(name) for name in names}
         configs = [extract.config_of(restored.config, name) for name in names]
+        outputs = [0]
     else:
         networks = {"network": restored.stack.take(restored.take([0]), 0)}
         configs = [restored.config]
+        outputs = [*range(heads)] if of == "ensemble" else [restored.voters.index(of)]
     arrays: dict[str, np.ndarray] = {}
     for name, variables in networks.items():
         flat = flatten_dict(jax.device_get(variables), sep="/")
@@ -120,7 +121,7 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
         "networks": list(networks),
         # Each network sees the image so often side by side, and has as many outputs.
         "heads": heads,
-        "outputs": [*range(heads)] if of == "ensemble" or heads == 1 else [_head(restored, of)],
+        "outputs": outputs,
         "combine": restored.config.eval.ensemble,
     }
     images = target.random_images(predictor)
@@ -137,10 +138,6 @@ def _write_folder(predictor: Predictor, of: str, folder: pathlib.Path) -> None:
             copy = folder / "jaxsplit" / source.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-
-
-def _head(restored: Restored, of: str) -> int:
-    return restored.voters.index(of)
 
 
 def _description(predictor: Predictor, of: str) -> dict[str, Any]:

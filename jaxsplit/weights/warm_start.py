@@ -122,26 +122,28 @@ def _takes_copies(resolved: config_lib.Resolved) -> bool:
     )
 
 
+def _of_source(config: ConfigDict, is_one: bool) -> ConfigDict:
+    """The config that the files fit: with S = 1 if they hold one network, for all to start from."""
+    if not is_one or not _takes_copies(config_lib.resolve(config)):
+        return config
+    one = values.copy(config)
+    one.split = 1
+    return one
+
+
 def _from_files(
     config: ConfigDict, paths: list[pathlib.Path], take: torch_files.Take, like: dict
 ) -> Start:
     own = native.read(paths[0]) if len(paths) == 1 else None
     if own is None:
         weights = torch_files.read(paths, take=take)
-        one = config
-        if len(weights.networks) == 1 < config.split and _takes_copies(config_lib.resolve(config)):
-            one = values.copy(config)
-            one.split = 1
-        variables = torch_import.to_variables(one, weights, fit="convertible")
+        source = _of_source(config, len(weights.networks) == 1)
+        variables = torch_import.to_variables(source, weights, fit="convertible")
         notes = weights.notes
     else:
         if take == "average":
             raise ConfigError(f":ema is for PyTorch files only; this file is of {native.FORMAT}")
-        one = config
-        if own.header.get("split") == "1" and _takes_copies(config_lib.resolve(config)):
-            one = values.copy(config)
-            one.split = 1
-        torch_import.check_native(one, own)
+        torch_import.check_native(_of_source(config, own.header.get("split") == "1"), own)
         variables, notes = own.variables, ()
     fit = _fitting(integrity.shapes(variables), like)
     have: dict[str, Any] = flatten_dict(variables, sep="/")

@@ -71,9 +71,11 @@ def test_processes_do_not_share_a_cpu(monkeypatch):
 
 
 def test_several_processes_share_each_gpu(monkeypatch):
-    monkeypatch.setattr(devices, "found", lambda: ("gpu", 2))
+    asked = []
+    monkeypatch.setattr(devices, "found", lambda: asked.append(1) or ("gpu", 2))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = devices.environments("", per_device=3)
+    assert len(asked) == 1  # a process that starts jax
     assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["0", "1"] * 3
     assert {one["XLA_PYTHON_CLIENT_PREALLOCATE"] for one in found} == {"false"}
     assert len(devices.environments("1", per_device=2)) == 2

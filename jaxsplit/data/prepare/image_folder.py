@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -124,8 +124,8 @@ def _roots(source: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[str]]:
     notes = []
     others = [name for name in folders if name not in found.values()]
     if others:
-        some = ", ".join(map(ascii_path, others[:3])) + " ..." * (len(others) > 3)
-        notes.append(f"{len(others)} folders beside {found['train']} left out: {some}")
+        beside = f"{len(others)} folders beside {found['train']} left out"
+        notes.append(f"{beside}: {_first(others)}")
     roots = {}
     for split in ("train", "test", "validation"):
         if split in found:
@@ -169,30 +169,34 @@ def _check_filled(source: pathlib.Path, tree: Tree, notes: list[str]) -> None:
 
 def _deeper(train: Tree) -> str | None:
     """A line for a tree in which no class's folder holds an image itself; None: one does."""
-    inside = [
-        [path.split(os.sep)[0] if os.sep in path else "" for path in train.paths(i)]
-        for i in range(len(train.names))
-    ]
-    if any("" in found for found in inside):
+    every = range(len(train.names))
+    if any(os.sep not in path for i in every for path in train.paths(i)):  # mostly the first
         return None
-    classes, folders = (
-        ", ".join(map(ascii_path, some[:3])) + " ..." * (len(some) > 3)
-        for some in (train.names, sorted({folder for found in inside for folder in found}))
-    )
+    folders = set().union(*(_folders(train, i) for i in every))
     return (
-        f"the classes are {classes}, and all their images lie in folders within them ({folders}); "
-        f"if those are the classes, {train.folder} must hold them directly"
+        f"the classes are {_first(train.names)}, and all their images lie in folders within them "
+        f"({_first(sorted(folders))}); if those are the classes, {train.folder} must hold them "
+        "directly"
     )
+
+
+def _folders(train: Tree, i: int) -> set[str]:
+    """The folders in that of class i, as far as they hold images."""
+    return {path.split(os.sep)[0] for path in train.paths(i) if os.sep in path}
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first three names."""
+    return ", ".join(map(ascii_path, names[:3])) + " ..." * (len(names) > 3)
 
 
 def _one_class(source: pathlib.Path, train: Tree) -> ConfigError:
     """The error that there is only one class; it says where others may be."""
-    inside = sorted({path.split(os.sep)[0] for path in train.paths(0) if os.sep in path})
+    inside = sorted(_folders(train, 0))
     folder, hint = train.folder / train.folders[0], ""
     if inside:
-        some = ", ".join(map(ascii_path, inside[:3])) + " ..." * (len(inside) > 3)
         what = f"--source={folder}" if train.folder == source else f"move them into {train.folder}"
-        hint = f"; its folders {some} hold images: if these are the classes, " + (
+        hint = f"; its folders {_first(inside)} hold images: if these are the classes, " + (
             f"give {what}" if train.folder == source else what
         )
     return ConfigError(
